@@ -1,0 +1,63 @@
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+FOR    ?= 15s
+
+.PHONY: help demo test lint build debug trace asan generic schema schema-check cover bench clean
+
+help:                                  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/.installed               ## install into .venv and run the whole pipeline on the local venue
+	$(BIN)/hftpipe demo --for $(FOR)
+
+test: $(VENV)/.test                    ## install what the tests need and run them
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.lint                    ## ruff, cython-lint, mypy, generated files fresh
+	$(BIN)/python src/schema.py --check
+	$(BIN)/ruff check .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint src
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench                  ## latency and throughput, ours and the peers', into bench/results
+	$(BIN)/python -m pytest bench -o python_files='bench_*.py' --benchmark-only
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "hftpipe needs Python 3.11 or newer, found `$(PYTHON) -V`; try make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian: python3-venv)"; exit 1; }
+
+SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.h') setup.py pyproject.toml
+
+$(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+$(VENV)/.test: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -e '.[test]'
+	@touch $@
+$(VENV)/.lint: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -e '.[lint]'
+	@touch $@
+$(VENV)/.bench: $(VENV)/.test
+	$(BIN)/python -m pip install -q -e '.[bench]'
+	@touch $@
+
+build:                                 ## compile in place with the Python at hand
+	$(PYTHON) setup.py -q build_ext --inplace
+
+debug trace asan generic:              ## the same with checks / line tracing / sanitizers / plain -O2
+	HFTPIPE_BUILD=$@ $(PYTHON) setup.py -q build_ext --inplace --force
+
+cover: trace                           ## coverage of the compiled half too
+	$(PYTHON) -m coverage run -m pytest && $(PYTHON) -m coverage report
+
+schema:                                ## rewrite what src/schema.py generates
+	$(PYTHON) src/schema.py --write
+schema-check:
+	$(PYTHON) src/schema.py --check
+
+clean:                                 ## remove what was built; keeps build/view: an editable install points at it
+	find src \( -name '*.so' -o -name '_*.c' -o -name '_*.html' \) -delete
+	rm -rf build/lib* build/temp* dist *.egg-info

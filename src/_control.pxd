@@ -1,0 +1,137 @@
+"""The control page: one small segment per run that every tool reads without anybody's help.
+
+Bytes::
+
+        0  header block (4096): identity, trading state, halt words, text behind a seqlock
+     4096  stage block [0]   (one per stage, STAGE_BLOCK_SIZE each)
+           ...
+           stage block [CONTROL_STAGES - 1]
+
+Who writes what
+    header.magic .. schema      the supervisor, once, magic last
+    header.halt_epoch           everybody: fetch_add 1 halts (seq_cst)
+    header.armed_epoch          resume: compare-and-swap to the halt epoch its operator saw
+    header.stop                 the supervisor: 0 run, 1 drain and end, 2 end at once
+    header.text                 the supervisor and the CLI under the operator lock, seqlock
+    stage block                 that stage only; counters and buckets relaxed, heartbeat release
+
+Trading is allowed while halt_epoch == armed_epoch and armed_epoch > 0.  A fresh run starts
+with armed_epoch 0 (DISARMED); arming it is the first resume.
+"""
+from libc.stdint cimport int64_t, uint64_t
+
+from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_relaxed, hp_store_release
+from ._schema cimport HP_HISTOGRAM_COUNT, HP_METRIC_COUNT
+
+cdef enum:
+    CONTROL_STAGES = 16
+    CONTROL_HEADER_SIZE = 4096
+    CONTROL_COUNTERS = 64           # words kept for counters, of which HP_METRIC_COUNT are used
+    CONTROL_HISTOGRAMS = 12
+    # Buckets: values below 16 exactly, then 16 per power of two up to 2**40 ns (18 minutes).
+    HISTOGRAM_BUCKETS = 592
+    TEXT_SIZE = 2048
+
+cdef enum:                          # stage_block_t.state
+    STAGE_VOID = 0
+    STAGE_STARTING = 1
+    STAGE_RUNNING = 2
+    STAGE_DRAINING = 3
+    STAGE_STOPPED = 4
+    STAGE_FAILED = 5
+
+cdef enum:                          # control_header_t.stop
+    CONTROL_RUN = 0
+    CONTROL_DRAIN = 1
+    CONTROL_QUIT = 2
+
+cdef struct histogram_t:
+    uint64_t count
+    uint64_t sum                    # ns
+    uint64_t max                    # ns
+    uint64_t min                    # ns; 0 while count is 0
+    uint64_t buckets[592]
+
+cdef struct control_header_t:
+    uint64_t magic
+    uint64_t version
+    uint64_t run                    # id of the run: UTC ns of its start
+    uint64_t boot                   # first 8 bytes of the kernel's boot id
+    uint64_t supervisor_pid
+    uint64_t supervisor_start       # clock ticks after boot
+    uint64_t schema                 # fingerprint over all records' fingerprints
+    uint64_t stages                 # stage blocks in use
+    uint64_t started                # UTC ns
+    uint64_t utc_offset             # UTC minus monotonic at start, ns
+    uint64_t token_key              # random: keys the verdicts' tokens
+    uint64_t limits_version
+    uint64_t _pad0[4]
+    uint64_t halt_epoch             # on a line pair of its own: every gate reads it
+    uint64_t _pad1[15]
+    uint64_t armed_epoch
+    uint64_t _pad2[15]
+    uint64_t stop
+    uint64_t _pad3[15]
+    uint64_t text_seq               # seqlock: odd while text is being written
+    uint64_t text_size
+    char text[2048]                 # JSON: profile, symbols, last halt and resume with reason, who
+
+cdef struct stage_block_t:
+    char name[32]
+    uint64_t pid
+    uint64_t core                   # 1 + core it is pinned to; 0 = floats
+    uint64_t state                  # STAGE_*
+    uint64_t heartbeat              # ns, monotonic
+    uint64_t store_full             # 1 while its store link has no room: risk refuses
+    uint64_t ack_epoch              # highest halt epoch it acted on
+    uint64_t _pad0[6]
+    uint64_t counters[64]           # HP_METRIC_*
+    histogram_t histograms[12]      # HP_HISTOGRAM_*
+
+
+cdef inline void control_count(stage_block_t *b, int metric, uint64_t n) noexcept nogil:
+    hp_store_relaxed(&b.counters[metric], b.counters[metric] + n)
+
+cdef inline void control_set(stage_block_t *b, int metric, uint64_t value) noexcept nogil:
+    hp_store_relaxed(&b.counters[metric], value)
+
+cdef inline bint control_armed(const control_header_t *h) noexcept nogil:
+    """Whether orders may pass.  Armed is read first: a halt between the loads is seen."""
+    cdef uint64_t armed = hp_load_acquire(&h.armed_epoch)
+    return armed != 0 and armed == hp_load_acquire(&h.halt_epoch)
+
+cdef extern from *:
+    """
+    static inline int hp_log2(unsigned long long v) { return 63 - __builtin_clzll(v); }
+    """
+    int hp_log2(uint64_t v) noexcept nogil
+
+cdef inline int histogram_bucket(uint64_t ns) noexcept nogil:
+    """Bucket of a value: exact below 16, then 16 per power of two; error at most 1/16."""
+    cdef int top
+    if ns < 16:
+        return <int>ns
+    top = hp_log2(ns)
+    if top >= 40:
+        return HISTOGRAM_BUCKETS - 1
+    return (top - 3) * 16 + <int>((ns >> (top - 4)) & 15)
+
+cdef inline void histogram_record(histogram_t *h, int64_t ns) noexcept nogil:
+    """Count one latency; negative values count as 0.  One writer."""
+    cdef uint64_t v = <uint64_t>ns if ns > 0 else 0
+    cdef int i = histogram_bucket(v)
+    hp_store_relaxed(&h.buckets[i], h.buckets[i] + 1)
+    hp_store_relaxed(&h.sum, h.sum + v)
+    if v > h.max:
+        hp_store_relaxed(&h.max, v)
+    if h.count == 0 or v < h.min:
+        hp_store_relaxed(&h.min, v)
+    hp_store_relaxed(&h.count, h.count + 1)
+
+
+cdef class Control:
+    cdef control_header_t *header
+    cdef stage_block_t *blocks
+    cdef object _memory             # keeps the mapping alive
+
+    cdef stage_block_t *block(self, int index) except NULL

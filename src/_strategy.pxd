@@ -1,0 +1,86 @@
+"""The socket a strategy plugs into; version 1, frozen.
+
+A strategy is a cdef class deriving from :class:`Strategy` in *your* package::
+
+    from hftpipe._schema cimport hp_intent_t
+    from hftpipe._strategy cimport Strategy, hp_context_t, hp_out_t, strategy_add
+
+    cdef class Momentum(Strategy):
+        cdef int on_event(self, const hp_context_t *context, hp_out_t *out) noexcept nogil:
+            ...
+
+The stage calls it through one C function pointer, without the GIL; it cannot
+raise.  A strategy that must give up sets ``error`` (taking the GIL) and returns
+-1: the stage stops, the group halts, nothing more is sent.
+
+What may change in version 2 and later: fields are only ever appended to the
+three structs, `version` tells how many there are.  A strategy built for another
+version is refused when it is loaded.
+"""
+from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from ._schema cimport (
+    hp_book_t, hp_features_t, hp_instrument_t, hp_intent_t, hp_order_event_t)
+
+cdef enum:
+    STRATEGY_VERSION = 1
+
+cdef enum:                      # hp_context_t.event: why the strategy is called
+    STRATEGY_BOOK = 1           # a new state of a book: book, features
+    STRATEGY_TRADE = 2          # the same, caused by a trade: book.last_*
+    STRATEGY_ORDER = 3          # a step of one of our orders: order_event
+    STRATEGY_TIMER = 4          # time passed: now
+
+cdef struct hp_holding_t:       # what the strategy stage knows of one instrument
+    int64_t qty                 # nanoqty, from fills; negative = short
+    int64_t open_buy            # nanoqty of buy intents not yet filled nor ended
+    int64_t open_sell           # nanoqty of sell intents not yet filled nor ended
+    int64_t cost                # nanocash paid for qty; sign of qty
+
+cdef struct hp_context_t:
+    uint32_t version            # STRATEGY_VERSION of the stage
+    uint8_t event               # STRATEGY_*
+    uint8_t strategy            # this strategy's index
+    uint16_t instrument
+    int64_t now                 # ns, monotonic: when the event was received; never a clock
+    const hp_book_t *book               # newest state of this instrument; never NULL
+    const hp_features_t *features       # newest vector of this instrument; NULL before warm-up
+    const hp_order_event_t *order_event # STRATEGY_ORDER only, else NULL
+    const hp_holding_t *holding         # this instrument's; never NULL
+    const hp_instrument_t *spec         # tick, lot; never NULL
+
+cdef struct hp_out_t:
+    hp_intent_t *intents        # room of them, zeroed but for what belongs to the stage
+    uint32_t room               # how many may be written; 0 when a link is full
+    uint32_t count              # how many were
+
+
+cdef inline hp_intent_t *strategy_add(hp_out_t *out) noexcept nogil:
+    """The next intent to fill, or NULL when there is no room.
+
+    Fill side, type, tif, action, price, qty (and target for a cancel).  Identity, cause,
+    ts_recv, hop, instrument and strategy are the stage's; instrument may be changed.
+    """
+    if out.count >= out.room:
+        return NULL
+    out.count += 1
+    return &out.intents[out.count - 1]
+
+
+cdef class Strategy:
+    cdef readonly object error  # None, or the exception that stopped the strategy
+    cdef readonly int version   # STRATEGY_VERSION it was built for
+
+    # Look at *context*, add 0..n intents to *out*; 0, or -1 to stop the stage.
+    cdef int on_event(self, const hp_context_t *context, hp_out_t *out) noexcept nogil
+
+
+cdef class PyStrategy(Strategy):
+    cdef object _on_event
+    cdef object _views          # numpy records over the C structs below, made once
+    cdef hp_book_t _book
+    cdef hp_features_t _features
+    cdef hp_order_event_t _order_event
+    cdef hp_intent_t _intents[16]
+
+    cdef int _call(self, const hp_context_t *context, hp_out_t *out) except -1

@@ -1,0 +1,111 @@
+"""Strategy base class, and the adapter that lets a plain Python one run."""
+from libc.string cimport memset
+
+import numpy
+
+from hftpipe import schema
+
+
+cdef class Strategy:
+    """Base class of every strategy; see ``_strategy.pxd`` for how to write one."""
+
+    def __cinit__(self):
+        self.version = STRATEGY_VERSION
+
+    cdef int on_event(self, const hp_context_t *context, hp_out_t *out) noexcept nogil:
+        return 0
+
+
+cdef object _view(void *p, record, int count=1):
+    cdef unsigned char[:] raw = <unsigned char[:record.size * count]>p
+    view = numpy.asarray(raw).view(schema.dtype(record))
+    return view if count > 1 else view[0]
+
+
+class Context:
+    """What a Python strategy sees of one event; valid during the call only.
+
+    Attributes
+    ----------
+    event : int
+        1 book, 2 trade, 3 order, 4 timer.
+    instrument, strategy : int
+    now : int
+        ns, monotonic; when the event was received.
+    book, features, order_event : numpy records (``features`` and ``order_event`` may be None)
+    qty, open_buy, open_sell : int, nanoqty
+    tick, lot : int
+    """
+
+    __slots__ = ("book", "event", "features", "instrument", "lot", "now", "open_buy",
+                 "open_sell", "order_event", "qty", "strategy", "tick")
+
+
+class _Adder:
+    """``add(**fields)`` of one call of a Python strategy."""
+
+    __slots__ = ("_instrument", "_intents", "_room", "count")
+
+    def __init__(self, intents, room, instrument):
+        self._intents, self._room, self._instrument, self.count = intents, room, instrument, 0
+
+    def __call__(self, **fields):
+        if self.count >= self._room:
+            return False
+        row = self._intents[self.count]
+        row["instrument"] = self._instrument
+        for name, value in fields.items():
+            row[name] = value
+        self.count += 1
+        return True
+
+
+cdef class PyStrategy(Strategy):
+    """Run ``on_event(context, add)`` written in Python.
+
+    *context* is a :class:`Context`; ``add(**fields)`` adds an intent with the given
+    INTENT fields and returns False when there is no room.  For research and tests:
+    each event takes the GIL.
+    """
+
+    def __init__(self, on_event):
+        self._on_event = on_event
+        self._views = (_view(&self._book, schema.BOOK), _view(&self._features, schema.FEATURES),
+                       _view(&self._order_event, schema.ORDER_EVENT),
+                       _view(&self._intents[0], schema.INTENT, 16), Context())
+
+    cdef int on_event(self, const hp_context_t *context, hp_out_t *out) noexcept nogil:
+        with gil:
+            try:
+                self._call(context, out)
+                return 0
+            except BaseException as error:      # noexcept: nothing may escape from here
+                self.error = error
+                return -1
+
+    cdef int _call(self, const hp_context_t *context, hp_out_t *out) except -1:
+        book, features, order_event, intents, c = self._views
+        self._book = context.book[0]
+        if context.features != NULL:
+            self._features = context.features[0]
+        if context.order_event != NULL:
+            self._order_event = context.order_event[0]
+        c.event, c.instrument, c.strategy = context.event, context.instrument, context.strategy
+        c.now, c.book = context.now, book
+        c.features = features if context.features != NULL else None
+        c.order_event = order_event if context.order_event != NULL else None
+        c.qty, c.open_buy = context.holding.qty, context.holding.open_buy
+        c.open_sell, c.tick, c.lot = context.holding.open_sell, context.spec.tick, context.spec.lot
+        room = min(out.room - out.count, 16)
+        memset(&self._intents[0], 0, sizeof(self._intents))
+        adder = _Adder(intents, room, c.instrument)
+        self._on_event(c, adder)
+        cdef hp_intent_t *intent
+        cdef int i
+        for i in range(adder.count):
+            intent = strategy_add(out)
+            intent.side, intent.type = self._intents[i].side, self._intents[i].type
+            intent.tif, intent.action = self._intents[i].tif, self._intents[i].action
+            intent.price, intent.qty = self._intents[i].price, self._intents[i].qty
+            intent.target, intent.instrument = self._intents[i].target, self._intents[i].instrument
+        return 0

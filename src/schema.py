@@ -1,0 +1,697 @@
+"""Every record, enumeration, feature and metric hftpipe writes down, declared once.
+
+A record is a fixed-size, padding-free, little-endian struct made of whole
+64-byte lines.  From this file come, by ``python src/schema.py --write``:
+
+* ``src/_schema.h``    the C structs, each with its layout asserted, and the enumerations;
+* ``src/_schema.pxd``  the Cython view of both;
+
+and, at run time, the numpy dtypes (:func:`dtype`), the ``COPY`` column lists
+(:func:`columns`), the descriptors that recordings carry (:func:`descriptor`),
+each record's :attr:`Record.fingerprint` and the Prometheus names.
+``--check`` fails when a generated file is not what this file says.
+
+Conventions
+-----------
+* Money is ``i64``: prices in 1e-9 of the quote currency ("nanoprice"), quantities
+  in 1e-9 of the unit ("nanoqty"), amounts in 1e-9 of the quote currency ("nanocash").
+* The identity of an event is ``(run, stream, seq)``.  Inside a run it is one word,
+  ``event = stream << 56 | seq``; ``seq`` starts at 1 and grows by one per store link.
+* ``ts`` fields without further words are host-monotonic nanoseconds; ``ts_venue`` is UTC.
+* The first word of a record that travels on a ring is ``link_seq``.  It belongs to the
+  ring, means nothing outside it and is never stored.
+
+This module imports nothing of hftpipe, so it runs before anything is built.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy
+
+ROOT = Path(__file__).resolve().parent.parent
+LINE = 64                       # bytes of one cache line
+SEQ_BITS = 56                   # of an event identity; the stream is above
+
+
+# type:  C type, bytes, numpy code, default SQL type
+TYPES = {
+    "u8": ("uint8_t", 1, "u1", "smallint"),
+    "i8": ("int8_t", 1, "i1", "smallint"),
+    "u16": ("uint16_t", 2, "<u2", "integer"),
+    "u32": ("uint32_t", 4, "<u4", "bigint"),
+    "i64": ("int64_t", 8, "<i8", "bigint"),
+    "u64": ("uint64_t", 8, "<u8", "bigint"),     # stored as the same 64 bits, signed
+    "f32": ("float", 4, "<f4", "real"),
+    "f64": ("double", 8, "<f8", "double precision"),
+    "s16": ("char", 16, "S16", "text"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Enum:
+    """A closed set of small numbers; C sees ``HP_<NAME>_<MEMBER>``."""
+
+    name: str
+    doc: str
+    members: tuple[tuple[str, int, str], ...]    # (member, value, doc)
+
+    def __post_init__(self) -> None:
+        values = [v for _, v, _ in self.members]
+        if len(set(values)) != len(values):
+            raise ValueError(f"enum {self.name}: a value stands twice")
+
+    def __getattr__(self, member: str) -> int:
+        for name, value, _ in self.members:
+            if name == member:
+                return value
+        raise AttributeError(f"enum {self.name} has no member {member}")
+
+    def label(self, value: int) -> str:
+        """Lower-case name of *value*, or ``"<enum>(<value>)"`` when it is none of ours."""
+        for name, v, _ in self.members:
+            if v == value:
+                return name.lower()
+        return f"{self.name}({value})"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    name: str
+    type: str
+    unit: str               # "ns", "nanoprice", "nanoqty", or "" for a plain number
+    doc: str
+    sql: str | None = ""    # column type; "" = the type's default, None = not stored
+    enum: Enum | None = None
+
+    @property
+    def size(self) -> int:
+        return TYPES[self.type][1]
+
+    @property
+    def align(self) -> int:
+        return 1 if self.type == "s16" else self.size
+
+    @property
+    def column(self) -> str | None:
+        return TYPES[self.type][3] if self.sql == "" else self.sql
+
+
+@dataclass(frozen=True)
+class Record:
+    name: str
+    size: int               # bytes; the sum of the fields, never padded by the compiler
+    doc: str
+    fields: tuple[Field, ...]
+
+    def __post_init__(self) -> None:
+        at = 0
+        for f in self.fields:
+            if at % f.align:
+                raise ValueError(f"{self.name}.{f.name}: offset {at} is not {f.align}-aligned")
+            at += f.size
+        if at != self.size or self.size % LINE:
+            raise ValueError(f"{self.name}: fields add up to {at} bytes, declared {self.size}")
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        at, out = 0, {}
+        for f in self.fields:
+            out[f.name] = at
+            at += f.size
+        return out
+
+    @property
+    def linked(self) -> bool:
+        """Whether the record may be a slot of a ring (its first word is the ring's)."""
+        return self.fields[0].name == "link_seq"
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """64 bits that change with any name, type, unit or enumeration of the record."""
+        text = json.dumps(descriptor(self), sort_keys=True)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    name: str               # subject, then action: ring_push, order_reject
+    kind: str               # "counter" | "gauge"
+    unit: str
+    doc: str
+
+    @property
+    def prometheus(self) -> str:
+        parts = ["hftpipe", self.name, self.unit, "total" if self.kind == "counter" else ""]
+        return "_".join(p for p in parts if p)
+
+
+# ---------------------------------------------------------------- enumerations
+
+STREAM = Enum("stream", "Who made an event; the top byte of its identity.", (
+    ("NONE", 0, "No event."),
+    ("FEED", 1, "Market data as normalised off the socket."),
+    ("BOOK", 2, "Changes of a book's state (stale, crossed)."),
+    ("SIGNAL", 3, "Intents, and what they were made from."),
+    ("RISK", 4, "Verdicts, halts and limits."),
+    ("GATEWAY", 5, "The life of each order."),
+    ("UPDATES", 6, "What the venue said about our orders."),
+    ("LEDGER", 7, "Positions and P&L."),
+))
+
+RECORD = Enum("record", "What the body of a stored event is.", (
+    ("MARKET", 1, "market"), ("BOOK_STATUS", 2, "book_status"), ("FEATURES", 3, "features"),
+    ("SIGNAL", 4, "signal"), ("INTENT", 5, "intent"), ("VERDICT", 6, "verdict"),
+    ("ORDER_EVENT", 7, "order_event"), ("UPDATE", 8, "update"), ("POSITION", 9, "position"),
+    ("RISK_EVENT", 10, "risk_event"), ("TAKE", 11, "take"),
+))
+
+MARKET_KIND = Enum("market", "What a market record says.", (
+    ("TRADE", 1, "A print; ref is the venue's trade id."),
+    ("QUOTE", 2, "Best price of one side, replacing that whole side (L1)."),
+    ("LEVEL", 3, "Total quantity at a price, 0 deletes it (L2)."),
+    ("CLEAR", 4, "Forget both sides: a snapshot follows, its last record has LAST."),
+    ("ADD", 5, "New order at the back of its level; ref is its reference (L3)."),
+    ("EXECUTE", 6, "qty of order ref traded; price 0 = at the order's price (L3)."),
+    ("CANCEL", 7, "Order ref lost qty (L3)."),
+    ("DELETE", 8, "Order ref is gone (L3)."),
+    ("REPLACE_FROM", 9, "Order ref is replaced by the next record's (L3)."),
+    ("REPLACE_TO", 10, "The replacing order: ref, price, qty; side is inherited (L3)."),
+    ("STATUS", 11, "Trading status of the instrument; ref 1 = trading, 0 = halted."),
+    ("GAP", 12, "Messages were lost: the book is stale until a CLEAR and its snapshot."),
+    ("TIMER", 13, "Time passed; ts_recv is the new time."),
+))
+
+MARKET_FLAG = Enum("market_flag", "Bit set of a market record.", (
+    ("LAST", 1, "Last record of the venue's message: the book is consistent after it."),
+    ("SNAPSHOT", 2, "Part of a snapshot."),
+    ("HIDDEN", 4, "Trade against an order that was never displayed."),
+    ("UNPRINTABLE", 8, "Not to be counted into volume."),
+))
+
+BOOK_FLAG = Enum("book_flag", "Bit set: what is wrong or special about a book.", (
+    ("STALE", 1, "A gap was seen and no snapshot since, or nothing was ever received."),
+    ("CROSSED", 2, "Best bid above best ask; never repaired."),
+    ("LOCKED", 4, "Best bid equals best ask."),
+    ("HALTED", 8, "The venue halted the instrument."),
+    ("TRADE", 16, "This state was caused by a trade: last_price and last_qty are new."),
+    ("EMPTY", 32, "A side has no level."),
+))
+
+SIDE = Enum("side", "Buyer or seller.", (
+    ("SELL", -1, "Ask side."), ("NONE", 0, "Unknown."), ("BUY", 1, "Bid side."),
+))
+
+ORDER_TYPE = Enum("order_type", "How the price binds.", (
+    ("MARKET", 1, "At any price."), ("LIMIT", 2, "At price or better."),
+))
+
+TIF = Enum("tif", "Time in force.", (
+    ("DAY", 1, "Until the session ends."), ("GTC", 2, "Until cancelled."),
+    ("IOC", 3, "At once, the rest is cancelled."), ("FOK", 4, "All at once or nothing."),
+))
+
+ACTION = Enum("action", "What is asked of the next stage.", (
+    ("NEW", 1, "Send a new order."), ("CANCEL", 2, "Cancel order `target`."),
+    ("DENIED", 3, "Risk refused it: the gateway only tells everybody."),
+))
+
+REASON = Enum("reason", "Why risk or the gateway refused; 0 = it did not.", (
+    ("NONE", 0, "Approved."),
+    ("HALTED", 1, "Kill switch engaged, or trading never armed."),
+    ("STALE_DATA", 2, "No price, or the newest one is too old, or the book is stale."),
+    ("INVALID_ORDER", 3, "Field out of range: side, type, quantity, price or increment."),
+    ("UNKNOWN_INSTRUMENT", 4, "Instrument index is not in the table."),
+    ("ORDER_SIZE", 5, "Quantity of one order above its limit."),
+    ("ORDER_NOTIONAL", 6, "Value of one order above its limit."),
+    ("POSITION_SIZE", 7, "Worst-case position in shares above its limit."),
+    ("POSITION_NOTIONAL", 8, "Worst-case position value of one instrument above its limit."),
+    ("TOTAL_NOTIONAL", 9, "Worst-case value of all positions above its limit."),
+    ("OPEN_POSITIONS", 10, "One more instrument held than allowed."),
+    ("DAILY_LOSS", 11, "Realised plus unrealised loss of the day at or above its limit."),
+    ("PRICE_COLLAR", 12, "Limit price too far from the reference price."),
+    ("ORDER_RATE", 13, "More orders per minute than allowed."),
+    ("DUPLICATE", 14, "The same intent a second time."),
+    ("CROSSES_ZERO", 15, "Order would turn a position around; split it at flat."),
+    ("SHORT_NOT_ALLOWED", 16, "Selling more than is held is switched off."),
+    ("OVERFLOW", 17, "A product does not fit 64 bits: cannot be evaluated."),
+    ("TABLE_FULL", 18, "No free slot for an order's reservation."),
+    ("STORE_FULL", 19, "A store link is full: nothing may happen that cannot be recorded."),
+    ("TOKEN", 20, "Gateway: the verdict's token does not match the order."),
+    ("EXPIRED", 21, "Gateway: the intent is older than max_age."),
+    ("BUSY", 22, "Gateway: no free connection or rate-limit token within max_age."),
+    ("DISCONNECTED", 23, "Gateway: no order connection."),
+    ("NOT_OPEN", 24, "Cancel of an order that is not open."),
+    ("VENUE", 25, "The venue refused the order."),
+    ("WASH_TRADE", 26, "Would trade against an open order of ours."),
+    ("PENDING", 27, "Too many orders of this instrument are open."),
+))
+
+ORDER_EVENT_KIND = Enum("order_event", "A step in the life of an order.", (
+    ("DENIED", 1, "Risk refused the intent; terminal."),
+    ("DROPPED", 2, "The gateway refused to send it; terminal."),
+    ("SENT", 3, "Handed to the socket."),
+    ("ACKED", 4, "The venue has it."),
+    ("PARTIAL_FILL", 5, "qty traded at price; more is open."),
+    ("FILL", 6, "qty traded at price; nothing is open; terminal."),
+    ("CANCELED", 7, "The rest was cancelled; terminal."),
+    ("REJECTED", 8, "The venue refused it; terminal."),
+    ("EXPIRED", 9, "Time in force ended; terminal."),
+    ("CANCEL_SENT", 10, "A cancel was handed to the socket."),
+    ("CANCEL_REJECTED", 11, "The venue refused the cancel."),
+    ("UNKNOWN", 12, "No answer came: exposure stays reserved until the venue tells."),
+    ("REPLACED", 13, "The venue replaced it; terminal."),
+))
+
+ORDER_STATE = Enum("order_state", "State of an order in the gateway.", (
+    ("FREE", 0, "Slot unused."), ("CREATED", 1, "Approved, not yet sent."),
+    ("SENT", 2, "On the wire, no answer yet."), ("OPEN", 3, "The venue has it."),
+    ("PARTIAL", 4, "Partly filled."), ("PENDING_CANCEL", 5, "A cancel is on the wire."),
+    ("UNKNOWN", 6, "No answer came."), ("FILLED", 7, "Terminal."),
+    ("CANCELED", 8, "Terminal."), ("REJECTED", 9, "Terminal."), ("EXPIRED", 10, "Terminal."),
+    ("DROPPED", 11, "Terminal: never left."),
+))
+
+RISK_EVENT_KIND = Enum("risk_event", "What happened to the gate.", (
+    ("HALT_SEEN", 1, "Risk saw a new halt epoch; nothing passes after it."),
+    ("RESUME_SEEN", 2, "Risk saw the epochs equal again."),
+    ("LIMIT_BREACH", 3, "A limit was breached by the market, not by an order."),
+    ("STORE_FULL", 4, "A store link filled up: gate closed."),
+    ("STORE_OK", 5, "All store links have room again."),
+))
+
+# ---------------------------------------------------------------- records
+
+LINK = Field("link_seq", "u64", "", "The ring's own word.", None)
+
+
+def _event(doc: str = "Identity of this event.") -> Field:
+    return Field("event", "u64", "", doc)
+
+
+CAUSE = Field("cause", "u64", "", "Identity of the market event that caused it; 0 = none.")
+INSTRUMENT_INDEX = Field("instrument", "u16", "", "Index into the instrument table.")
+
+MARKET = Record("market", 64, "One normalised step of market data.", (
+    LINK, _event(),
+    Field("ts_recv", "i64", "ns", "The frame's first byte was read, monotonic."),
+    Field("ts_venue", "i64", "ns", "Venue timestamp, UTC since 1970; 0 when it sends none."),
+    Field("price", "i64", "nanoprice", "Price in 1e-9 of the quote currency."),
+    Field("qty", "i64", "nanoqty", "Quantity in 1e-9 of the unit; never negative."),
+    Field("ref", "u64", "", "Order reference or trade id, by kind."),
+    INSTRUMENT_INDEX,
+    Field("kind", "u8", "", "MARKET_*.", enum=MARKET_KIND),
+    Field("side", "i8", "", "+1 bid or buyer crossed, -1 ask or seller crossed, 0 unknown.",
+          enum=SIDE),
+    Field("flags", "u8", "", "Bit set of MARKET_FLAG_*.", enum=MARKET_FLAG),
+    Field("pad0", "u8", "", "Zero.", None),
+    Field("hop", "u16", "ns", "Published this long after ts_recv; saturates.", None),
+))
+
+BOOK = Record("book", 128, "State of one instrument's book after a venue message.", (
+    LINK, _event("Identity of the market event that made this state."),
+    Field("ts_recv", "i64", "ns", "Of that market event, monotonic."),
+    Field("ts", "i64", "ns", "The book stage published this, monotonic."),
+    Field("bid", "i64", "nanoprice", "Best bid; 0 = none."),
+    Field("ask", "i64", "nanoprice", "Best ask; 0 = none."),
+    Field("bid_qty", "i64", "nanoqty", "Quantity at the best bid."),
+    Field("ask_qty", "i64", "nanoqty", "Quantity at the best ask."),
+    Field("bid_depth", "i64", "nanoqty", "Quantity of the best DEPTH bid levels."),
+    Field("ask_depth", "i64", "nanoqty", "Quantity of the best DEPTH ask levels."),
+    Field("last_price", "i64", "nanoprice", "Price of the last trade; 0 = none yet."),
+    Field("last_qty", "i64", "nanoqty", "Its quantity."),
+    Field("volume", "i64", "nanoqty", "Quantity traded since the run began."),
+    Field("ts_venue", "i64", "ns", "Of the market event, UTC."),
+    INSTRUMENT_INDEX,
+    Field("flags", "u8", "", "Bit set of BOOK_FLAG_*.", enum=BOOK_FLAG),
+    Field("last_side", "i8", "", "Side that crossed in the last trade.", enum=SIDE),
+    Field("pad0", "u32", "", "Zero.", None),
+    Field("pad1", "u64", "", "Zero.", None),
+))
+
+BOOK_STATUS = Record("book_status", 64, "A book's flags changed.", (
+    LINK, _event("Identity of the market event after which they changed."),
+    Field("ts_venue", "i64", "ns", "Of that event, UTC."),
+    Field("bid", "i64", "nanoprice", "Best bid then."),
+    Field("ask", "i64", "nanoprice", "Best ask then."),
+    Field("dropped", "u64", "", "No-op messages counted so far (unknown order or level)."),
+    Field("pad0", "u64", "", "Zero.", None),
+    INSTRUMENT_INDEX,
+    Field("before", "u8", "", "BOOK_FLAG_* before.", enum=BOOK_FLAG),
+    Field("after", "u8", "", "BOOK_FLAG_* after.", enum=BOOK_FLAG),
+    Field("pad1", "u32", "", "Zero.", None),
+))
+
+FEATURE_NAMES = (
+    ("mid_return", "log return of the mid since the previous state of the book"),
+    ("mid_momentum_fast", "log distance of the mid from its EMA over 16 states"),
+    ("mid_momentum_slow", "log distance of the mid from its EMA over 128 states"),
+    ("volatility", "square root of the EMA over 64 states of squared mid returns"),
+    ("spread_bps", "(ask - bid) / mid * 1e4"),
+    ("imbalance_top", "(bid_qty - ask_qty) / (bid_qty + ask_qty), 0 when both are 0"),
+    ("imbalance_depth", "the same over the best DEPTH levels"),
+    ("microprice_bps", "(microprice - mid) / mid * 1e4; microprice weighs by the other side"),
+    ("order_flow", "EMA over 16 states of Cont's order-flow imbalance over the mean top size"),
+    ("trade_flow", "EMA over 16 trades of the signed share of traded quantity in [-1, 1]"),
+    ("last_offset_bps", "(last trade - mid) / mid * 1e4, 0 before the first trade"),
+    ("bid_queue_change", "change of bid_qty over the larger of before and after, at equal price"),
+    ("ask_queue_change", "change of ask_qty over the larger of before and after, at equal price"),
+    ("depth_ratio", "log((1 + bid_depth) / (1 + ask_depth)), depths in whole units"),
+    ("trade_rate", "EMA over 64 states of 1 when caused by a trade, else 0"),
+    ("arrival", "log1p of milliseconds since the previous state of the book, capped at 1 h"),
+)
+FEATURES = Record("features", 64, "The feature vector the model sees, in this order.", tuple(
+    Field(name, "f32", "", doc[0].upper() + doc[1:] + ".") for name, doc in FEATURE_NAMES))
+
+SIGNAL = Record("signal", 64, "What the model said.", (
+    LINK, _event("Identity of the market event it was asked about."),
+    Field("p_down", "f32", "", "Probability of a falling mid."),
+    Field("p_flat", "f32", "", "Probability of neither."),
+    Field("p_up", "f32", "", "Probability of a rising mid."),
+    Field("confidence", "f32", "", "The largest of the three."),
+    Field("model", "u64", "", "First 8 bytes of the model file's sha256."),
+    Field("elapsed", "i64", "ns", "Time the inference took; not replayed."),
+    INSTRUMENT_INDEX,
+    Field("decision", "i8", "", "+1, 0 or -1.", enum=SIDE),
+    Field("strategy", "u8", "", "Index of the strategy that asked."),
+    Field("pad0", "u32", "", "Zero.", None),
+    Field("pad1", "u64", "", "Zero.", None),
+))
+
+INTENT = Record("intent", 64, "What a strategy wants; not yet checked.", (
+    LINK, _event("Identity of this intent; becomes the order's."), CAUSE,
+    Field("ts_recv", "i64", "ns", "Of the market event that caused it, monotonic."),
+    Field("price", "i64", "nanoprice", "Limit price; 0 for a market order."),
+    Field("qty", "i64", "nanoqty", "Positive."),
+    Field("target", "u32", "", "CANCEL: seq of the intent whose order to cancel; else 0."),
+    Field("hop", "u32", "ns", "Published this long after ts_recv; saturates.", None),
+    INSTRUMENT_INDEX,
+    Field("side", "i8", "", "+1 buy, -1 sell.", enum=SIDE),
+    Field("type", "u8", "", "ORDER_TYPE_*.", enum=ORDER_TYPE),
+    Field("tif", "u8", "", "TIF_*.", enum=TIF),
+    Field("action", "u8", "", "ACTION_NEW or ACTION_CANCEL.", enum=ACTION),
+    Field("strategy", "u8", "", "Index of the strategy."),
+    Field("pad0", "u8", "", "Zero.", None),
+))
+
+VERDICT = Record("verdict", 64, "What risk said about an intent.", (
+    LINK, Field("order", "u64", "", "Identity of the intent."), CAUSE,
+    Field("token", "u32", "", "Keyed hash over the order, its halt epoch and limits version."),
+    Field("halt_epoch", "u32", "", "Low 32 bits of the halt epoch it was decided under."),
+    Field("reference", "i64", "nanoprice", "Price the checks used; 0 = none."),
+    Field("limit", "i64", "", "The limit that refused, in its own unit; 0 when approved."),
+    Field("value", "i64", "", "What was held against it."),
+    INSTRUMENT_INDEX,
+    Field("reason", "u8", "", "REASON_*; 0 = approved.", enum=REASON),
+    Field("action", "u8", "", "ACTION_* of the intent.", enum=ACTION),
+    Field("pad0", "u32", "", "Zero.", None),
+))
+
+ORDER = Record("order", 64, "An order that risk lets go (or denied, for the books).", (
+    LINK, Field("order", "u64", "", "Identity of the intent: the order's name in this run."),
+    CAUSE,
+    Field("ts_recv", "i64", "ns", "Of the market event that caused it, monotonic."),
+    Field("price", "i64", "nanoprice", "Limit price; 0 for a market order."),
+    Field("qty", "i64", "nanoqty", "Positive."),
+    Field("token", "u32", "", "See VERDICT.token."),
+    Field("hop", "u32", "ns", "Approved this long after ts_recv; saturates.", None),
+    INSTRUMENT_INDEX,
+    Field("side", "i8", "", "+1 buy, -1 sell.", enum=SIDE),
+    Field("type", "u8", "", "ORDER_TYPE_*.", enum=ORDER_TYPE),
+    Field("tif", "u8", "", "TIF_*.", enum=TIF),
+    Field("action", "u8", "", "ACTION_*; for CANCEL, `order` is the order to cancel.",
+          enum=ACTION),
+    Field("strategy", "u8", "", "Index of the strategy."),
+    Field("reason", "u8", "", "REASON_* when DENIED.", enum=REASON),
+))
+
+UPDATE = Record("update", 128, "What the venue said about one of our orders.", (
+    LINK, _event(), Field("order", "u64", "", "Our order; 0 = not one of ours."),
+    Field("ts_recv", "i64", "ns", "Frame read, monotonic."),
+    Field("ts_venue", "i64", "ns", "Venue timestamp, UTC."),
+    Field("price", "i64", "nanoprice", "Of this execution."),
+    Field("qty", "i64", "nanoqty", "Of this execution."),
+    Field("cum_qty", "i64", "nanoqty", "Filled so far, as the venue says."),
+    Field("execution", "u64", "", "First 8 bytes of the execution id's UUID; 0 = none."),
+    Field("execution_low", "u64", "", "Its last 8 bytes."),
+    Field("venue_id", "u64", "", "First 8 bytes of the venue's order id."),
+    Field("venue_id_low", "u64", "", "Its last 8 bytes."),
+    Field("position_qty", "i64", "nanoqty", "Position after it, as the venue says; fills only."),
+    INSTRUMENT_INDEX,
+    Field("kind", "u8", "", "ORDER_EVENT_*.", enum=ORDER_EVENT_KIND),
+    Field("side", "i8", "", "+1 buy, -1 sell.", enum=SIDE),
+    Field("pad0", "u32", "", "Zero.", None),
+    Field("pad1", "u64", "", "Zero.", None), Field("pad2", "u64", "", "Zero.", None),
+))
+
+ORDER_EVENT = Record("order_event", 64, "A step in the life of an order; the gateway's word.", (
+    LINK, _event(), Field("order", "u64", "", "Identity of the intent it came from."), CAUSE,
+    Field("price", "i64", "nanoprice", "Fills: of this execution; else the limit price."),
+    Field("qty", "i64", "nanoqty", "Fills: of this execution; else the order's quantity."),
+    Field("cum_qty", "i64", "nanoqty", "Filled so far."),
+    INSTRUMENT_INDEX,
+    Field("kind", "u8", "", "ORDER_EVENT_*.", enum=ORDER_EVENT_KIND),
+    Field("side", "i8", "", "+1 buy, -1 sell.", enum=SIDE),
+    Field("reason", "u8", "", "REASON_* when denied, dropped or rejected.", enum=REASON),
+    Field("state", "u8", "", "ORDER_STATE_* after it.", enum=ORDER_STATE),
+    Field("strategy", "u8", "", "Index of the strategy."),
+    Field("type", "u8", "", "ORDER_TYPE_*.", enum=ORDER_TYPE),
+))
+
+POSITION = Record("position", 64, "Position and P&L of one instrument; the ledger's word.", (
+    LINK, _event(), Field("qty", "i64", "nanoqty", "Held; negative = short."),
+    Field("average", "i64", "nanoprice", "Average entry price, rounded half to even; 0 = flat."),
+    Field("realised", "i64", "nanocash", "Realised P&L of the instrument in this run."),
+    Field("unrealised", "i64", "nanocash", "At the mark."),
+    Field("day_pnl", "i64", "nanocash", "Realised plus unrealised, all instruments."),
+    INSTRUMENT_INDEX, Field("pad0", "u16", "", "Zero.", None),
+    Field("pad1", "u32", "", "Zero.", None),
+))
+
+RISK_EVENT = Record("risk_event", 64, "Something happened to the gate.", (
+    LINK, _event(), CAUSE,
+    Field("halt_epoch", "u64", "", "Halt epoch seen."),
+    Field("armed_epoch", "u64", "", "Armed epoch seen."),
+    Field("limit", "i64", "", "Limit, in its own unit."),
+    Field("value", "i64", "", "Value held against it."),
+    INSTRUMENT_INDEX,
+    Field("kind", "u8", "", "RISK_EVENT_*.", enum=RISK_EVENT_KIND),
+    Field("reason", "u8", "", "REASON_*.", enum=REASON),
+    Field("pad0", "u32", "", "Zero.", None),
+))
+
+TAKE = Record("take", 64, "The signal stage took an order event: where, among the books.", (
+    LINK, Field("taken", "u64", "", "Identity of the order event."),
+    Field("after", "u64", "", "Book records taken before it in this run."),
+    Field("room", "u64", "", "Intents that were allowed then."),
+    Field("pad0", "u64", "", "Zero.", None), Field("pad1", "u64", "", "Zero.", None),
+    Field("pad2", "u64", "", "Zero.", None), Field("pad3", "u64", "", "Zero.", None),
+))
+
+INSTRUMENT = Record("instrument", 64, "One row of the instrument table.", (
+    Field("symbol", "s16", "", "Venue's symbol, zero-padded."),
+    Field("tick", "i64", "nanoprice", "Price increment."),
+    Field("lot", "i64", "nanoqty", "Quantity increment."),
+    Field("min_qty", "i64", "nanoqty", "Smallest order."),
+    Field("base_price", "i64", "nanoprice", "A typical price; only a hint for the book's pages."),
+    Field("flags", "u64", "", "1 = fractional, 2 = shortable."),
+    Field("pad0", "u64", "", "Zero.", None),
+))
+
+ENVELOPE = Record("envelope", 64, "What every stored event carries before its body.", (
+    LINK, _event(), CAUSE,
+    Field("ts", "i64", "ns", "Hop time: this stage published it, monotonic."),
+    Field("ts_in", "i64", "ns", "Hop time of the stage before, or 0."),
+    Field("checksum", "u64", "", "checksum() over the words of the body."),
+    Field("record", "u8", "", "RECORD_*: what the body is.", enum=RECORD),
+    Field("lines", "u8", "", "64-byte lines of the body: 1 or 2."),
+    INSTRUMENT_INDEX,
+    Field("pad0", "u32", "", "Zero.", None),
+    Field("aux", "u64", "", "By record; INTENT: hop time of the book stage."),
+))
+
+# A slot of a store link: the envelope, then the body (its link_seq is zero).
+STORED = Record("stored", 128, "One slot of a store link: envelope and a one-line body.", (
+    *ENVELOPE.fields, *(Field(f"body{i}", "u64", "", "Body.") for i in range(8))))
+STORED_WIDE = Record("stored_wide", 192, "The same for bodies of up to two lines.", (
+    *ENVELOPE.fields, *(Field(f"body{i}", "u64", "", "Body.") for i in range(16))))
+
+RECORDS = (MARKET, BOOK, BOOK_STATUS, FEATURES, SIGNAL, INTENT, VERDICT, ORDER, UPDATE,
+           ORDER_EVENT, POSITION, RISK_EVENT, TAKE, INSTRUMENT, ENVELOPE, STORED, STORED_WIDE)
+BY_NAME = {r.name: r for r in RECORDS}
+# What may stand in a store link, by the number in its envelope.
+BODIES = {value: BY_NAME[name] for _, value, name in RECORD.members}
+
+ENUMS = (STREAM, RECORD, MARKET_KIND, MARKET_FLAG, BOOK_FLAG, SIDE, ORDER_TYPE, TIF, ACTION,
+         REASON, ORDER_EVENT_KIND, ORDER_STATE, RISK_EVENT_KIND)
+
+DEPTH = 5                       # levels summed into BOOK.bid_depth and ask_depth
+
+# ---------------------------------------------------------------- metrics
+
+# Counters and gauges each stage keeps in its own block of the control page.
+METRICS = (
+    Metric("records_in", "counter", "", "Records taken from input links."),
+    Metric("records_out", "counter", "", "Records put on output links, store links aside."),
+    Metric("events_stored", "counter", "", "Events put on the store link."),
+    Metric("events_checksum", "gauge", "", "Sum, modulo 2**64, of the checksums of those events."),
+    Metric("credit_stalls", "counter", "", "Passes that found no credit on an output link."),
+    Metric("gaps", "counter", "", "Gaps seen in what the venue or a link sent."),
+    Metric("drops", "counter", "", "Messages without effect: unknown order, level or symbol."),
+    Metric("errors", "counter", "", "Malformed messages and failed operations."),
+    Metric("reconnects", "counter", "", "Connections made after the first."),
+    Metric("frames", "counter", "", "Frames read from a socket."),
+    Metric("intents", "counter", "", "Intents published."),
+    Metric("approved", "counter", "", "Intents approved by risk."),
+    Metric("denied", "counter", "", "Intents refused by risk."),
+    Metric("orders_sent", "counter", "", "Orders handed to the socket."),
+    Metric("orders_dropped", "counter", "", "Orders the gateway refused to send."),
+    Metric("orders_rejected", "counter", "", "Orders the venue refused."),
+    Metric("fills", "counter", "", "Executions."),
+    Metric("orders_open", "gauge", "", "Orders not yet in a terminal state."),
+    Metric("orders_unknown", "gauge", "", "Orders without an answer."),
+    Metric("day_pnl", "gauge", "nanocash", "Realised plus unrealised P&L."),
+    Metric("realised_pnl", "gauge", "nanocash", "Realised P&L."),
+    Metric("gross_notional", "gauge", "nanocash", "Sum of absolute position values."),
+    Metric("rows_stored", "counter", "", "Rows committed to PostgreSQL."),
+    Metric("batches_stored", "counter", "", "Transactions committed to PostgreSQL."),
+    Metric("store_lag", "gauge", "", "Events waiting in store links."),
+    Metric("ack_epoch", "gauge", "", "Halt epoch this stage has acknowledged."),
+    Metric("connected", "gauge", "", "1 while the stage's connection is authorised."),
+    Metric("last_data", "gauge", "ns", "Monotonic time of the last data message."),
+    Metric("work_passes", "counter", "", "Passes of the duty cycle that found work."),
+    Metric("idle_passes", "counter", "", "Passes that found none."),
+)
+
+# Latency histograms; each is written by the stage named first.
+HISTOGRAMS = (
+    Metric("feed", "histogram", "ns", "Frame read to market record published."),
+    Metric("book", "histogram", "ns", "Market record published to book state published."),
+    Metric("signal", "histogram", "ns", "Book state published to intent published."),
+    Metric("model", "histogram", "ns", "One inference."),
+    Metric("risk", "histogram", "ns", "Intent published to verdict."),
+    Metric("gateway", "histogram", "ns", "Verdict to request handed to the socket."),
+    Metric("tick_to_order", "histogram", "ns", "Frame read to request handed to the socket."),
+    Metric("order_to_ack", "histogram", "ns", "Request handed to the socket to its answer."),
+    Metric("order_to_fill", "histogram", "ns", "Request handed to the socket to the first fill."),
+)
+
+
+# ---------------------------------------------------------------- derived
+
+def event_id(stream: int, seq: int) -> int:
+    """Identity of the *seq*-th event of *stream*."""
+    return stream << SEQ_BITS | seq
+
+
+def split_event(event: int) -> tuple[int, int]:
+    """``(stream, seq)`` of an identity."""
+    return event >> SEQ_BITS, event & ((1 << SEQ_BITS) - 1)
+
+
+def descriptor(record: Record) -> dict[str, Any]:
+    """Everything a reader of stored bytes must know about *record*, JSON-ready."""
+    return {"name": record.name, "size": record.size, "fields": [
+        {"name": f.name, "type": f.type, "unit": f.unit, "at": record.offsets[f.name],
+         "stored": f.column is not None,
+         **({"enum": {m: v for m, v, _ in f.enum.members}} if f.enum else {})}
+        for f in record.fields]}
+
+
+def dtype_of(desc: dict[str, Any]) -> numpy.dtype[Any]:
+    """The numpy dtype of a :func:`descriptor`, this version's or an older one's."""
+    import numpy
+    return numpy.dtype({
+        "names": [f["name"] for f in desc["fields"]],
+        "formats": [TYPES[f["type"]][2] for f in desc["fields"]],
+        "offsets": [f["at"] for f in desc["fields"]], "itemsize": desc["size"]})
+
+
+def dtype(record: Record) -> numpy.dtype[Any]:
+    """The numpy dtype whose bytes are exactly the C struct's."""
+    return dtype_of(descriptor(record))
+
+
+def columns(record: Record) -> list[str]:
+    """Stored fields in COPY order."""
+    return [f.name for f in record.fields if f.column is not None]
+
+
+# ---------------------------------------------------------------- generated text
+
+def _c_name(e: Enum, member: str) -> str:
+    return f"HP_{e.name.upper()}_{member}"
+
+
+def c_header() -> str:
+    out = ["/* GENERATED by src/schema.py; edit that, then `make schema`. */",
+           "#ifndef HFTPIPE_SCHEMA_H", "#define HFTPIPE_SCHEMA_H",
+           "#include <stddef.h>", "#include <stdint.h>", "",
+           f"#define HP_SEQ_BITS {SEQ_BITS}", f"#define HP_DEPTH {DEPTH}",
+           f"#define HP_FEATURE_COUNT {len(FEATURES.fields)}", ""]
+    for e in ENUMS:
+        out += [f"/* {e.doc} */", "enum {"]
+        out += [f"  {_c_name(e, m)} = {v}, /* {d} */" for m, v, d in e.members] + ["};", ""]
+    for r in RECORDS:
+        out += [f"#define HP_{r.name.upper()}_ID UINT64_C(0x{r.fingerprint:016x})",
+                f"/* {r.doc} */", "typedef struct {"]
+        for f in r.fields:
+            unit = f" [{f.unit}]" if f.unit else ""
+            name = f.name + ("[16]" if f.type == "s16" else "")
+            decl, at = f"{TYPES[f.type][0]:<9}{name + ';':<14}", r.offsets[f.name]
+            out.append(f"  {decl} /* {at:>3}{unit}: {f.doc} */")
+        out.append(f"}} __attribute__((aligned(64))) hp_{r.name}_t;")
+        out.append(f'_Static_assert(sizeof(hp_{r.name}_t) == {r.size}, "{r.name}: size");')
+        out += [f'_Static_assert(offsetof(hp_{r.name}_t, {n}) == {o}, "{r.name}.{n}: offset");'
+                for n, o in r.offsets.items()]
+        out.append("")
+    for kind, group in (("METRIC", METRICS), ("HISTOGRAM", HISTOGRAMS)):
+        out.append("enum {")
+        out += [f"  HP_{kind}_{m.name.upper()}, /* {m.prometheus}: {m.doc} */" for m in group]
+        out += [f"  HP_{kind}_COUNT", "};"]
+    return "\n".join([*out, "#endif", ""])
+
+
+def pxd() -> str:
+    out = ["# GENERATED by src/schema.py; edit that, then `make schema`.",
+           "from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t", "",
+           'cdef extern from "_schema.h" nogil:']
+    for r in RECORDS:
+        out.append(f"    const uint64_t HP_{r.name.upper()}_ID")
+    out += ["", "    enum:", "        HP_SEQ_BITS", "        HP_DEPTH", "        HP_FEATURE_COUNT"]
+    for e in ENUMS:
+        out += ["", "    enum:"] + [f"        {_c_name(e, m)}" for m, _, _ in e.members]
+    for r in RECORDS:
+        out += ["", f"    ctypedef struct hp_{r.name}_t:"]
+        out += [f"        {TYPES[f.type][0]}{'[16]' if f.type == 's16' else ''} {f.name}"
+                for f in r.fields]
+    for kind, group in (("METRIC", METRICS), ("HISTOGRAM", HISTOGRAMS)):
+        out += ["", "    enum:"]
+        out += [f"        HP_{kind}_{m.name.upper()}" for m in group] + [f"        HP_{kind}_COUNT"]
+    return "\n".join(out) + "\n"
+
+
+def outputs() -> dict[Path, str]:
+    return {ROOT / "src/_schema.h": c_header(), ROOT / "src/_schema.pxd": pxd()}
+
+
+def main(argv: list[str]) -> int:
+    stale = [p for p, text in outputs().items() if not p.exists() or p.read_text() != text]
+    if "--write" in argv:
+        for p in stale:
+            p.write_text(outputs()[p])
+        return 0
+    for p in stale:
+        print(f"{p.relative_to(ROOT)} is stale: run `make schema`")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,61 @@
+"""Who may import whom.  A layer may use lower layers, never a higher one; peers are strangers.
+
+The table is the documentation; this test keeps it true.
+"""
+import ast
+import re
+from pathlib import Path
+
+SRC = Path(__file__).resolve().parent.parent / "src"
+
+LAYERS = [
+    # 0 words: the layouts, the memory order, the clock, the errors
+    {"schema", "_schema", "_atomic", "_clock", "errors", "_token"},
+    # 1 parts: one job each, ignorant of one another
+    {"_ring", "_control", "_book", "_order", "_ledger", "_wire"},
+    # 2 judgement: may read parts
+    {"_feature", "_model", "_risk", "_match"},
+    # 3 joints: the socket of a strategy, parts joined into duty cycles
+    {"_strategy"}, {"_stage"},
+    # 4 shell: files, environment, processes
+    {"config", "shm", "log"}, {"topology", "metrics"}, {"process", "health"},
+    # 5 outside: talks to the world, strangers to one another
+    {"alpaca", "venue", "store", "backtest", "strategies"},
+    # 6 the program
+    {"pipeline"}, {"cli", "__main__"},
+]
+LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level hftpipe names that *path* imports or cimports."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        found = set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hftpipe"):
+                top = node.module.split(".")[1:2]
+                found |= set(top) or {a.name for a in node.names}
+            elif isinstance(node, ast.Import):
+                found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("hftpipe.")}
+        return found
+    names = re.findall(r"^\s*from\s+\.\.(\w+)[\w.]*\s+c?import", text, re.M)
+    if path.parent == SRC:
+        names += re.findall(r"^\s*from\s+\.(\w+)[\w.]*\s+c?import", text, re.M)
+    names += re.findall(r"^\s*from\s+hftpipe\.(\w+)[\w.]*\s+c?import", text, re.M)
+    for group in re.findall(r"^\s*from hftpipe import (.+)$", text, re.M):
+        names += [n.strip() for n in group.split(",")]
+    return set(names) - {"__version__", "get_include"}
+
+
+def test_no_module_reaches_up():
+    wrong = []
+    for path in sorted(p for s in ("*.py", "*.pyx", "*.pxd") for p in SRC.rglob(s)):
+        unit = path.relative_to(SRC).parts[0].split(".")[0]
+        if unit == "__init__":
+            continue
+        assert unit in LAYER, f"{path.name}: give {unit} a layer"
+        wrong += [f"{path.relative_to(SRC)} imports {name}"
+                  for name in imports(path) if name != unit
+                  and LAYER.get(name, 99) >= LAYER[unit]]
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,49 @@
+"""schema.py is the one source: generated files, compiled structs and dtypes all agree with it."""
+import re
+from pathlib import Path
+
+import pytest
+
+from hftpipe import schema
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("path", schema.outputs(), ids=lambda p: p.name)
+def test_generated_file_is_fresh(path):
+    assert path.read_text() == schema.outputs()[path], "run `make schema`"
+
+
+@pytest.mark.parametrize("record", schema.RECORDS, ids=lambda r: r.name)
+def test_dtype_has_the_struct_offsets(record):
+    header = (ROOT / "src/_schema.h").read_text()
+    dtype = schema.dtype(record)
+    found = re.findall(rf"offsetof\(hp_{record.name}_t, (\w+)\) == (\d+)", header)
+    assert len(found) == len(record.fields)
+    for name, offset in found:
+        assert dtype.fields[name][1] == int(offset)
+    assert dtype.itemsize == record.size
+
+
+def test_record_with_a_hole_is_refused():
+    with pytest.raises(ValueError, match="aligned"):
+        schema.Record("bad", 64, "", tuple(schema.Field(t, t, "", "") for t in ("u8", "u64")))
+
+
+def test_fingerprints_differ_and_move_with_units_and_enums():
+    prints = {r.fingerprint for r in schema.RECORDS}
+    assert len(prints) == len(schema.RECORDS)
+    base = schema.Record("r", 64, "", tuple(schema.Field(f"f{i}", "u64", "", "") for i in range(8)))
+    unit = schema.Record("r", 64, "", (schema.Field("f0", "u64", "ns", ""), *base.fields[1:]))
+    assert base.fingerprint != unit.fingerprint
+
+
+def test_every_body_that_is_stored_fits_its_slot():
+    for record in schema.BODIES.values():
+        assert record.size <= schema.STORED_WIDE.size - schema.ENVELOPE.size
+        wide = record is schema.UPDATE
+        assert wide == (record.size > schema.STORED.size - schema.ENVELOPE.size)
+
+
+def test_identity_round_trip():
+    assert schema.split_event(schema.event_id(schema.STREAM.GATEWAY, 77)) == (5, 77)
