@@ -16,9 +16,8 @@ import mmap
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hftpipe.errors import AccessError, BusyError, HftpipeError, NotRunningError, SchemaError
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from hftpipe._ring import Ring
     from hftpipe.schema import Record
 
-DIRECTORY = Path("/dev/shm")
+DIRECTORY = "/dev/shm"
 MODE = 0o600
 LINK = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 NAME = re.compile(rf"hftpipe\.([0-9a-f]{{1,16}})\.({LINK.pattern})")
@@ -38,7 +37,8 @@ NAME = re.compile(rf"hftpipe\.([0-9a-f]{{1,16}})\.({LINK.pattern})")
 
 def boot_id() -> int:
     """First 8 bytes of the kernel's boot id, little-endian."""
-    text = Path("/proc/sys/kernel/random/boot_id").read_text()
+    with open("/proc/sys/kernel/random/boot_id") as f:
+        text = f.read()
     return int.from_bytes(bytes.fromhex(text.strip().replace("-", ""))[:8], "little")
 
 
@@ -48,7 +48,8 @@ def process_start(pid: int) -> int | None:
     A zombie has ended: only its parent has not looked yet.
     """
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        with open(f"/proc/{pid}/stat") as f:
+            text = f.read()
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text[text.rindex(")") + 2:].split()        # the name may hold anything
@@ -279,17 +280,44 @@ def ring(run: int, link: str, record: Record, *, producer: bool,
         raise type(e)(f"{segment.name}: {e}") from None
 
 
-def control(run: int) -> Control:
+def create_control(run: int, *, stages: Sequence[str], started: int = 0, utc_offset: int = 0,
+                   token_key: int = 0, limits_version: int = 0, halt_epoch: int = 1) -> Segment:
+    """Make the control page of *run*, not armed; this process is its supervisor.
+
+    Raises what :meth:`Segment.create` and ``_control.format`` raise; nothing is left behind.
+    """
+    from hftpipe import _control
+    segment = Segment.create(segment_name(run, "control"), _control.SIZE)
+    pid = os.getpid()
+    try:
+        _control.format(segment.memory, run=run, boot=boot_id(), pid=pid,
+                        start=process_start(pid) or 0, stages=stages, started=started,
+                        utc_offset=utc_offset, token_key=token_key,
+                        limits_version=limits_version, halt_epoch=halt_epoch)
+    except BaseException:
+        segment.unlink()
+        raise
+    return segment
+
+
+def control(run: int, *, writer: bool = False) -> Control:
     """Attach the control page of *run*.
+
+    Parameters
+    ----------
+    writer : bool, default False
+        Whether this process writes a stage block: then the page must have been made by this
+        build's schema.  Who only reads, halts or resumes attaches a page of any schema.
 
     Raises
     ------
     NotRunningError, AccessError, SchemaError
-        If there is none, or it is not ours, of another boot, run or version.
+        If there is none, or it is not ours, of another boot, run, version or schema.
     """
     from hftpipe import _control
-    segment = Segment.attach(segment_name(run, "control"), _control.SIZE)
+    segment = Segment.attach(segment_name(run, "control"))
     try:
-        return _control.Control(segment.memory, run=run, boot=boot_id())
+        return _control.Control(segment.memory, run=run, boot=boot_id(),
+                                schema=_control.schema_id() if writer else None)
     except SchemaError as e:
         raise SchemaError(f"{segment.name}: {e}") from None
