@@ -172,7 +172,7 @@ enum {
   HP_RISK_EVENT_STORE_OK = 5, /* All store links have room again. */
 };
 
-#define HP_MARKET_ID UINT64_C(0xf7f67da528083c04)
+#define HP_MARKET_ID UINT64_C(0x0a76dcd342582b89)
 /* One normalised step of market data. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -346,7 +346,7 @@ _Static_assert(offsetof(hp_signal_t, strategy) == 51, "signal.strategy: offset")
 _Static_assert(offsetof(hp_signal_t, pad0) == 52, "signal.pad0: offset");
 _Static_assert(offsetof(hp_signal_t, pad1) == 56, "signal.pad1: offset");
 
-#define HP_INTENT_ID UINT64_C(0xdd069d70c61c1f7a)
+#define HP_INTENT_ID UINT64_C(0x743549f029eb6562)
 /* What a strategy wants; not yet checked. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */

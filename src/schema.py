@@ -312,7 +312,7 @@ MARKET = Record("market", 64, "One normalised step of market data.", (
           enum=SIDE),
     Field("flags", "u8", "", "Bit set of MARKET_FLAG_*.", enum=MARKET_FLAG),
     Field("pad0", "u8", "", "Zero.", None),
-    Field("hop", "u16", "ns", "Published this long after ts_recv; saturates.", None),
+    Field("hop", "u16", "ns", "Published this long after ts_recv; saturates."),
 ))
 
 BOOK = Record("book", 128, "State of one instrument's book after a venue message.", (
@@ -402,7 +402,7 @@ INTENT = Record("intent", 64, "What a strategy wants; not yet checked.", (
     Field("price", "i64", "nanoprice", "Limit price; 0 for a market order."),
     Field("qty", "i64", "nanoqty", "Positive."),
     Field("target", "u32", "", "CANCEL: seq of the intent whose order to cancel; else 0."),
-    Field("hop", "u32", "ns", "Published this long after ts_recv; saturates.", None),
+    Field("hop", "u32", "ns", "Published this long after ts_recv; saturates."),
     INSTRUMENT_INDEX,
     Field("side", "i8", "", "+1 buy, -1 sell.", enum=SIDE),
     Field("type", "u8", "", "ORDER_TYPE_*.", enum=ORDER_TYPE),
