@@ -40,17 +40,15 @@ typedef struct {
   void *pad4[4];
   OrtStatus *(*CreateSessionFromArray)(const OrtEnv *, const void *, size_t,
                                        const OrtSessionOptions *, OrtSession **);   /* 8 */
-  OrtStatus *(*Run)(OrtSession *, const OrtRunOptions *, const char *const *input_names,
-                    const OrtValue *const *inputs, size_t, const char *const *output_names,
-                    size_t, OrtValue **outputs);                                    /* 9 */
+  void *pad9[1];
   OrtStatus *(*CreateSessionOptions)(OrtSessionOptions **);                         /* 10 */
   void *pad11[2];
   OrtStatus *(*SetSessionExecutionMode)(OrtSessionOptions *, int);                  /* 13 */
   void *pad14[2];
   OrtStatus *(*EnableMemPattern)(OrtSessionOptions *);                              /* 16 */
-  void *pad17[1];
-  OrtStatus *(*EnableCpuMemArena)(OrtSessionOptions *);                             /* 18 */
-  void *pad19[3];
+  void *pad17[2];
+  OrtStatus *(*DisableCpuMemArena)(OrtSessionOptions *);                            /* 19 */
+  void *pad20[2];
   OrtStatus *(*SetSessionLogSeverityLevel)(OrtSessionOptions *, int);               /* 22 */
   OrtStatus *(*SetSessionGraphOptimizationLevel)(OrtSessionOptions *, int);         /* 23 */
   OrtStatus *(*SetIntraOpNumThreads)(OrtSessionOptions *, int);                     /* 24 */
@@ -99,9 +97,7 @@ typedef struct {
                                                      const char *key, char **);     /* 116 */
   void *pad117[1];
   void (*ReleaseModelMetadata)(OrtModelMetadata *);                                 /* 118 */
-  void *pad119[11];
-  OrtStatus *(*AddSessionConfigEntry)(OrtSessionOptions *, const char *, const char *); /* 130 */
-  void *pad131[2];
+  void *pad119[14];
   OrtStatus *(*RunWithBinding)(OrtSession *, const OrtRunOptions *, const OrtIoBinding *); /* 133 */
   OrtStatus *(*CreateIoBinding)(OrtSession *, OrtIoBinding **);                     /* 134 */
   void (*ReleaseIoBinding)(OrtIoBinding *);                                         /* 135 */
@@ -113,9 +109,9 @@ typedef struct {
   _Static_assert(offsetof(hp_ort_api_t, entry) == (index) * sizeof(void *), #entry)
 HP_ORT_AT(GetErrorMessage, 2);
 HP_ORT_AT(CreateSessionFromArray, 8);
-HP_ORT_AT(Run, 9);
+HP_ORT_AT(CreateSessionOptions, 10);
 HP_ORT_AT(SetSessionExecutionMode, 13);
-HP_ORT_AT(EnableCpuMemArena, 18);
+HP_ORT_AT(DisableCpuMemArena, 19);
 HP_ORT_AT(SetInterOpNumThreads, 25);
 HP_ORT_AT(SessionGetOutputCount, 31);
 HP_ORT_AT(SessionGetOutputName, 37);
@@ -132,7 +128,7 @@ HP_ORT_AT(pad101, 101);
 HP_ORT_AT(SessionGetModelMetadata, 111);
 HP_ORT_AT(ModelMetadataLookupCustomMetadataMap, 116);
 HP_ORT_AT(ReleaseModelMetadata, 118);
-HP_ORT_AT(AddSessionConfigEntry, 130);
+HP_ORT_AT(RunWithBinding, 133);
 HP_ORT_AT(BindOutput, 137);
 
 typedef struct {
