@@ -112,7 +112,7 @@ cdef class Inline:
             self.check()
         return first
 
-    def finish(self) -> None:
+    def finish(self):
         """Let everything that is still on its way arrive."""
         cdef bint good = True
         with nogil:
@@ -121,13 +121,13 @@ cdef class Inline:
         if not good:
             self.check()
 
-    def check(self) -> None:
+    def check(self):
         """Raise what stopped a stage, if anything did."""
         cdef Stage stage
         for stage in (self.feed, self.book, self.signal, self.risk, self.gateway, self.ledger):
             stage.check()
 
-    def close(self) -> None:
+    def close(self):
         """Give the process its clock back."""
         clock_virtual.on = 0
 
