@@ -1,7 +1,7 @@
 """Pre-trade risk; order of the checks, units and promises are in ``_risk.pxd``."""
 cimport cython
 from libc.stdint cimport INT64_MAX, INT64_MIN
-from libc.stdlib cimport aligned_alloc, calloc, free
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from ._atomic cimport hp_load_acquire, hp_load_relaxed
@@ -31,6 +31,10 @@ import numpy
 
 from hftpipe import schema
 from hftpipe.errors import ConfigError
+
+
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t alignment, size_t size) noexcept
 
 cdef enum:
     NANO = 1000000000
@@ -244,8 +248,7 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
                       hp_wide_ceil(hp_wide_mul(distance, BPS), x.reference))
 
     # The position when everything open on this side fills, and this order too.
-    after = hp_add_saturate(x.qty, x.open_buy if buy else -x.open_sell)
-    if after == INT64_MAX or after == INT64_MIN \
+    if hp_add_overflow(x.qty, x.open_buy if buy else -x.open_sell, &after) \
             or hp_add_overflow(after, i.qty if buy else -i.qty, &after) or after == INT64_MIN:
         return refuse(v, HP_REASON_OVERFLOW, limits.position_qty, INT64_MAX)
     reducing = x.qty < 0 if buy else x.qty > 0
