@@ -100,7 +100,7 @@ class Encoder:
             rows[name] = view[name]
         if self._text:
             return self._shorten(rows)
-        return memoryview(rows.view(np.uint8).reshape(-1)) if n else b""
+        return rows.view(np.uint8).reshape(-1).data if n else b""
 
     def _view(self, size: int) -> np.dtype[Any]:
         """Every column's field, for slots of *size* bytes: whole, or without link_seq."""
@@ -128,7 +128,8 @@ class Encoder:
                 raise MismatchError(f"{self.record.name}: text must be zero-padded ASCII")
             keep[:, at:at + TEXT] = used
             rows[f"n{i}"] = length
-        return data[keep].tobytes()
+        kept: Array = data[keep]
+        return kept.tobytes()
 
     def decode(self, data: bytes) -> Array:
         """Slots from the output of ``COPY ... TO STDOUT (FORMAT BINARY)``.
@@ -160,7 +161,8 @@ class Encoder:
         slot = out["slot"]
         for name, at, read in self._fields:
             value = rows[name].astype(read)
-            slot[:, at:at + value.itemsize] = value.view(np.uint8).reshape(len(rows), value.itemsize)
+            size = value.itemsize
+            slot[:, at:at + size] = value.view(np.uint8).reshape(len(rows), size)
         event = (out["event_stream"] << np.uint64(schema.SEQ_BITS)) | out["event_seq"]
         at = schema.ENVELOPE.offsets["event"]
         slot[:, at:at + 8] = event.view(np.uint8).reshape(-1, 8)

@@ -144,8 +144,8 @@ def verify(conninfo: str, run: int,
     recorded = recorded or {}
     with psycopg.connect(conninfo) as c:
         c.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        marks = dict(c.execute("SELECT stream, seq FROM hftpipe.mark WHERE run = %s",
-                               (run,)).fetchall())
+        marks: dict[int, int] = dict(c.execute(
+            "SELECT stream, seq FROM hftpipe.mark WHERE run = %s", (run,)).fetchall())
         present: dict[int, dict[int, int]] = {}         # stream -> record -> rows
         for number, record in schema.BODIES.items():
             for stream, count in c.execute(
