@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -11,19 +12,14 @@ import click
 from hftpipe.errors import HftpipeError
 
 
-class Duration(click.ParamType):
-    """``15s``, ``500ms``, ``2m`` or a plain number of seconds."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None,
-                context: click.Context | None) -> float:
-        if isinstance(value, (int, float)):
-            return float(value)
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", str(value))
-        if not found:
-            self.fail(f"duration must be like 15s, 500ms or 2m, was {value!r}", param, context)
-        return float(found[1]) * {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3600}[found[2]]
+def duration(context: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Seconds of ``15s``, ``500ms``, ``2m`` or a plain number."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", value)
+    if not found:
+        raise click.BadParameter(f"must be like 15s, 500ms or 2m, was {value!r}")
+    return float(found[1]) * {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3600}[found[2]]
 
 
 @click.command("venue", help="""Run the built-in exchange alone: simulated traders and a
@@ -45,7 +41,7 @@ secret and symbols.""")
 @click.option("--rate-limit", default=200, show_default=True,
               help="REST requests per minute; 0 lifts it.")
 @click.option("--cash", default="100000", show_default=True, help="Of a new account.")
-@click.option("--for", "seconds", type=Duration(), default=None, help="Stop after, e.g. 30s.")
+@click.option("--for", "seconds", callback=duration, default=None, help="Stop after, e.g. 30s.")
 @click.option("--die-with-parent", is_flag=True, help="Stop when the parent process ends.")
 @click.option("-o", "--output", type=click.Choice(("text", "json")), default="text")
 def command(host: str, port: int, seed: int, symbols: str, rate: float, state: Path | None,
@@ -54,12 +50,12 @@ def command(host: str, port: int, seed: int, symbols: str, rate: float, state: P
     from hftpipe.venue import server
     if die_with_parent:
         server.die_with_parent()
-    given = {name: os.environ[variable] for name, variable in (
-        ("key", server.KEY_ENV), ("secret", server.SECRET_ENV)) if os.environ.get(variable)}
     try:
         config = server.Config(
             host=host, port=port, seed=seed, symbols=tuple(s for s in symbols.split(",") if s),
-            rate=rate, state=state, stamps=stamps, rate_limit=rate_limit, cash=cash, **given)
+            rate=rate, state=state, stamps=stamps, rate_limit=rate_limit, cash=cash)
+        config = replace(config, key=os.environ.get(server.KEY_ENV) or config.key,
+                         secret=os.environ.get(server.SECRET_ENV) or config.secret)
         server.run(config, seconds=seconds, as_json=output == "json")
     except HftpipeError as error:
         click.echo(f"hftpipe venue: {error}", err=True)

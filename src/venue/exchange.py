@@ -395,6 +395,8 @@ class Exchange:
                      "position_qty": fields["position_qty"]}
         data["order"] = order.view
         self.on_update(data)
+        if not order.open:
+            order.pack()
 
     def write_mark(self) -> None:
         """Note the last prices, if they moved."""
@@ -458,7 +460,7 @@ class Exchange:
 
     def asset(self, instrument: Instrument) -> dict[str, Any]:
         crypto = instrument.crypto
-        view = {
+        view: dict[str, Any] = {
             "id": instrument.asset_id, "class": "crypto" if crypto else "us_equity",
             "exchange": "CRYPTO" if crypto else "NASDAQ", "symbol": instrument.symbol,
             "name": f"{instrument.symbol} (simulated)", "cusip": None, "status": "active",

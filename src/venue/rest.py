@@ -57,7 +57,7 @@ class Limiter:
 def received(request: web.Request) -> int:
     """Host-monotonic ns at which the first byte of *request* was read."""
     transport = request.transport
-    protocol = transport.get_protocol() if transport is not None else None  # type: ignore[attr-defined]
+    protocol = transport.get_protocol() if transport is not None else None
     taken: Callable[[], int] | None = getattr(protocol, "take_stamp", None)
     return taken() if taken else now_ns()
 
@@ -191,15 +191,15 @@ class Rest:
         after, until = (_time(query.get(name), name) for name in ("after", "until"))
         first, last = (self._order(query[name]).number if query.get(name) else None
                        for name in ("after_order_id", "before_order_id"))
-        side = query.get("side")
+        side = {None: None, "buy": 1, "sell": -1}.get(query.get("side"), 0)
         state = self.exchange.state
         found = list(state.by_number.values() if status == "open" else state.orders.values())
         found = [o for o in found
                  if (status != "closed" or not o.open)
                  and (symbols is None or o.symbol in symbols)
-                 and (side is None or o.body["side"] == side)
-                 and (after is None or o.body["ts"] > after)
-                 and (until is None or o.body["ts"] < until)
+                 and (side is None or o.side == side)
+                 and (after is None or o.ts > after)
+                 and (until is None or o.ts < until)
                  and (first is None or o.number > first)
                  and (last is None or o.number < last)]
         found.sort(key=lambda o: o.number, reverse=query.get("direction", "desc") == "desc")

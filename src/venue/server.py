@@ -28,7 +28,15 @@ from .exchange import Exchange
 from .rest import Rest
 from .state import NANO, State, nano
 from .streams import (
-    CRYPTO_CHANNELS, STOCK_CHANNELS, TEST_CHANNELS, Feed, Keys, Sockets, Stamps, Updates)
+    CRYPTO_CHANNELS,
+    STOCK_CHANNELS,
+    TEST_CHANNELS,
+    Feed,
+    Keys,
+    Sockets,
+    Stamps,
+    Updates,
+)
 from .traders import instruments
 
 KEY_ENV, SECRET_ENV = "HFTPIPE_VENUE_KEY", "HFTPIPE_VENUE_SECRET"
@@ -192,14 +200,13 @@ class Venue:
         keys = Keys(config.key, config.secret)
         self.stamps = Stamps(
             config.state / "frames.jsonl" if config.state and config.stamps else None)
-        stocks = {"crypto": False, "stamps": self.stamps, "levels": traders.levels}
         fake = instruments(("FAKEPACA",), {})
         self._fake = Traders(fake, config.seed, 5.0, now)
-        self.iex = Feed("/v2/iex", table, channels=STOCK_CHANNELS, exchange="V", **stocks)
-        self.sip = Feed("/v2/sip", table, channels=STOCK_CHANNELS, exchange="Q", **stocks)
-        self.test = Feed("/v2/test", fake, channels=TEST_CHANNELS, exchange="V", **stocks)
-        self.crypto = Feed("/v1beta3/crypto/us", table, channels=CRYPTO_CHANNELS, exchange="",
-                           crypto=True, stamps=self.stamps, levels=traders.levels)
+        self.iex = Feed("/v2/iex", table, STOCK_CHANNELS, "V", self.stamps)
+        self.sip = Feed("/v2/sip", table, STOCK_CHANNELS, "Q", self.stamps)
+        self.test = Feed("/v2/test", fake, TEST_CHANNELS, "V", self.stamps)
+        self.crypto = Feed("/v1beta3/crypto/us", table, CRYPTO_CHANNELS, "", self.stamps,
+                           traders.levels)
         self.updates = Updates()
         self.sockets = Sockets(
             keys, (self.iex, self.sip, self.test, self.crypto), self.updates,

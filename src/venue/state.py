@@ -38,6 +38,7 @@ CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 QTY_MAX = 10**9 * NANO          # of one order; what 64 bits of nano can carry, with room
 
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def nano(value: object) -> int:
@@ -92,12 +93,11 @@ def stamp(ns: int) -> str:
 class Order:
     """One order as the broker keeps it; quantities and prices in nano."""
 
-    __slots__ = ("body", "canceled_at", "client_order_id", "cost", "expired_at", "failed_at",
-                 "filled", "filled_at", "id", "limit", "number", "qty", "side", "status",
-                 "symbol", "tif", "type", "updated_at", "view")
+    __slots__ = ("_packed", "_view", "client_order_id", "cost", "filled", "id", "limit", "number",
+                 "qty", "side", "status", "symbol", "tif", "ts", "type")
 
     def __init__(self, body: dict[str, Any]) -> None:
-        self.body = body
+        self.ts: int = body["ts"]
         self.id: str = body["id"]
         self.client_order_id: str = body["client_order_id"]
         self.number: int = body["number"]           # order of arrival, and id in the book
@@ -111,7 +111,8 @@ class Order:
         self.filled = 0
         self.cost = 0                               # sum of price * qty, 1e-18
         created = stamp(body["ts"])
-        self.view: dict[str, Any] = {
+        self._packed: bytes | None = None
+        self._view: dict[str, Any] = {
             "id": self.id, "client_order_id": self.client_order_id, "created_at": created,
             "updated_at": created, "submitted_at": created, "filled_at": None,
             "expired_at": None, "canceled_at": None, "failed_at": None, "replaced_at": None,
@@ -127,6 +128,16 @@ class Order:
             "expires_at": None}
 
     @property
+    def view(self) -> dict[str, Any]:
+        """The order object of the protocol."""
+        return self._view if self._packed is None else _decode(self._packed)
+
+    def pack(self) -> None:
+        """Keep an ended order small: its id stays taken for ever."""
+        if self._packed is None:
+            self._packed, self._view = _encode(self._view), {}
+
+    @property
     def open(self) -> bool:
         return self.status in LIVE
 
@@ -136,18 +147,18 @@ class Order:
 
     def move(self, status: str, ts: int) -> None:
         at = stamp(ts)
-        self.status = self.view["status"] = status
-        self.view["updated_at"] = at
+        self.status = self._view["status"] = status
+        self._view["updated_at"] = at
         column = {"filled": "filled_at", "canceled": "canceled_at", "expired": "expired_at",
                   "rejected": "failed_at"}.get(status)
         if column:
-            self.view[column] = at
+            self._view[column] = at
 
     def fill(self, price: int, qty: int) -> None:
         self.filled += qty
         self.cost += price * qty
-        self.view["filled_qty"] = text(self.filled)
-        self.view["filled_avg_price"] = text(divide(self.cost, self.filled))
+        self._view["filled_qty"] = text(self.filled)
+        self._view["filled_avg_price"] = text(divide(self.cost, self.filled))
 
 
 class Position:
@@ -226,6 +237,9 @@ class State:
             for line, body in _lines(path):
                 self.apply(body)
                 size += len(line)
+            for order in self.orders.values():
+                if not order.open:
+                    order.pack()
         except DataError:
             self.close()
             raise
@@ -305,13 +319,12 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Whole lines of a log with what they say; a torn last line is left out."""
     if not path.exists():
         return
-    decode = msgspec.json.Decoder(dict[str, Any]).decode
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
             try:
-                body = decode(line)
+                body = _decode(line)
             except msgspec.DecodeError as error:
                 raise DataError(f"{path}:{number}: not a line of this log: {error}") from None
             if "kind" not in body or "ts" not in body:

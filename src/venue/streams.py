@@ -138,7 +138,7 @@ class Session:
                  buffer: int) -> None:
         if request.transport is None:
             raise ConnectionResetError("the client is gone")
-        self.transport: asyncio.Transport = request.transport  # type: ignore[assignment]
+        self.transport: asyncio.Transport = request.transport
         self.socket = socket
         self.opcode = opcode
         self.buffer = buffer
@@ -248,19 +248,21 @@ class Feed:
     path : str
     instruments : sequence of Instrument
         All of the market's, by the index that messages carry.
-    crypto : bool
-        Which of them it publishes, and in which form.
     channels : sequence of str
     exchange : str
         Exchange code of its quotes and trades.
+    stamps : Stamps
+    levels : callable, optional
+        ``levels(instrument, side)``, best first.  With it, it is a feed of the crypto
+        instruments with their order books; without, of the others.
     """
 
-    def __init__(self, path: str, instruments: tuple[Instrument, ...], *, crypto: bool,
+    def __init__(self, path: str, instruments: tuple[Instrument, ...],
                  channels: tuple[str, ...], exchange: str, stamps: Stamps,
-                 levels: Callable[[int, int], list[tuple[int, int]]]) -> None:
+                 levels: Callable[[int, int], list[tuple[int, int]]] | None = None) -> None:
         self.path = path
         self.instruments = instruments
-        self.crypto = crypto
+        self.crypto = levels is not None
         self.channels = channels
         self.exchange = exchange
         self.stamps = stamps
@@ -298,10 +300,10 @@ class Feed:
                 "a": [{"p": m[3] / NANO, "s": m[4] / NANO} for m in group if m[2] < 0]}
 
     def _snapshot(self, index: int, codec: Codec) -> dict[str, object]:
+        bids, asks = ([{"p": p / NANO, "s": q / NANO} for p, q in self.levels(index, side)]
+                      if self.levels else [] for side in (1, -1))
         return {"T": "o", "S": self.instruments[index].symbol, "t": codec.time(self._tick()),
-                "b": [{"p": p / NANO, "s": q / NANO} for p, q in self.levels(index, 1)],
-                "a": [{"p": p / NANO, "s": q / NANO} for p, q in self.levels(index, -1)],
-                "r": True}
+                "b": bids, "a": asks, "r": True}
 
     def _bar(self, index: int, bar: Bar, codec: Codec) -> dict[str, object]:
         volume = bar.volume / NANO if self.crypto else bar.volume // NANO

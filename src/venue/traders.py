@@ -56,11 +56,11 @@ def instrument(symbol: str, price: int = 0) -> Instrument:
     """
     digest = hashlib.sha256(symbol.encode()).digest()
     if PAIR.fullmatch(symbol):
-        price = price or (10_000 + digest[0] * 100) * NANO
+        price = price or (10_000 + int.from_bytes(digest[:2])) * NANO
         return Instrument(symbol, price, NANO // 100, NANO // 100, True)
     if not STOCK.fullmatch(symbol):
         raise UsageError(f"symbol must be like ACME, BRK.B or BTC/USD, was {symbol!r}")
-    price = price or (50 + digest[0] % 150) * NANO
+    price = price or (50 + int.from_bytes(digest[:2]) % 150) * NANO
     return Instrument(symbol, price, NANO // 100, 100 * NANO, False)
 
 
