@@ -67,6 +67,8 @@ class RiskStage(Stage):
         self, intents: Ring, marks: Ring, order_events: Ring, positions: Ring, orders: Ring,
         risk: Risk, store: Ring | None = None, control: Control | None = None, index: int = 3,
     ) -> None: ...
+    @property
+    def refusals(self) -> dict[str, int]: ...
 
 @disjoint_base
 class GatewayStage(Stage):
@@ -91,6 +93,9 @@ class LedgerStage(Stage):
         store: Ring | None = None, control: Control | None = None, index: int = 6,
         interval: int = 1_000_000_000,
     ) -> None: ...
+    @property
+    def totals(self) -> dict[str, int]: ...
+    def position(self, instrument: int) -> dict[str, int]: ...
 
 @disjoint_base
 class Host:

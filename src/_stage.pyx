@@ -10,7 +10,8 @@ from ._control cimport (
     CONTROL_RUN, CONTROL_STAGES, STAGE_DRAINING, STAGE_FAILED, STAGE_RUNNING, STAGE_STOPPED,
     Control, control_armed, control_count, control_set, histogram_record)
 from ._feature cimport feature_init, feature_update
-from ._ledger cimport ledger_mark, ledger_order_event, ledger_view
+from ._ledger cimport (
+    ledger_day_pnl, ledger_gross, ledger_mark, ledger_order_event, ledger_realised, ledger_view)
 from ._order cimport order_apply, order_find, order_new, order_step, order_t
 from ._ring cimport (
     ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release)
@@ -714,6 +715,13 @@ cdef class RiskStage(Stage):
         if control is not None:
             self.header, self.blocks = control.header, control.blocks
 
+    @property
+    def refusals(self):
+        """Refused intents by reason."""
+        counted = self.risk.counters()
+        return {name.lower(): counted[name.lower()] for name, value, _ in schema.REASON.members
+                if value}
+
     cdef bint _watch(self) noexcept nogil:
         """Acknowledge the halt epoch and record changes of the gate."""
         cdef uint64_t halt, armed
@@ -1107,6 +1115,22 @@ cdef class LedgerStage(Stage):
     def __dealloc__(self):
         free(self.stored_at)
 
+    @property
+    def totals(self):
+        """Realised, day P&L and gross value over all instruments, nanocash."""
+        return {"realised": ledger_realised(&self.ledger.l),
+                "day_pnl": ledger_day_pnl(&self.ledger.l), "gross": ledger_gross(&self.ledger.l)}
+
+    def position(self, int instrument):
+        """Position and P&L of one instrument: the fields of POSITION."""
+        cdef hp_position_t p
+        if not 0 <= instrument < <int>self.instruments:
+            raise IndexError(f"instrument must be below {self.instruments}, was {instrument}")
+        memset(&p, 0, sizeof(p))
+        ledger_view(&self.ledger.l, <uint16_t>instrument, &p)
+        return {"qty": p.qty, "average": p.average, "realised": p.realised,
+                "unrealised": p.unrealised}
+
     cdef void _publish(self, uint16_t instrument, uint64_t cause, int64_t ts_in,
                        bint keep) noexcept nogil:
         cdef hp_position_t p
@@ -1122,6 +1146,10 @@ cdef class LedgerStage(Stage):
         hp_copy_words(<uint64_t *>slot, <const uint64_t *>&p, 1, 8)
         ring_publish(self.risk)
         control_set(self.block, HP_METRIC_DAY_PNL, <uint64_t>p.day_pnl)
+        control_set(self.block, HP_METRIC_REALISED_PNL,
+                    <uint64_t>ledger_realised(&self.ledger.l))
+        control_set(self.block, HP_METRIC_GROSS_NOTIONAL,
+                    <uint64_t>ledger_gross(&self.ledger.l))
 
     cdef uint64_t work(self, uint64_t limit) noexcept nogil:
         cdef uint64_t done = 0

@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from typing_extensions import disjoint_base
@@ -29,5 +29,5 @@ class Inline:
 
 def replay_intents(
     feed: FeedStage, book: BookStage, signal: SignalStage, order_events: Ring, intents: Ring,
-    markets: Any, events: Any, takes: Any,
+    markets: Any, events: Any, takes: Any, others: Sequence[Ring] = (),
 ) -> Iterator[bytes]: ...

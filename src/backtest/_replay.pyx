@@ -2,8 +2,8 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from .._clock cimport clock_virtual
-from .._ring cimport Ring, ring_flush, ring_peek, ring_publish, ring_release, ring_claim
-from .._schema cimport HP_MARKET_FLAG_LAST, hp_intent_t, hp_market_t, hp_order_event_t
+from .._ring cimport Ring
+from .._schema cimport HP_MARKET_FLAG_LAST, hp_market_t
 from .._stage cimport (
     BookStage, FeedStage, GatewayStage, LedgerStage, RiskStage, SignalStage, Stage)
 from ._sim cimport SimWire
@@ -133,7 +133,8 @@ cdef class Inline:
 
 
 def replay_intents(FeedStage feed not None, BookStage book not None, SignalStage signal not None,
-                   Ring order_events not None, Ring intents not None, markets, events, takes):
+                   Ring order_events not None, Ring intents not None, markets, events, takes,
+                   others=()):
     """Drive recorded inputs through book and signal in the order they were taken.
 
     Parameters
@@ -148,6 +149,8 @@ def replay_intents(FeedStage feed not None, BookStage book not None, SignalStage
         In the order the signal stage took them.
     takes : (m,) TAKE array
         Where among the books it took them.
+    others : sequence of Ring
+        Consumer ends that the book fills too; emptied unread.
 
     Yields
     ------
@@ -159,9 +162,6 @@ def replay_intents(FeedStage feed not None, BookStage book not None, SignalStage
     ValueError
         If events and takes do not belong together.
     """
-    cdef Ring out = order_events, wants = intents
-    cdef const hp_intent_t *want
-    cdef uint64_t at = 0, step
     if len(events) != len(takes) or (events["event"] != takes["taken"]).any():
         raise ValueError("order events and takes of the recording do not belong together")
     after = takes["after"].tolist()
@@ -195,6 +195,9 @@ def replay_intents(FeedStage feed not None, BookStage book not None, SignalStage
                     sent += 1
                     signal.do_work(1)
         first = last + 1
+        for ring in others:
+            ring.release(len(ring.peek(1 << 20)))
+            ring.flush()
         while True:
             data = intents.pop()
             if data is None:
