@@ -8,6 +8,10 @@ from .._stage cimport (
     BookStage, FeedStage, GatewayStage, LedgerStage, RiskStage, SignalStage, Stage)
 from ._sim cimport SimWire
 
+from hftpipe.errors import HftpipeError
+
+cdef enum:
+    ROUNDS_MAX = 100_000        # passes over all stages at one instant of event time
 cdef int64_t NEVER = 0x7fffffffffffffff
 
 
@@ -30,6 +34,7 @@ cdef class Inline:
     cdef LedgerStage ledger
     cdef SimWire wire
     cdef int64_t utc_offset
+    cdef bint endless
     cdef readonly int64_t now               # event time reached, ns monotonic
 
     def __init__(self, FeedStage feed not None, BookStage book not None,
@@ -49,8 +54,12 @@ cdef class Inline:
 
     cdef bint _settle(self) noexcept nogil:
         """Run every stage until none has work; False when one failed."""
-        cdef uint64_t done = 1
+        cdef uint64_t done = 1, rounds = 0
         while done:
+            rounds += 1
+            if rounds > ROUNDS_MAX:
+                self.endless = True
+                return False
             done = self.book.work(64) + self.signal.work(64)
             done += self.risk.work(64) + self.gateway.work(64) + self.ledger.work(64)
             if (self.feed.failed | self.book.failed | self.signal.failed | self.risk.failed
@@ -124,6 +133,9 @@ cdef class Inline:
     def check(self):
         """Raise what stopped a stage, if anything did."""
         cdef Stage stage
+        if self.endless:
+            raise HftpipeError("a strategy answers its own order events without end: nothing "
+                               f"settled in {ROUNDS_MAX} rounds at one instant")
         for stage in (self.feed, self.book, self.signal, self.risk, self.gateway, self.ledger):
             stage.check()
 

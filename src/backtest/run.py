@@ -29,7 +29,7 @@ class OwnReader(Reader):
     """Market data of one of our own recordings."""
 
     def __init__(self, path: Path, symbols: Any = None, chunk: int = 8192) -> None:
-        self.path, self.chunk = path, chunk
+        super().__init__(path, symbols, chunk)
         self.recording = recording.Recording(path)
         self.format = "hftpipe"
         self.instruments = self.recording.instruments
@@ -56,7 +56,7 @@ def _is_own(path: Path, head: bytes) -> bool:
     return head.startswith(recording.MAGIC)
 
 
-FORMATS["hftpipe"] = Format(_is_own, OwnReader)
+FORMATS["hftpipe"] = Format(_is_own, OwnReader, "recording of a run of ours")
 
 
 @dataclass
