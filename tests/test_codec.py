@@ -1,4 +1,4 @@
-"""The Alpaca decoder equals its naive twin on good, bad and mutated frames, MessagePack and JSON."""
+"""The Alpaca decoder equals its naive twin on good, bad and mutated frames."""
 import itertools
 import json
 import math
@@ -280,7 +280,7 @@ def test_nano_of_what_is_no_price_is_refused(value):
 @example(Decimal("0.000000000501"))
 def test_decimal_text_rounds_half_to_even(value):
     exact = int((value * 10**9).quantize(Decimal(1), ROUND_HALF_EVEN))
-    if abs(exact) < 2**63 - 10:
+    if abs(exact) < 2**63:
         assert parse_nano(f"{value:f}") == exact
 
 
@@ -305,8 +305,8 @@ def test_times_to_the_nanosecond_with_any_zone(ns, digits, zone):
 @pytest.mark.parametrize("text", [
     "2026-02-29T00:00:00Z", "2026-13-01T00:00:00Z", "2026-01-00T00:00:00Z", "2026-04-31T00:00:00Z",
     "2026-01-01T24:00:00Z", "2026-01-01T00:60:00Z", "2026-01-01T00:00:60Z", "2026-01-01T00:00:00",
-    "2026-01-01T00:00:00.Z", "2026-01-01T00:00:00Zx", "1969-12-31T23:59:59Z", "2262-01-01T00:00:00Z",
-    "2026-1-01T00:00:00Z", "", "2026-01-01T00:00:00+0100", "1970-01-01T00:00:00+01:00"])
+    "2026-01-01T00:00:00.Z", "2026-01-01T00:00:00Zx", "1969-12-31T23:59:59Z",
+    "2262-01-01T00:00:00Z", "2026-1-01T00:00:00Z", "", "2026-01-01T00:00:00+0100", "1970-01-01T00:00:00+01:00"])
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(ValueError, match="wanted an RFC 3339"):
         parse_time(text)
@@ -382,6 +382,19 @@ def test_limits_of_frame_messages_and_room():
     assert len(tight.records(pack([trade()] * 4))) == 4
     with pytest.raises(DataError, match="4 records, room for 3"):
         Decoder(SYMBOLS, room=3).gap()
+
+
+def test_records_go_into_a_given_array_and_leave_link_seq_alone():
+    out = numpy.zeros(3, schema.dtype(schema.MARKET))
+    out["link_seq"] = 99
+    decoder = Decoder(SYMBOLS)
+    assert decoder.records_into(pack([trade(i=5)]), out, 8) == 1
+    assert rows(out[:1]) == both([trade(i=5)])[0] and out["link_seq"].tolist() == [99] * 3
+    assert not out[1:]["kind"].any() and out["ts_recv"][0] == 8
+    with pytest.raises(DataError, match="4 records, room for 3"):
+        decoder.records_into(pack([trade()] * 4), out)
+    with pytest.raises(TypeError, match="MARKET"):
+        decoder.records_into(b"", numpy.zeros(3))
 
 
 def test_a_refused_frame_does_not_lose_the_snapshot():

@@ -1,6 +1,6 @@
 """Decode Alpaca's data stream into MARKET records; the rules stand in ``_codec.pxd``."""
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
@@ -32,7 +32,8 @@ cdef extern from *:
       int exponent = (int)(bits >> 52 & 0x7ff), s = 1075 - exponent;
       m = (bits & 0xfffffffffffffULL) | 0x10000000000000ULL;
       if (exponent == 0 || s > 100) { *out = 0; return 1; }       /* below 2**-47 */
-      unsigned __int128 p = (unsigned __int128)m * 1000000000u, half = (unsigned __int128)1 << (s - 1);
+      unsigned __int128 p = (unsigned __int128)m * 1000000000u;
+      unsigned __int128 half = (unsigned __int128)1 << (s - 1);
       if (value < 8388608.0) {
         uint64_t n = (uint64_t)(p >> s);
         unsigned __int128 rest = p & ((half << 1) - 1);
@@ -50,9 +51,15 @@ cdef extern from *:
       }
       return 0;                                                   /* not reached: see above */
     }
-    static inline uint16_t hp_be16(const uint8_t *p) { uint16_t v; memcpy(&v, p, 2); return __builtin_bswap16(v); }
-    static inline uint32_t hp_be32(const uint8_t *p) { uint32_t v; memcpy(&v, p, 4); return __builtin_bswap32(v); }
-    static inline uint64_t hp_be64(const uint8_t *p) { uint64_t v; memcpy(&v, p, 8); return __builtin_bswap64(v); }
+    static inline uint16_t hp_be16(const uint8_t *p) {
+      uint16_t v; memcpy(&v, p, 2); return __builtin_bswap16(v);
+    }
+    static inline uint32_t hp_be32(const uint8_t *p) {
+      uint32_t v; memcpy(&v, p, 4); return __builtin_bswap32(v);
+    }
+    static inline uint64_t hp_be64(const uint8_t *p) {
+      uint64_t v; memcpy(&v, p, 8); return __builtin_bswap64(v);
+    }
     static inline double hp_double(uint64_t bits) { double v; memcpy(&v, &bits, 8); return v; }
     static inline float hp_float(uint32_t bits) { float v; memcpy(&v, &bits, 4); return v; }
 
@@ -161,7 +168,7 @@ cdef bint nano_parse(const uint8_t *text, size_t size, int64_t *out) noexcept no
         elif c"0" <= text[0] <= c"9":
             digits += 1
             if fraction < 9:
-                if n > 922337203685477579ULL:        # ten times this does not fit
+                if n > (9223372036854775807ULL - (text[0] - c"0")) // 10:
                     return 0
                 n = n * 10 + (text[0] - c"0")
                 if fraction >= 0:
@@ -180,12 +187,14 @@ cdef bint nano_parse(const uint8_t *text, size_t size, int64_t *out) noexcept no
     if fraction < 0:
         fraction = 0
     while fraction < 9:
-        if n > 922337203685477579ULL:
+        if n > 922337203685477580ULL:
             return 0
         n *= 10
         fraction += 1
     if rest == 3 or (rest == 2 and n & 1):
         n += 1
+        if n > 9223372036854775807ULL:
+            return 0
     out[0] = -<int64_t>n if negative else <int64_t>n
     return 1
 
@@ -955,13 +964,15 @@ cdef int _json(Decoder self, out_t *o, message) except -1:
     return DONE
 
 
+cdef str _why(codec_t *c, int code, uint32_t room):
+    text = FRAME_ERRORS[code]
+    return f"{text}: {c.needed} records, room for {room}" if code == CODEC_ROOM else text
+
+
 cdef object _take(Decoder self, int count):
     cdef char *raw = <char *>self._scratch
     if count < 0:
-        text = FRAME_ERRORS[count]
-        if count == CODEC_ROOM:
-            text += f": {self.c.needed} records, room for {self._room}"
-        raise DataError(text)
+        raise DataError(_why(&self.c, count, self._room))
     data = bytearray(raw[:count * sizeof(hp_market_t)])
     return numpy.frombuffer(data, MARKET)
 
@@ -1061,6 +1072,31 @@ cdef class Decoder:
                                  self._scratch, self._room)
         PyBuffer_Release(&view)
         return _take(self, count)
+
+    def records_into(self, data, out, int64_t ts_recv=0) -> int:
+        """Decode one MessagePack frame into *out*, an array of schema.MARKET; how many.
+
+        As :meth:`records`, without a new array for each frame; link_seq is left as it is.
+        """
+        cdef Py_buffer view, target
+        cdef int count
+        if out.dtype != MARKET:
+            raise TypeError(f"wanted an array of MARKET records, was {out.dtype}")
+        PyObject_GetBuffer(out, &target, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        try:
+            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        except BaseException:
+            PyBuffer_Release(&target)
+            raise
+        with nogil:
+            count = codec_decode(&self.c, <const uint8_t *>view.buf, view.len, ts_recv,
+                                 <hp_market_t *>target.buf,
+                                 <uint32_t>(target.len // sizeof(hp_market_t)))
+        PyBuffer_Release(&view)
+        PyBuffer_Release(&target)
+        if count < 0:
+            raise DataError(_why(&self.c, count, <uint32_t>len(out)))
+        return count
 
     def gap(self, int64_t ts_recv=0):
         """A GAP record for every instrument; until its next snapshot each book is stale."""
