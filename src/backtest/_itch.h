@@ -194,7 +194,7 @@ static inline int64_t itch_scan(itch_t *t, const uint8_t *data, int64_t size, it
   while ((frame = itch_frame(t, data + at, size - at)) > 0) {
     const uint8_t *p = data + at + 2;
     itch_stock_t *s = &stocks[itch_u16(p + 1)];
-    if (p[0] == 'R') {
+    if (p[0] == 'R' && p[11] > ' ') {
       memcpy(s->symbol, p + 11, 8);
     } else if (p[0] == 'A' || p[0] == 'F' || p[0] == 'U') {
       uint32_t price = itch_u32(p + (p[0] == 'U' ? 31 : 32));

@@ -43,7 +43,7 @@ cdef class Parser:
         free(self.t)
         free(self.stocks)
 
-    def reset(self) -> None:
+    def reset(self):
         """Start again at the first byte; what was scanned and chosen stays."""
         self.offset = 0
         self.t.now = 0

@@ -54,7 +54,7 @@ cdef int64_t scan(object text) except -1:
             raise ValueError(f"wanted at most nine decimals, found {text!r}")
     if not digits:
         raise ValueError(f"wanted a decimal number without sign, found {text!r}")
-    for i in range(9 - max(decimals, 0)):
+    for _ in range(9 - max(decimals, 0)):
         if value > limit // 10:
             large = True
         else:
@@ -111,7 +111,7 @@ cdef class Rows:
     def __len__(self):
         return self.count
 
-    def begin(self, ts_recv: int, ts_venue: int, instrument: int) -> None:
+    def begin(self, ts_recv: int, ts_venue: int, instrument: int):
         """Start a venue message of an instrument."""
         self.now = max(self.now, ts_recv)
         self.ts_venue = ts_venue
@@ -148,13 +148,13 @@ cdef class Rows:
         return m
 
     def add(self, kind: int, side: int = 0, price: int = 0, qty: int = 0, ref: int = 0,
-            flags: int = 0) -> None:
+            flags: int = 0):
         """Add one record to the message begun last."""
         cdef row_t *m = self._row(kind, side, price, qty)
         m.ref = ref
         m.flags = flags
 
-    def levels(self, pairs, side: int, flags: int = 0) -> None:
+    def levels(self, pairs, side: int, flags: int = 0):
         """Add a LEVEL for each ``[price, quantity, ...]``, both decimal numbers as text.
 
         A price of 9223372036 or more has no nanoprice: the level is left out and counted.
@@ -165,7 +165,8 @@ cdef class Rows:
             If an element is anything else.
         """
         cdef row_t *m
-        cdef int64_t price
+        cdef int64_t price, qty
+        cdef int own = side
         for pair in pairs:
             if len(pair) < 2:
                 raise ValueError(f"wanted a price and a quantity, found {pair!r}")
@@ -175,13 +176,14 @@ cdef class Rows:
             if price == TOO_LARGE:
                 self.far += 1
                 continue
-            m = self._row(HP_MARKET_LEVEL, side, price, nano(pair[1]))
+            qty = nano(pair[1])
+            m = self._row(HP_MARKET_LEVEL, own, price, qty)
             m.flags = flags
 
-    def changes(self, triples, flags: int = 0) -> None:
+    def changes(self, triples, flags: int = 0):
         """Add a LEVEL for each ``["buy" | "sell", price, quantity]``."""
         cdef row_t *m
-        cdef int64_t price
+        cdef int64_t price, qty
         cdef int side
         for triple in triples:
             if len(triple) != 3 or triple[0] not in ("buy", "sell"):
@@ -193,16 +195,17 @@ cdef class Rows:
             if price == TOO_LARGE:
                 self.far += 1
                 continue
-            m = self._row(HP_MARKET_LEVEL, side, price, nano(triple[2]))
+            qty = nano(triple[2])
+            m = self._row(HP_MARKET_LEVEL, side, price, qty)
             m.flags = flags
 
-    def end(self) -> None:
+    def end(self):
         """Mark the last record of the message begun last, if it has any."""
         if self.count > self.first:
             self.rows[self.count - 1].flags |= HP_MARKET_FLAG_LAST
         self.first = self.count
 
-    def drop(self) -> None:
+    def drop(self):
         """Forget all records, but not their numbers."""
         self.count = self.first = 0
 

@@ -158,6 +158,7 @@ class ItchReader(Reader):
         super().__init__(path, symbols, chunk)
         day = day or _day_in(path.name)
         self._parser = Parser(new_york_midnight(day) if day else 0)
+        self._left, self._at, self._used = b"", 0, 0
         for piece, last in self._pieces():
             self._finish(piece, self._guard(self._parser.scan, piece), last)
             self._left = piece[self._used:]
@@ -259,7 +260,8 @@ class TextReader(Reader):
         """Put the records of the whole file into *rows*, stopping after each venue message."""
         line = b""
         try:
-            for self._line, line in _lines(self.path):
+            for number, line in _lines(self.path):
+                self._line = number
                 self._message(line, rows)
                 rows.end()
                 yield
@@ -305,8 +307,8 @@ class BinanceReader(TextReader):
 
     The two do not mix: a quote replaces a whole side of the book.  Depth events are kept until
     the snapshot and joined to it as Binance says: the first one has ``U <= lastUpdateId <= u``
-    (spot: ``+ 1``), each later one follows its predecessor by ``pu`` (spot: ``U``).  A break in the chain
-    is a GAP, and nothing of the depth passes until the next snapshot.
+    (spot: ``+ 1``), each later one follows its predecessor by ``pu`` (spot: ``U``).  A break in
+    the chain is a GAP, and nothing of the depth passes until the next snapshot.
     """
 
     format = "binance"
@@ -753,7 +755,8 @@ FORMATS: dict[str, Format] = {
     "lobster": Format(_is_lobster, LobsterReader, "LOBSTER message and orderbook pair"),
     "binance": Format(lambda path, head: bool(re.match(rb"\d{16,19} \{", head)), BinanceReader,
                       "Binance lines '<local ns> <JSON>'"),
-    "coinbase": Format(_is_socket(b"coinbase"), CoinbaseReader, "Coinbase lines '<unix s>: <JSON>'"),
+    "coinbase": Format(_is_socket(b"coinbase"), CoinbaseReader,
+                       "Coinbase lines '<unix s>: <JSON>'"),
     "kraken": Format(_is_socket(b"kraken"), KrakenReader, "Kraken lines '<unix s>: <JSON>'"),
 }
 
@@ -782,21 +785,17 @@ def open_recording(path: str | Path, *, symbols: Collection[str] | None = None,
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path}: wanted a recording, found a directory")
+    head, broken = b"", None
     with _open(path) as file:
         try:
-            head = file.read(HEAD)
-        except _UNPACK:
-            head = b""
-            with _open(path) as again:          # as far as it goes: the reader will say where
-                try:
-                    while byte := again.read(1):
-                        head += byte
-                except _UNPACK as error:
-                    if not head:
-                        raise DataError(f"{path}: byte 0: wanted a whole gzip stream, "
-                                        f"found: {error}") from None
+            while len(head) < HEAD and (byte := file.read(64)):
+                head += byte
+        except _UNPACK as error:                # the reader will say where, if one knows the rest
+            broken = error
     for known in FORMATS.values():
         if known.detect(path, head):
             return known.reader(path, symbols, chunk, **options)
+    if broken:
+        raise DataError(f"{path}: byte {len(head)}: wanted a whole gzip stream, found: {broken}")
     wanted = ", ".join(f.doc for f in FORMATS.values())
     raise DataError(f"{path}: wanted a recording ({wanted}), found {_excerpt(head[:40])}")
