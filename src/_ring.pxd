@@ -95,7 +95,8 @@ cdef inline void ring_publish(ring_t *r) noexcept nogil:
     """Hand the claimed slot to the consumer.  Producer only."""
     cdef uint64_t *slot = <uint64_t *>ring_slot(r, r.own)
     r.own += 1
-    hp_prefetch_write(ring_slot(r, r.own))
+    # Two ahead: the slot right after this one is the one the consumer polls already.
+    hp_prefetch_write(ring_slot(r, r.own + 1))
     hp_store_release(slot, r.own)
     hp_store_release(&r.shared.head, r.own)         # after its link_seq: I5, ring_check()
 
