@@ -620,6 +620,7 @@ cdef class Risk:
             x.tick, x.lot, x.min_qty = spec.tick, spec.lot, spec.min_qty
             x.shortable = spec.flags & SHORTABLE != 0
             x.best_buy, x.best_sell = -1, INT64_MAX
+            x.flags = HP_BOOK_FLAG_STALE        # until the first mark
 
     def __dealloc__(self):
         free(self.r.times)
