@@ -21,7 +21,7 @@ from ._schema cimport (
     HP_REASON_TABLE_FULL, HP_REASON_TOTAL_NOTIONAL, HP_REASON_UNKNOWN_INSTRUMENT,
     HP_REASON_WASH_TRADE, HP_SEQ_BITS, HP_SIDE_BUY, HP_SIDE_SELL, HP_TIF_DAY, HP_TIF_FOK,
     hp_instrument_t)
-from ._token cimport token_order
+from ._token cimport token_of
 
 import difflib
 import re
@@ -291,6 +291,12 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
     return HP_REASON_NONE
 
 
+cdef inline uint32_t order_token(uint64_t key, const hp_order_t *o, uint64_t halt,
+                                 uint64_t version) noexcept nogil:
+    return token_of(key, o.order, o.price, o.qty, o.instrument, o.side, o.type, o.tif, o.action,
+                    halt, version)
+
+
 cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *v,
                     hp_order_t *o) noexcept nogil:
     cdef uint64_t stream = i.event >> HP_SEQ_BITS
@@ -345,7 +351,7 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
             now = max(now, r.times[(r.times_head - 1) & r.times_mask])
         r.times[r.times_head & r.times_mask] = now
         r.times_head += 1
-    v.token = o.token = token_order(r.token_key, o, halt, r.limits_version)
+    v.token = o.token = order_token(r.token_key, o, halt, r.limits_version)
     return HP_REASON_NONE
 
 
@@ -528,7 +534,7 @@ def token(uint64_t key, order, uint64_t halt_epoch, uint64_t limits_version) -> 
     """The token of an ORDER record, as the gateway computes it; see ``_token.pxd``."""
     cdef hp_order_t record
     load(order, &record, sizeof(record))
-    return token_order(key, &record, halt_epoch, limits_version)
+    return order_token(key, &record, halt_epoch, limits_version)
 
 
 @cython.final
@@ -620,6 +626,7 @@ cdef class Risk:
             x.tick, x.lot, x.min_qty = spec.tick, spec.lot, spec.min_qty
             x.shortable = spec.flags & SHORTABLE != 0
             x.best_buy, x.best_sell = -1, INT64_MAX
+            x.flags = HP_BOOK_FLAG_STALE        # until the first mark
 
     def __dealloc__(self):
         free(self.r.times)
