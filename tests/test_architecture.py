@@ -18,7 +18,7 @@ LAYERS = [
     # 3 joints: the socket of a strategy, parts joined into duty cycles
     {"_strategy"}, {"_stage"},
     # 4 shell: files, environment, processes
-    {"config", "shm", "log"}, {"topology", "metrics"}, {"process", "health"},
+    {"config", "shm", "log"}, {"topology", "metrics", "rundir"}, {"process", "health"},
     # 5 outside: talks to the world, strangers to one another
     {"alpaca", "venue", "store", "backtest", "strategies"},
     # 6 the program
