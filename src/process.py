@@ -489,6 +489,8 @@ class Supervisor:
         """Forget a child that ended and speak for its stages."""
         self._children.remove(running)
         running.close()
+        if running.child.phase == STORE:
+            self._store_code = code
         for index in running.child.stages:
             block = self.control.stage(index)
             if block.state not in (_control.STOPPED, _control.FAILED) or code != 0:
@@ -606,8 +608,6 @@ class Supervisor:
                         again = self._spawn(running.child)
                         again.restarts = running.restarts + 1
                         self._children.append(again)
-                    else:
-                        self._store_code = code
                 if code != 0 and running.child.fatal:
                     self.log.error("died while draining", child=running.child.name,
                                    cause=_cause(code), last=_last_line(running.log))

@@ -214,7 +214,7 @@ def test_sigquit_does_not_wait_at_all(start):
 # ---------------------------------------------------------------- it never came up
 
 def test_a_child_that_cannot_start_gives_its_own_words_and_code(start):
-    driver = start("hot=die:4")
+    driver = start("hot=die:4", "store=ok")
     driver.popen.wait(DEADLINE)
     assert driver.popen.returncode == 4
     assert driver.popen.stderr.read() == \
