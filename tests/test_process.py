@@ -277,7 +277,7 @@ def test_the_run_directory_is_private(tmp_path):
     private.prepare()
     assert private.path.stat().st_mode & 0o777 == 0o700
     private.path.chmod(0o750)
-    with pytest.raises(AccessError, match="mode 0700, was uid .* mode 0750"):
+    with pytest.raises(AccessError, match=r"mode 0700, was uid .* mode 0750"):
         private.prepare()
     (tmp_path / "file").write_text("")
     with pytest.raises(AccessError, match="not a directory"):
