@@ -491,35 +491,52 @@ class RiskKey:
     doc: str
 
 
-def _risk_kind(unit: str) -> Kind:
+def decimal_text(low: str, high: str = "9000000000") -> Kind:
+    """An exact decimal that stays one: an int when whole, else its text."""
+    inner = amount(low, high)
+
+    def read(value: Any) -> int | str:
+        shown = _plain(inner.read(value))
+        return shown if "." in shown else int(shown)
+    return Kind(inner.wanted, read, str)
+
+
+def milliseconds(low: int, high: int) -> Kind:
+    """A number of milliseconds, or a time with its unit that is one."""
+    inner = duration(f"{low}ms", f"{high}ms")
+
+    def read(value: Any) -> int:
+        if isinstance(value, str):
+            ns = cast(int, inner.read(value))
+            if ns % 10**6:
+                raise ValueError
+            return ns // 10**6
+        return cast(int, whole(low, high).read(value))
+    return Kind(f'whole milliseconds from {low} to {high}, or a time such as "30s"', read, str,
+                _whole_text)
+
+
+def _risk_kind(name: str, unit: str) -> Kind:
+    if unit == "orders":
+        return rate(1, 1_000_000) if name.endswith("_per_minute") else whole(1, 1_000_000)
     return {
-        "nanocash": amount("0"), "nanoprice": amount("0"), "nanoqty": amount("0"),
-        "ns": duration("0s", "24h"), "bp": basis_points(0, 1_000_000),
-        "per_minute": rate(0, 1_000_000), "flag": flag(),
-    }.get(unit) or whole(0, 2**32 - 1)
+        "shares": decimal_text("0.000000001"), "quote": decimal_text("0.000000001"),
+        "instruments": whole(1, 65536), "bps": basis_points(1, 10_000),
+        "ms": milliseconds(1, 86_400_000), "flag": flag(),
+    }[unit]
+
+
+def _limit_text(value: int | str | bool) -> str:
+    return str(value).lower()           # decimals and whole numbers as they are, flags in TOML
 
 
 def risk_keys() -> tuple[RiskKey, ...]:
     """The limits: name, unit, default and meaning, from the module that checks them."""
-    return tuple(RiskKey(name, _risk_kind(unit), default, doc)
-                 for name, unit, default, doc in LIMITS)
+    from hftpipe._risk import LIMITS
+    return tuple(RiskKey(limit.name, dataclasses.replace(
+        _risk_kind(limit.name, limit.unit), show=_limit_text), limit.default, limit.doc)
+        for limit in LIMITS)
 
-
-# name, unit, default as in the file, meaning
-LIMITS: tuple[tuple[str, str, Any, str], ...] = (
-    ("max_order_qty", "nanoqty", 1000, "Largest quantity of one order."),
-    ("max_order_notional", "nanocash", 10_000, "Largest value of one order."),
-    ("max_position_qty", "nanoqty", 1000, "Largest worst-case position of one instrument."),
-    ("max_position_notional", "nanocash", 10_000, "Largest value of it."),
-    ("max_total_notional", "nanocash", 50_000, "Largest worst-case value of all positions."),
-    ("max_open_positions", "", 5, "Instruments held at once."),
-    ("max_open_orders", "", 8, "Open orders of one instrument."),
-    ("max_daily_loss", "nanocash", 5000, "Realised plus unrealised loss of a day that halts."),
-    ("price_collar", "bp", "50bp", "Distance of a limit price from the reference price."),
-    ("max_data_age", "ns", "30s", "Age of the newest price beyond which nothing passes."),
-    ("order_rate", "per_minute", "60/min", "Orders that pass in a minute."),
-    ("allow_short", "flag", False, "Whether positions may turn negative."),
-)
 
 INSTRUMENTS: tuple[dict[str, Any], ...] = (
     {"symbol": "AAPL"}, {"symbol": "MSFT"},
@@ -987,6 +1004,12 @@ def _check(config: Config) -> Config:
                                         f"was {quoted(host)}")
             if config.profile != "live" and host == _host(REST["live"]):
                 refuse(f"venue.{name}", f"is the live account's host, profile is {config.profile}")
+    from hftpipe._risk import parse_limits
+    try:
+        parse_limits(config.risk)
+    except ConfigError as e:
+        name, _, words = str(e).partition(": ")
+        raise ConfigError(f"{config.where('risk.' + name)}risk.{name}: {words}") from None
     symbols = [i.symbol for i in config.instruments]
     for n, instrument in enumerate(config.instruments):
         if instrument.min_qty < instrument.lot:

@@ -18,7 +18,8 @@ LAYERS = [
     # 3 joints: the socket of a strategy, parts joined into duty cycles
     {"_strategy"}, {"_stage"},
     # 4 shell: files, environment, processes
-    {"config", "shm", "log", "recording"}, {"topology", "metrics"}, {"process", "health", "build"},
+    {"config", "shm", "log", "recording"}, {"topology", "metrics", "rundir"},
+    {"process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another
     {"alpaca", "venue", "store", "backtest", "strategies"},
     # 6 the program

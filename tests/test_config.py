@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hftpipe import config
+from hftpipe._risk import parse_limits
 from hftpipe.config import Secret, load, loads, locate
 from hftpipe.errors import ConfigError, Exit, GuardError
 
@@ -84,9 +85,9 @@ def test_a_configuration_survives_being_written_and_read(data):
         for name in draw(st.lists(names, min_size=1, max_size=3, unique=True)))
     made = dataclasses.replace(
         base, instruments=instruments, strategy=strategies,
-        risk={**base.risk, "max_daily_loss": nano(draw(amounts)),
-              "max_data_age": draw(st.integers(0, 10**12)),
-              "price_collar": draw(st.integers(0, 10**6))},
+        risk={**base.risk, "max_daily_loss": config.decimal_text("0").read(draw(amounts)),
+              "max_data_age_ms": draw(st.integers(1, 86_400_000)),
+              "price_collar_bps": draw(st.integers(1, 10_000))},
         gateway=config.Gateway(draw(st.integers(1, 16)), draw(st.integers(1, 10**6)),
                                draw(durations), draw(st.integers(10**7, 600 * 10**9))),
         layout=dataclasses.replace(base.layout, capacity={"feed.book": 2**draw(st.integers(3, 24))},
@@ -97,11 +98,13 @@ def test_a_configuration_survives_being_written_and_read(data):
     assert again.digest == made.digest
 
 
-@given(st.decimals("0", "9000000000", places=9))
+@given(st.decimals("0.000000001", "9000000000", places=9))
 def test_money_is_exact(value):
     text = f"{value:f}"
     for source in (f"[risk]\nmax_daily_loss = {text}", f"[risk]\nmax_daily_loss = '{text}'"):
-        assert loads(source).risk["max_daily_loss"] == nano(value)
+        limits = loads(source).risk
+        assert Decimal(limits["max_daily_loss"]) == value
+        assert parse_limits(limits)["max_daily_loss"] == nano(value)
 
 
 @pytest.mark.parametrize(("text", "ns"), [
@@ -118,7 +121,7 @@ def test_rates_are_per_minute(value, per_minute):
 
 @pytest.mark.parametrize(("value", "bp"), [("'5bp'", 5), ("'0.5%'", 50), ("12", 12)])
 def test_shares_are_basis_points(value, bp):
-    assert loads(f"[risk]\nprice_collar = {value}").risk["price_collar"] == bp
+    assert loads(f"[risk]\nprice_collar_bps = {value}").risk["price_collar_bps"] == bp
 
 
 # ---------------------------------------------------------------- refusals
@@ -129,15 +132,19 @@ def test_shares_are_basis_points(value, bp):
     ("qwertz = 3", "f.toml:1: unknown key qwertz"),
     ("\n\nprofle = 'demo'", "f.toml:3: unknown key profle; did you mean profile?"),
     ("[rsk]\nx = 1", "f.toml:2: unknown key rsk; did you mean risk?"),
-    ("[risk]\nmax_daily_loss = -5", "f.toml:2: risk.max_daily_loss must be a number from 0 to "
-     "9000000000 with at most nine decimals, was -5"),
+    ("[risk]\nmax_daily_loss = -5", "f.toml:2: risk.max_daily_loss must be a number from "
+     "0.000000001 to 9000000000 with at most nine decimals, was -5"),
     ("[risk]\nmax_daily_loss = 0.0000000001", "with at most nine decimals, was 1E-10"),
     ("[risk]\nmax_daily_loss = nan", "with at most nine decimals, was NaN"),
     ("[risk]\nmax_daily_loss = inf", "was Infinity"),
     ("[risk]\nmax_daily_loss = true", "was true"),
     ("[risk]\nmax_daily_loss = 1e400", "was 1E+400"),
-    ("[risk]\nmax_data_age = 30", "f.toml:2: risk.max_data_age must be a time from "
-     '"0s" to "24h" with its unit (ns us ms s min h), was 30'),
+    ("[risk]\nmax_data_age_ms = '1us'", "f.toml:2: risk.max_data_age_ms must be whole milliseconds "
+     'from 1 to 86400000, or a time such as "30s", was "1us"'),
+    ("[gateway]\ntimeout = 5", "f.toml:2: gateway.timeout must be a time from "
+     '"10ms" to "10min" with its unit (ns us ms s min h), was 5'),
+    ("[risk]\nmax_order_shares = 2000", "f.toml:2: risk.max_order_shares: wanted at most "
+     "max_position_shares = 1000, found 2000"),
     ("[gateway]\nmax_age = '2 parsecs'", 'was "2 parsecs"'),
     ("[gateway]\nconnections = 0", "f.toml:2: gateway.connections must be a whole number from 1 "
      "to 16, was 0"),
@@ -229,16 +236,17 @@ def test_tables_and_arrays_of_tables_are_located():
 # ---------------------------------------------------------------- precedence
 
 def test_later_wins_and_origin_says_who_spoke():
-    source = "[risk]\nmax_daily_loss = 1\nmax_open_positions = 2\nmax_order_qty = 3\n"
+    source = "[risk]\nmax_daily_loss = 1\nmax_open_positions = 2\nmax_order_shares = 3\n"
     c = loads(source, "f.toml", env={"HFTPIPE__RISK__MAX_OPEN_POSITIONS": "4",
-                                     "HFTPIPE__RISK__MAX_ORDER_QTY": "5", "HFTPIPE_RUN_DIR": "/x"},
-              sets=["risk.max_order_qty=6.5"])
-    assert c.risk["max_daily_loss"] == 10**9
+                                     "HFTPIPE__RISK__MAX_ORDER_SHARES": "5",
+                                     "HFTPIPE_RUN_DIR": "/x"},
+              sets=["risk.max_order_shares=6.5"])
+    assert c.risk["max_daily_loss"] == 1
     assert c.risk["max_open_positions"] == 4
-    assert c.risk["max_order_qty"] == 65 * 10**8
+    assert c.risk["max_order_shares"] == "6.5"
     assert c.origin["risk.max_daily_loss"] == "f.toml:2"
     assert c.origin["risk.max_open_positions"] == "env HFTPIPE__RISK__MAX_OPEN_POSITIONS"
-    assert c.origin["risk.max_order_qty"] == "--set"
+    assert c.origin["risk.max_order_shares"] == "--set"
     assert c.origin["risk.max_order_notional"] == "default"
     assert c.origin["venue.kind"] == "profile demo"
 
@@ -247,13 +255,14 @@ def test_the_environment_reaches_every_kind():
     c = loads("", env={
         "HFTPIPE__LIVE": "true", "HFTPIPE__LAYOUT__CORES": "0-1", "HFTPIPE__LAYOUT__SPIN": "false",
         "HFTPIPE__LAYOUT__CAPACITY__FEED__BOOK": "64", "HFTPIPE__GATEWAY__MAX_AGE": "2s",
-        "HFTPIPE__RISK__PRICE_COLLAR": "7bp", "HFTPIPE__RISK__ORDER_RATE": "30",
+        "HFTPIPE__RISK__PRICE_COLLAR_BPS": "7bp",
+        "HFTPIPE__RISK__MAX_ORDERS_PER_MINUTE": "30",
         "HFTPIPE__STRATEGY__IMBALANCE__PARAMS__THRESHOLD": "0.25",
         "HFTPIPE__INSTRUMENTS__AAPL__TICK": "0.05", "HFTPIPE__INSTRUMENTS__1__LOT": "0.5"})
     assert c.live and not c.layout.spin and c.layout.cores == "0-1"
     assert c.layout.capacity == {"feed.book": 64}
     assert c.gateway.max_age == 2 * 10**9
-    assert (c.risk["price_collar"], c.risk["order_rate"]) == (7, 30)
+    assert (c.risk["price_collar_bps"], c.risk["max_orders_per_minute"]) == (7, 30)
     assert c.strategy[0].params["threshold"] == 0.25
     assert [i.tick for i in c.instruments] == [5 * 10**7, 10**7]
     assert c.instruments[1].lot == 5 * 10**8
