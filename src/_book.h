@@ -61,7 +61,7 @@ typedef struct {                    /* 64 levels, and where they stand */
 
 typedef struct { uint64_t key, value; } book_node_t;        /* key 0 = free */
 
-typedef struct { uint32_t head, tail, count, reserved; } book_queue_t;
+typedef struct { uint32_t head, tail, count; } book_queue_t;
 
 typedef struct {
   uint64_t ref;

@@ -59,8 +59,8 @@ cdef inline bint _worse(int s, int64_t price, int64_t other) noexcept nogil:
 cdef inline uint32_t _rung(const match_t *m, int s, int64_t price) noexcept nogil:
     """Where *price* is in the ladder, or belongs: the first rung not worse than it."""
     cdef const match_rung_t *ladder = m.ladder[s]
-    cdef uint32_t low = 0, high = m.rungs[s], mid, i
-    for i in range(8):                      # most of life is near the best price
+    cdef uint32_t low = 0, high = m.rungs[s], mid
+    for _ in range(8):                      # most of life is near the best price
         if low == high or _worse(s, ladder[high - 1].price, price):
             return high
         high -= 1

@@ -16,7 +16,7 @@ Rules every stage keeps
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ._book cimport book_t
-from ._control cimport control_header_t, stage_block_t
+from ._control cimport Control, control_header_t, stage_block_t
 from ._feature cimport feature_t
 from ._ledger cimport Ledger
 from ._order cimport Orders
@@ -50,6 +50,8 @@ cdef class Stage:
     cdef store_t store
     cdef int failed             # set without the GIL; `error` says why
 
+    cdef int _setup(self, str name, Control control, int index, store, int stream,
+                    record) except -1
     # Do at most *limit* records' worth; returns how many were done (0 = idle).
     cdef uint64_t work(self, uint64_t limit) noexcept nogil
     # Called when idle for a while: warm caches, return credit.

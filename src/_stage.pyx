@@ -10,7 +10,8 @@ from ._control cimport (
     CONTROL_RUN, CONTROL_STAGES, STAGE_DRAINING, STAGE_FAILED, STAGE_RUNNING, STAGE_STOPPED,
     Control, control_armed, control_count, control_set, histogram_record)
 from ._feature cimport feature_init, feature_update
-from ._ledger cimport ledger_mark, ledger_order_event, ledger_view
+from ._ledger cimport (
+    ledger_day_pnl, ledger_gross, ledger_mark, ledger_order_event, ledger_realised, ledger_view)
 from ._order cimport order_apply, order_find, order_new, order_step, order_t
 from ._ring cimport (
     ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release)
@@ -194,7 +195,7 @@ cdef class Stage:
     cdef object maintain(self):
         return None
 
-    def do_work(self, limit: int = BATCH) -> int:
+    def do_work(self, uint64_t limit=BATCH):
         """Do at most *limit* records' worth; how many were done (0 = idle).
 
         Raises
@@ -202,13 +203,17 @@ cdef class Stage:
         Exception
             Whatever stopped the stage: a strategy's exception, a corrupt link.
         """
-        cdef uint64_t n = limit, done
+        cdef uint64_t done
         with nogil:
-            done = self.work(n)
+            done = self.work(limit)
         self.check()
         return done
 
-    def check(self) -> None:
+    def flush(self):
+        """Return all credit upstream, as a host does when the loop is idle."""
+        self.idle()
+
+    def check(self):
         """Raise what stopped the stage, if anything did."""
         if self.failed:
             if self.error is None:
@@ -217,12 +222,12 @@ cdef class Stage:
             raise self.error
 
     @property
-    def counters(self) -> dict[str, int]:
+    def counters(self):
         """Counters of this stage by metric name."""
         return {m.name: self.block.counters[i] for i, m in enumerate(schema.METRICS)}
 
     @property
-    def stored(self) -> tuple[int, int]:
+    def stored(self) :
         """Events stored so far and the sum of their checksums."""
         return self.store.seq, self.store.checksum
 
@@ -521,11 +526,11 @@ cdef class SignalStage(Stage):
         free(self.warm)
         free(self.scratch)
 
-    def holding(self, instrument: int) -> dict[str, int]:
+    def holding(self, instrument: int):
         """What the strategies know of one instrument's position, nanoqty."""
         if not 0 <= instrument < self.instruments:
             raise IndexError(f"instrument must be below {self.instruments}, was {instrument}")
-        h = self.holdings[instrument]
+        cdef const hp_holding_t *h = &self.holdings[instrument]
         return {"qty": h.qty, "open_buy": h.open_buy, "open_sell": h.open_sell, "cost": h.cost}
 
     cdef int _ask(self, int event, uint16_t instrument, const hp_order_event_t *order_event,
@@ -535,7 +540,7 @@ cdef class SignalStage(Stage):
         cdef hp_out_t out
         cdef hp_intent_t *intent
         cdef hp_intent_t *slot
-        cdef Strategy strategy
+        cdef hp_signal_t *said = NULL
         cdef int k
         cdef uint32_t i, total = 0
         cdef int64_t now
@@ -548,17 +553,16 @@ cdef class SignalStage(Stage):
         context.holding = &self.holdings[instrument]
         context.spec = &self.specs[instrument]
         for k in range(self.strategy_count):
-            strategy = <Strategy>self.strategy_pointers[k]
             context.strategy = k
             out.intents, out.count = self.scratch, 0
             out.room = room - total if room - total < INTENTS_MAX else INTENTS_MAX
-            strategy.asked = False
-            if strategy.on_event(&context, &out) < 0:
+            (<Strategy>self.strategy_pointers[k]).asked = False
+            if (<Strategy>self.strategy_pointers[k]).on_event(&context, &out) < 0:
                 self.failed = 1
                 return -1
-            if strategy.asked:
-                histogram_record(&self.block.histograms[HP_HISTOGRAM_MODEL],
-                                 strategy.signal.elapsed)
+            if (<Strategy>self.strategy_pointers[k]).asked:
+                said = &(<Strategy>self.strategy_pointers[k]).signal
+                histogram_record(&self.block.histograms[HP_HISTOGRAM_MODEL], said.elapsed)
             if out.count == 0:
                 continue
             now = clock_now()
@@ -566,10 +570,9 @@ cdef class SignalStage(Stage):
                 store_put(&self.store, HP_RECORD_FEATURES, context.features, 1, 0, cause, now,
                           ts_in, instrument, 0)
                 vector_stored = True
-            if strategy.asked:
-                strategy.signal.event, strategy.signal.strategy = cause, k
-                strategy.signal.instrument = instrument
-                store_put(&self.store, HP_RECORD_SIGNAL, &strategy.signal, 1, 1, cause, now,
+            if (<Strategy>self.strategy_pointers[k]).asked:
+                said.event, said.strategy, said.instrument = cause, k, instrument
+                store_put(&self.store, HP_RECORD_SIGNAL, said, 1, 1, cause, now,
                           ts_in, instrument, 0)
             for i in range(out.count):
                 intent = &self.scratch[i]
@@ -603,6 +606,7 @@ cdef class SignalStage(Stage):
         cdef hp_holding_t *h
         cdef hp_take_t take
         cdef uint16_t i
+        cdef int event
         while done < limit and self.order_events != NULL:
             e = <const hp_order_event_t *>ring_peek(self.order_events)
             if e == NULL:
@@ -637,8 +641,8 @@ cdef class SignalStage(Stage):
             hp_copy_words(<uint64_t *>&self.newest[i], <const uint64_t *>b, 1, 16)
             self.warm[i] = feature_update(&self.features[i], b, &self.vectors[i])
             self.taken += 1
-            if self._ask(STRATEGY_TRADE if b.flags & HP_BOOK_FLAG_TRADE else STRATEGY_BOOK, i,
-                         NULL, b.event, b.ts_recv, b.ts, INTENTS_MAX) < 0:
+            event = STRATEGY_TRADE if b.flags & HP_BOOK_FLAG_TRADE else STRATEGY_BOOK
+            if self._ask(event, i, NULL, b.event, b.ts_recv, b.ts, INTENTS_MAX) < 0:
                 break
             ring_release(self.books)
             done += 1
@@ -649,7 +653,7 @@ cdef class SignalStage(Stage):
             control_count(self.block, HP_METRIC_RECORDS_IN, done)
         return done
 
-    def check(self) -> None:
+    def check(self):
         cdef Strategy strategy
         for strategy in self.strategies:
             if strategy.error is not None:
@@ -710,6 +714,13 @@ cdef class RiskStage(Stage):
         self.risk = risk
         if control is not None:
             self.header, self.blocks = control.header, control.blocks
+
+    @property
+    def refusals(self):
+        """Refused intents by reason."""
+        counted = self.risk.counters()
+        return {name.lower(): counted[name.lower()] for name, value, _ in schema.REASON.members
+                if value}
 
     cdef bint _watch(self) noexcept nogil:
         """Acknowledge the halt epoch and record changes of the gate."""
@@ -876,7 +887,7 @@ cdef class GatewayStage(Stage):
             control_count(self.block, HP_METRIC_ORDERS_DROPPED, 1)
         elif e.kind == HP_ORDER_EVENT_SENT:
             control_count(self.block, HP_METRIC_ORDERS_SENT, 1)
-        control_set(self.block, HP_METRIC_ORDERS_OPEN, self.table.o.open)
+        control_set(self.block, HP_METRIC_ORDERS_OPEN, self.table.o.live)
         control_set(self.block, HP_METRIC_ORDERS_UNKNOWN, self.table.o.unknown)
 
     cdef void _answer(self, const hp_update_t *u) noexcept nogil:
@@ -918,6 +929,7 @@ cdef class GatewayStage(Stage):
         cdef int64_t now = clock_now()
         cdef int rc
         cdef uint8_t reason = HP_REASON_NONE
+        cdef uint8_t kind
         cdef uint64_t halt
         if o.action == HP_ACTION_DENIED:
             self._refuse(o, HP_ORDER_EVENT_DENIED, o.reason)
@@ -941,9 +953,9 @@ cdef class GatewayStage(Stage):
             rc = self.wire.cancel(o.order, order.venue_id, order.venue_id_low, now)
             if rc == WIRE_BUSY and now - o.ts_recv <= self.max_age:
                 return 0
-            if order_step(&self.table.o, o.order,
-                          HP_ORDER_EVENT_CANCEL_SENT if rc == WIRE_SENT
-                          else HP_ORDER_EVENT_CANCEL_REJECTED, HP_REASON_NONE, &e):
+            kind = (HP_ORDER_EVENT_CANCEL_SENT if rc == WIRE_SENT
+                    else HP_ORDER_EVENT_CANCEL_REJECTED)
+            if order_step(&self.table.o, o.order, kind, HP_REASON_NONE, &e):
                 self._emit(&e, clock_now(), o.ts_recv + o.hop)
             return 1
         if order == NULL:
@@ -1103,6 +1115,22 @@ cdef class LedgerStage(Stage):
     def __dealloc__(self):
         free(self.stored_at)
 
+    @property
+    def totals(self):
+        """Realised, day P&L and gross value over all instruments, nanocash."""
+        return {"realised": ledger_realised(&self.ledger.l),
+                "day_pnl": ledger_day_pnl(&self.ledger.l), "gross": ledger_gross(&self.ledger.l)}
+
+    def position(self, int instrument):
+        """Position and P&L of one instrument: the fields of POSITION."""
+        cdef hp_position_t p
+        if not 0 <= instrument < <int>self.instruments:
+            raise IndexError(f"instrument must be below {self.instruments}, was {instrument}")
+        memset(&p, 0, sizeof(p))
+        ledger_view(&self.ledger.l, <uint16_t>instrument, &p)
+        return {"qty": p.qty, "average": p.average, "realised": p.realised,
+                "unrealised": p.unrealised}
+
     cdef void _publish(self, uint16_t instrument, uint64_t cause, int64_t ts_in,
                        bint keep) noexcept nogil:
         cdef hp_position_t p
@@ -1118,6 +1146,10 @@ cdef class LedgerStage(Stage):
         hp_copy_words(<uint64_t *>slot, <const uint64_t *>&p, 1, 8)
         ring_publish(self.risk)
         control_set(self.block, HP_METRIC_DAY_PNL, <uint64_t>p.day_pnl)
+        control_set(self.block, HP_METRIC_REALISED_PNL,
+                    <uint64_t>ledger_realised(&self.ledger.l))
+        control_set(self.block, HP_METRIC_GROSS_NOTIONAL,
+                    <uint64_t>ledger_gross(&self.ledger.l))
 
     cdef uint64_t work(self, uint64_t limit) noexcept nogil:
         cdef uint64_t done = 0
@@ -1188,7 +1220,7 @@ cdef class Host:
             pass                                # every one must be a Stage
         self._control, self.header, self.wait = control, control.header, wait
 
-    def run(self) -> None:
+    def run(self):
         """Loop until the control page says stop and nothing is left, or a stage fails.
 
         Raises

@@ -74,6 +74,18 @@ def table(record: schema.Record) -> str:
     return f"{SCHEMA}.{TABLES[record.name]}"
 
 
+def copy_in(record: schema.Record) -> bytes:
+    """The ``COPY`` that takes rows of *record*."""
+    return f"COPY {table(record)} ({column_list(record)}) FROM STDIN (FORMAT BINARY)".encode()
+
+
+def copy_out(record: schema.Record, run: int, stream: int, after: int, limit: int) -> bytes:
+    """The ``COPY`` that gives the rows of one stream back, in order, from *after* on."""
+    return (f"COPY (SELECT {column_list(record)} FROM {table(record)} WHERE run = {run:d} "
+            f"AND stream = {stream:d} AND seq > {after:d} ORDER BY seq LIMIT {limit:d}) "
+            "TO STDOUT (FORMAT BINARY)").encode()
+
+
 def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 

@@ -303,11 +303,20 @@ class Postgres:
         self._lock = fd
         return True
 
+    def running(self) -> str | None:
+        """Conninfo of the server that answers here, whoever owns it, or ``None``."""
+        try:
+            found = (self.home / "conninfo").read_text().strip()
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            raise AccessError(f"embedded database in {self.home}: {e}") from e
+        return found if found and pq.PGconn.ping(found.encode()) == pq.Ping.OK else None
+
     def _join(self, deadline: float) -> str:
         def answers() -> bool:
-            with contextlib.suppress(OSError):
-                self.conninfo = (self.home / "conninfo").read_text().strip()
-            return bool(self.conninfo) and pq.PGconn.ping(self.conninfo.encode()) == pq.Ping.OK
+            self.conninfo = self.running() or ""
+            return self.conninfo != ""
         if not _wait(answers, deadline):
             raise BusyError(f"another process owns {self.home} and its server does not answer")
         return self.conninfo
