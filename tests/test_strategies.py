@@ -1,4 +1,7 @@
 """The shipped strategies decide as their rules read, never beyond them, and bad ones are refused."""
+import sys
+import types
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -54,25 +57,26 @@ def wanted_order(side, reduce_only, qty, open_buy, open_sell, params, lot, minim
     if (open_sell if side > 0 else open_buy) > 0:
         return 0
     mine = open_buy if side > 0 else open_sell
-    size = params["lots"] * lot
+    size = params["qty"]
     if qty * side < 0:                      # leaving: what is not already being left
         size = min(size, abs(qty) - mine)
     elif reduce_only or (side < 0 and not params["allow_short"]):
         return 0
     else:
-        size = min(size, params["max_lots"] * lot - abs(qty) - mine)
+        size = min(size, params["max_qty"] - abs(qty) - mine)
     size = size // lot * lot
     return size if size > 0 and size >= minimum else 0
 
 
 @settings(max_examples=400, deadline=None)
 @given(st.fixed_dictionaries({
-    "lots": st.integers(1, 5), "max_lots": st.integers(5, 12), "allow_short": st.booleans(),
+    "qty": st.integers(1, 5), "max_qty": st.integers(5, 12), "allow_short": st.booleans(),
     "threshold": st.sampled_from([0.3, 0.6]), "leave": st.sampled_from([0.0, 0.2])}),
     st.integers(1, 10), st.integers(0, 30), st.integers(-150, 150), st.integers(0, 60),
     st.integers(0, 60), st.floats(-1, 1, width=32))
 def test_imbalance_orders_as_the_rules_read(params, lot, minimum, qty, open_buy, open_sell, value):
     table = instruments(lot, minimum=minimum)
+    params |= {"qty": params["qty"] * lot, "max_qty": params["max_qty"] * lot + lot // 2}
     p = probe(table=table, **params)
     intents, signal = p.ask(book(now=7), vector(value), qty=qty, open_buy=open_buy,
                             open_sell=open_sell)
@@ -99,7 +103,7 @@ def test_imbalance_orders_as_the_rules_read(params, lot, minimum, qty, open_buy,
     st.floats(-1, 1, width=32), st.integers(0, 4), st.booleans()), max_size=60))
 def test_position_stays_within_its_limits_whatever_fills(short, lots, steps):
     """Orders stay open for a while, fill in part or end; nothing ever passes a limit."""
-    p = probe(lots=lots, max_lots=5, allow_short=short, cooldown_ms=0)
+    p = probe(qty=lots * NANO, max_qty=5 * NANO, allow_short=short, cooldown=0)
     held, open_orders = 0, []
     for now, (value, done, resolve) in enumerate(steps):
         if resolve and open_orders:
@@ -120,9 +124,20 @@ def test_position_stays_within_its_limits_whatever_fills(short, lots, steps):
             assert short or worst >= 0
 
 
+@pytest.mark.parametrize("name", ["imbalance", "onnx"])
+def test_instruments_that_are_not_named_are_not_seen(name):
+    table = instruments(NANO, NANO)
+    p = probe(name, table=table, symbols=["S1"], threshold=0.0)
+    good = np.array(Model(DEMO).card["parity"]["inputs"][0], np.float32)
+    good[NAMES.index("imbalance_depth")] = 0.9
+    assert p.ask(book(1), good)[1] is None and not len(p.ask(book(1), good)[0])
+    intents, signal = p.ask(book(1, instrument=1), good)
+    assert len(intents) == 1 if name == "imbalance" else signal is not None
+
+
 def test_cooldown_is_event_time_and_per_instrument():
     table = instruments(NANO, NANO)
-    p = probe(table=table, cooldown_ms=2)
+    p = probe(table=table, cooldown=2_000_000)
     start = 5_000_000_000
 
     def orders(after, instrument=0):
@@ -185,7 +200,7 @@ def test_onnx_decides_as_the_rule_reads(row, threshold, leave, lots, short, trad
         side, reduce_only = -1, True
     elif not side and lots < 0 and up > leave:
         side, reduce_only = 1, True
-    params = {"lots": 1, "max_lots": 10, "allow_short": short}
+    params = {"qty": NANO, "max_qty": 10 * NANO, "allow_short": short}
     size = wanted_order(side, reduce_only, lots * NANO, 0, 0, params, NANO, 0) if side else 0
     assert [(int(i["side"]), int(i["qty"])) for i in intents] == ([(side, size)] if size else [])
     assert p.strategy.last["decision"] == decision
@@ -211,19 +226,17 @@ def run(strategy, books):
 def stream():
     pytest.importorskip("onnx", reason="the trainer writes with onnx")
     from tests.models.network import trainer
-    books = trainer().market(77, 4_000)
-    assert books["bid"].min() > 0
-    return books
+    return trainer().market(77, 4_000, "quotes")
 
 
 @pytest.mark.parametrize("name", ["imbalance", "onnx"])
 def test_trades_both_ways_on_a_simulated_market(name, stream):
-    orders = run(strategies.load(name, {"cooldown_ms": 0}, ONE), stream)
+    orders = run(strategies.load(name, {"cooldown": 0}, ONE), stream)
     sides = [side for _, side, _ in orders]
     assert sides.count(1) > 10 and sides.count(-1) > 10
     held = np.cumsum([side * qty for _, side, qty in orders])
     assert held.min() >= 0 and held.max() <= 10 * NANO
-    assert orders == run(strategies.load(name, {"cooldown_ms": 0}, ONE), stream)
+    assert orders == run(strategies.load(name, {"cooldown": 0}, ONE), stream)
 
 
 def test_a_permuted_model_changes_the_orders(stream, tmp_path):
@@ -245,7 +258,7 @@ def test_a_permuted_model_changes_the_orders(stream, tmp_path):
                       "outputs": card["parity"]["outputs"]}
     lie = tmp_path / "permuted.onnx"
     lie.write_bytes(trainer().stamp(model, card))
-    params = {"cooldown_ms": 0}
+    params = {"cooldown": 0}
     right = run(strategies.load("onnx", params, ONE), stream)
     wrong = run(strategies.load("onnx", params | {"model": str(lie)}, ONE), stream)
     assert right != wrong and right
@@ -273,20 +286,24 @@ def test_a_model_that_fails_stops_the_strategy(tmp_path):
 
 @pytest.mark.parametrize(("name", "params", "message"), [
     ("imbalance", {"treshold": 0.5}, "unknown parameter 'treshold', did you mean threshold?"),
-    ("imbalance", {"zzz": 1}, "unknown parameter 'zzz' (wanted threshold, leave, lots"),
+    ("imbalance", {"zzz": 1}, "unknown parameter 'zzz' (wanted threshold, leave, symbols"),
     ("imbalance", {"sha256": "0"}, "unknown parameter 'sha256'"),
     ("imbalance", {"threshold": "0.5"}, "threshold must be float, was '0.5'"),
     ("imbalance", {"threshold": 1.5}, "threshold must be between 0 and 1, was 1.5"),
     ("imbalance", {"threshold": float("nan")}, "threshold must be between 0 and 1, was nan"),
     ("imbalance", {"threshold": True}, "threshold must be float, was True"),
     ("imbalance", {"leave": -0.1}, "leave must be between 0 and 1, was -0.1"),
-    ("imbalance", {"lots": 0}, "lots must be between 1 and 1e+09, was 0"),
-    ("imbalance", {"lots": 1.0}, "lots must be int, was 1.0"),
-    ("imbalance", {"lots": True}, "lots must be int, was True"),
-    ("imbalance", {"lots": 11}, "max_lots must be between 11 and 1e+09, was 10"),
-    ("imbalance", {"max_lots": 10**9 * 3}, "max_lots must be between 1 and 1e+09"),
-    ("imbalance", {"cooldown_ms": -1}, "cooldown_ms must be between 0 and 8.64e+07, was -1"),
-    ("imbalance", {"cooldown_ms": float("inf")}, "cooldown_ms must be between 0 and 8.64e+07"),
+    ("imbalance", {"qty": 0}, "qty must be between 1 and 2.30584e+17, was 0"),
+    ("imbalance", {"qty": 1.0}, "qty must be int, was 1.0"),
+    ("imbalance", {"qty": True}, "qty must be int, was True"),
+    ("imbalance", {"qty": NANO + 1}, "qty must be a multiple of the lot of S0, 1000000000 nanoqty"),
+    ("imbalance", {"max_qty": NANO - 1}, "max_qty must be between 1e+09 and 2.30584e+18"),
+    ("imbalance", {"max_qty": -1}, "max_qty must be between 1e+09 and 2.30584e+18, was -1"),
+    ("imbalance", {"max_qty": 2**62}, "max_qty must be between 1e+09 and 2.30584e+18"),
+    ("imbalance", {"cooldown": -1}, "cooldown must be between 0 and 8.64e+13, was -1"),
+    ("imbalance", {"cooldown": "1s"}, "cooldown must be int, was '1s'"),
+    ("imbalance", {"symbols": ["S0", "X"]}, "symbols names X, wanted some of S0"),
+    ("imbalance", {"symbols": "S0"}, "symbols must be a list of names, was 'S0'"),
     ("imbalance", {"allow_short": 1}, "allow_short must be bool, was 1"),
     ("onnx", {"modell": "x"}, "unknown parameter 'modell', did you mean model?"),
     ("onnx", {"model": ""}, "model must be \"demo\" or a path, was empty"),
@@ -303,15 +320,13 @@ def test_bad_parameters_are_refused_in_one_line(name, params, message):
 def test_bad_instruments_are_refused():
     with pytest.raises(ConfigError, match="lot of S1 must be positive, was 0"):
         Imbalance({}, instruments(1, 0))
-    with pytest.raises(ConfigError, match="does not fit"):
-        Onnx({"max_lots": 10**9}, instruments(2**40))
     with pytest.raises(ConfigError, match="instruments must be an array of INSTRUMENT"):
         Imbalance({}, [("A", 1)])
 
 
 def test_defaults_and_given_values_are_kept():
-    p = Imbalance.from_config({"threshold": 1, "cooldown_ms": 5}, ONE)
-    assert p.threshold == 1.0 and p.leave == 0.0 and p.params["max_lots"] == 10
+    p = Imbalance.from_config({"threshold": 1, "cooldown": 5}, ONE)
+    assert p.threshold == 1.0 and p.leave == 0.0 and p.params["qty"] == NANO
     q = Onnx.from_config({"sha256": Model(DEMO).sha256}, ONE)
     assert (q.threshold, q.leave, q.model.sha256) == (0.6, 0.45, Model(DEMO).sha256)
 
@@ -352,6 +367,16 @@ class NoDoor(PyStrategy):
     pass
 
 
+class Plain:
+    """Not a Strategy, only on_event."""
+
+    def __init__(self, params, instruments):
+        self.qty = params["qty"]
+
+    def on_event(self, context, add):
+        add(side=-1, qty=self.qty)
+
+
 @pytest.fixture
 def others(monkeypatch):
     def put(name, target):
@@ -382,6 +407,20 @@ def test_a_strategy_that_does_not_fit_is_refused(others, target, message):
     with pytest.raises(ConfigError) as error:
         strategies.load("momentum", {}, ONE)
     assert message in str(error.value)
+
+
+def test_a_plain_python_class_is_wrapped(others, monkeypatch):
+    others("momentum", Plain)
+    by_entry = strategies.load("momentum", {"qty": 7}, ONE)
+    monkeypatch.setitem(sys.modules, "mine", types.SimpleNamespace(Plain=Plain, Quiet=Quiet))
+    by_path = strategies.load("mine:Plain", {"qty": 8}, ONE)
+    assert isinstance(strategies.load("mine:Quiet", {}, ONE), Quiet)
+    for strategy, qty in ((by_entry, 7), (by_path, 8)):
+        assert isinstance(strategy, PyStrategy)
+        assert Probe(strategy, ONE).ask(book(1))[0]["qty"].tolist() == [qty]
+    for place, message in (("mine:None_", "has no attribute"), ("no.such:Class", "No module named")):
+        with pytest.raises(ConfigError, match=f"strategy {place} cannot be loaded: .*{message}"):
+            strategies.load(place, {}, ONE)
 
 
 def test_a_shipped_strategy_cannot_be_replaced(others):

@@ -8,6 +8,10 @@ An author's package names its class in the entry point group ``hftpipe.strategie
 The class derives from :class:`hftpipe._strategy.Strategy` and has a class method
 ``from_config(params, instruments)``, which raises :class:`ConfigError` for what it does not
 like.  A compiled one sets ``self.version = STRATEGY_VERSION`` in its ``__cinit__``.
+
+Without a package, ``"module:Class"`` names any importable class: such a Strategy, or a plain
+Python class made as ``Class(params, instruments)`` with a method ``on_event(context, add)``,
+as :class:`hftpipe._strategy.PyStrategy` wants it.
 """
 from __future__ import annotations
 
@@ -15,8 +19,9 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, cast
 
+from hftpipe._strategy import PyStrategy, Strategy
 from hftpipe.errors import ConfigError
 
 GROUP = "hftpipe.strategies"
@@ -35,51 +40,56 @@ def names() -> list[str]:
     return sorted({*BUILTIN, *found()})
 
 
-def load(name: str, params: Mapping[str, Any], instruments: Any) -> Any:
+def _target(name: str) -> Any:
+    """What *name* stands for."""
+    others = {} if name in BUILTIN else found()
+    place = BUILTIN.get(name) or (name if ":" in name else "")
+    if not place and name not in others:
+        near = difflib.get_close_matches(name, names(), 1)
+        hint = f", did you mean {near[0]}?" if near else f" (found {', '.join(names())})"
+        raise ConfigError(f"unknown strategy {name!r}{hint}")
+    module, _, attribute = place.partition(":")
+    try:
+        if place:
+            return getattr(importlib.import_module(module), attribute)
+        return others[name].load()
+    except (ImportError, AttributeError, ValueError) as error:
+        # ValueError: Cython, when a base class is larger than the one compiled against.
+        raise ConfigError(f"strategy {name}{'' if place else f' ({others[name].value})'} cannot "
+                          f"be loaded: {error}") from error
+
+
+def load(name: str, params: Mapping[str, Any], instruments: Any) -> Strategy:
     """Make the strategy *name*.
 
     Parameters
     ----------
     name : str
-        One of :func:`names`.  A shipped one cannot be replaced by another package's.
+        One of :func:`names`, or ``"module:Class"``.  A shipped one cannot be replaced by
+        another package's.
     params : mapping
         Its section of the configuration.
     instruments : (n,) array, dtype ``schema.dtype(schema.INSTRUMENT)``
 
-    Returns
-    -------
-    hftpipe._strategy.Strategy
-
     Raises
     ------
     ConfigError
-        Unknown name (with the nearest one), a package that cannot be imported, a class that is
+        Unknown name (with the nearest one), a module that cannot be imported, a class that is
         no strategy, one built for another version of the interface, or bad parameters.
     """
-    from hftpipe._strategy import Strategy
-    if name in BUILTIN:
-        module, _, attribute = BUILTIN[name].partition(":")
-        target = getattr(importlib.import_module(module), attribute)
-    else:
-        others = found()
-        if name not in others:
-            near = difflib.get_close_matches(name, names(), 1)
-            hint = f", did you mean {near[0]}?" if near else f" (found {', '.join(names())})"
-            raise ConfigError(f"unknown strategy {name!r}{hint}")
-        try:
-            target = others[name].load()
-        except (ImportError, AttributeError, ValueError) as error:
-            # ValueError: Cython, when a base class is larger than the one compiled against.
-            raise ConfigError(f"strategy {name} ({others[name].value}) cannot be loaded: "
-                              f"{error}") from error
-    if not isinstance(target, type) or not issubclass(target, Strategy) or not callable(
-            getattr(target, "from_config", None)):
+    target = _target(name)
+    strategy: Any = None
+    if isinstance(target, type) and issubclass(target, Strategy):
+        if callable(getattr(target, "from_config", None)):
+            strategy = target.from_config(params, instruments)      # type: ignore[attr-defined]
+            if not isinstance(strategy, Strategy):
+                raise ConfigError(f"strategy {name}: from_config gave {strategy!r}, no Strategy")
+    elif isinstance(target, type) and callable(getattr(target, "on_event", None)):
+        strategy = PyStrategy(target(params, instruments).on_event)
+    if strategy is None:
         raise ConfigError(f"strategy {name}: wanted a Strategy with from_config(params, "
-                          f"instruments), found {target!r}")
-    strategy = target.from_config(params, instruments)
-    if not isinstance(strategy, Strategy):
-        raise ConfigError(f"strategy {name}: from_config gave {strategy!r}, no Strategy")
+                          f"instruments), or a class with on_event, found {target!r}")
     if strategy.version != VERSION:
         raise ConfigError(f"strategy {name}: built for interface version {strategy.version}, "
                           f"this is {VERSION}: rebuild it")
-    return strategy
+    return cast(Strategy, strategy)
