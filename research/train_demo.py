@@ -3,9 +3,10 @@
     python research/train_demo.py                  writes src/models/demo.onnx and demo.json
     python research/train_demo.py --out DIRECTORY --seed 7 --states 4000 --epochs 2
 
-1. Markets: a zero-intelligence order book per instrument, whose flow leans to one side by
-   a hidden pressure that fades and renews.  Price, sizes, speed and depth differ between the
-   instruments, so the model learns what holds in all of them.  No recording is used.
+1. Markets, all simulated, no recording: a third the local venue's traders seen through quotes,
+   a third the same through price levels, both by way of hftpipe's own compiled book; a third
+   zero-intelligence books whose flow leans to one side by a hidden pressure.  Price, sizes,
+   speed and depth differ between the instruments, so the model learns what holds in all.
 2. Features: hftpipe's own compiled ones, from BOOK records; the code that runs live.
 3. Labels: the mid HORIZON states later, against now, in units of the spread now.
 4. A 16-64-32-3 network, numpy only: Adam, cross-entropy, weight decay, early stopping on
@@ -39,12 +40,16 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from hftpipe import schema  # noqa: E402
+from hftpipe._book import Book  # noqa: E402
 from hftpipe._feature import BOOK, Features  # noqa: E402
+from hftpipe.venue._traders import QUOTE, TRADE, Traders  # noqa: E402
+from hftpipe.venue.traders import Instrument  # noqa: E402
 
 Array = NDArray[Any]
 VERSION = "1.0.0"
 TRAINED = "2025-11-20"          # date of the version above; a clock would change the bytes
 CLASSES = ("down", "flat", "up")
+KINDS = ("quotes", "levels", "zero")
 SIZES = (64, 32)
 HORIZON = 32                    # states
 CLIP = 5.0                      # standard deviations
@@ -53,7 +58,70 @@ NANO = 10**9
 
 # ---------------------------------------------------------------- 1 markets
 
-def market(seed: int, states: int) -> Array:
+def venue_market(seed: int, states: int, deep: bool) -> Array:
+    """BOOK records of one instrument of the local venue: its traders, our book.
+
+    *deep*: from price levels, as crypto is published; else from quotes, as stocks are.
+    """
+    random = np.random.default_rng(seed)
+    tick, price = NANO // 100, NANO * int(np.exp(random.uniform(math.log(20), math.log(600))))
+    unit = int(random.choice([NANO // 100, NANO, 100 * NANO]))
+    rate = float(np.exp(random.uniform(math.log(50), math.log(20_000))))
+    now = 10**12
+    traders = Traders([Instrument("DEMO", price, tick, unit, deep)], seed, rate, now)
+    book = Book(tick, price)
+    record = np.zeros(1, schema.dtype(schema.MARKET))
+    last = schema.MARKET_FLAG.LAST
+    kinds = schema.MARKET_KIND
+
+    def apply(kind: int, side: int, price: int, qty: int, flags: int) -> None:
+        record["kind"], record["side"], record["flags"] = kind, side, flags
+        record["price"], record["qty"], record["ts_recv"] = price, qty, now
+        book.apply(record.view(np.uint8))
+
+    rows: list[tuple[int, ...]] = []
+
+    def state() -> None:
+        if len(rows) < states:
+            rows.append((now, *book.view().values()))
+
+    if deep:
+        apply(kinds.CLEAR, 0, 0, 0, 0)
+        levels = [(side, *level) for side in (1, -1) for level in traders.levels(0, side)]
+        for i, (side, at, qty) in enumerate(levels):
+            apply(kinds.LEVEL, side, at, qty, last * (i == len(levels) - 1))
+    while len(rows) < states:
+        now += max(1, int(1e9 / rate))
+        traders.step(now)
+        messages = [m for m in traders.take() if not (deep and m[0] == QUOTE)]
+        for i, (kind, _, side, a, b, c, d, number, *_rest) in enumerate(messages):
+            if kind == TRADE:
+                apply(kinds.TRADE, side, a, b, last)
+            elif kind == QUOTE:
+                apply(kinds.QUOTE, 1, a, b, 0)
+                apply(kinds.QUOTE, -1, c, d, last)
+            else:
+                more = i + 1 < len(messages) and messages[i + 1][0] == kind and (
+                    messages[i + 1][7] == number)
+                apply(kinds.LEVEL, side, a, b, last * (not more))
+                if more:
+                    continue
+            state()
+    out = np.zeros(states, BOOK)
+    table = np.array(rows, np.int64)
+    for i, name in enumerate(("ts_recv", *book.view())):
+        out[name] = table[:, i]
+    return out
+
+
+def market(seed: int, states: int, kind: str) -> Array:
+    """BOOK records of one instrument of one of the KINDS."""
+    if kind == "zero":
+        return zero_market(seed, states)
+    return venue_market(seed, states, kind == "levels")
+
+
+def zero_market(seed: int, states: int) -> Array:
     """BOOK records of one instrument: *states* states of a zero-intelligence book.
 
     Each event is a limit order, a cancel or a market order.  A hidden pressure in [-1, 1],
@@ -152,13 +220,14 @@ def market(seed: int, states: int) -> Array:
 
 # ---------------------------------------------------------------- 2, 3 samples
 
-def samples(seed: int, states: int, every: int) -> tuple[Array, Array]:
+def samples(seed: int, states: int, every: int, kind: str) -> tuple[Array, Array]:
     """Features (n, 16) float32 and classes (n,) of one instrument."""
-    books = market(seed, states)
+    books = market(seed, states, kind)
     vectors, warm = Features().update_many(books)
     mid = (books["bid"] + books["ask"]) / 2
     spread = (books["ask"] - books["bid"]).astype(np.float64)
     move = np.full(states, np.nan)
+    spread[spread <= 0] = np.nan                            # locked: no unit to measure in
     move[:-HORIZON] = (mid[HORIZON:] - mid[:-HORIZON]) / spread[:-HORIZON]
     pick = np.flatnonzero(warm & np.isfinite(move))[::every]
     label = 1 + (move[pick] >= 0.5).astype(np.int64) - (move[pick] <= -0.5).astype(np.int64)
@@ -280,10 +349,26 @@ def normalise(x: Array, mean: Array, std: Array) -> Array:
     return np.clip((x.astype(np.float64) - mean) / std, -CLIP, CLIP)
 
 
+def measure(p: Array, y: Array) -> dict[str, Any]:
+    """How good the probabilities are, on instruments that training never saw."""
+    told, shares = p.argmax(axis=1), np.bincount(y, minlength=3) / len(y)
+    sure = (p.max(axis=1) > 0.6) & (told != 1)
+    found = {
+        "samples": len(y), "accuracy": (told == y).mean(), "cross_entropy": cross_entropy(p, y),
+        "cross_entropy_of_the_shares": -(shares * np.log(np.maximum(shares, 1e-12))).sum(),
+        "sure_of_up_or_down": sure.mean(),              # above 0.6
+        "right_when_sure": (told == y)[sure].mean() if sure.any() else 0,
+        "opposite_when_sure": (abs(told - y) == 2)[sure].mean() if sure.any() else 0,
+    }
+    return {k: round(float(v), 4) if k != "samples" else v for k, v in found.items()} | {
+        "shares": [round(float(v), 4) for v in shares]}
+
+
 def build(seed: int, instruments: int, states: int, epochs: int) -> tuple[bytes, dict[str, Any]]:
     """Train; the file's bytes and its card."""
-    every, held = 5, max(1, instruments // 4)
-    sets = [samples(seed * 1_000 + i, states, every) for i in range(instruments)]
+    every, held = 5, max(len(KINDS), instruments // 4)
+    sets = [samples(seed * 1_000 + i, states, every, KINDS[i % len(KINDS)])
+            for i in range(instruments)]
     x = np.concatenate([s[0] for s in sets[held:]])
     y = np.concatenate([s[1] for s in sets[held:]])
     x_held = np.concatenate([s[0] for s in sets[:held]])
@@ -294,24 +379,14 @@ def build(seed: int, instruments: int, states: int, epochs: int) -> tuple[bytes,
     layers = train(normalise(x, mean, std), y, normalise(x_held, mean, std), y_held, seed, epochs)
     layers = [w.astype(np.float32).astype(np.float64) for w in layers]
     p = forward(layers, normalise(x_held, mean, std))[1]
-    sure = p.max(axis=1) > 0.6
-    told = p.argmax(axis=1)
-    moved = sure & (told != 1)
-    quality = {
-        "held_out_instruments": held, "samples": len(y_held),
-        "cross_entropy": round(cross_entropy(p, y_held), 4),
-        "cross_entropy_of_the_shares": round(cross_entropy(
-            np.tile(np.bincount(y, minlength=3) / len(y), (len(y_held), 1)), y_held), 4),
-        "accuracy": round(float((told == y_held).mean()), 4),
-        "shares": [round(float(v), 4) for v in np.bincount(y_held, minlength=3) / len(y_held)],
-        "up_or_down_above_0.6": round(float(moved.mean()), 4),
-        "accuracy_of_those": round(float((told == y_held)[moved].mean()), 4) if moved.any() else 0,
-        "opposite_of_those": round(
-            float((abs(told - y_held) == 2)[moved].mean()), 4) if moved.any() else 0,
-    }
+    market_of = np.concatenate([np.full(len(s[1]), i % len(KINDS)) for i, s in
+                                enumerate(sets[:held])])
+    quality = {name: measure(p[market_of == i], y_held[market_of == i])
+               for i, name in enumerate(KINDS)}
     training = {"version": VERSION, "trained": TRAINED, "seed": seed, "horizon_states": HORIZON,
-                "instruments": instruments - held, "samples": len(y), "data_sha256": digest,
-                "data": "simulated zero-intelligence books, research/train_demo.py",
+                "instruments": instruments - held, "held_out_instruments": held,
+                "samples": len(y), "data_sha256": digest,
+                "data": "simulated books, research/train_demo.py",
                 "quality": quality}
     pick = np.linspace(0, len(x_held) - 1, 16).astype(int)
     card = describe(schema.FEATURES, mean, std, training, x_held[pick], p[pick])
@@ -322,7 +397,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "src" / "models")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--instruments", type=int, default=32)
+    parser.add_argument("--instruments", type=int, default=48)
     parser.add_argument("--states", type=int, default=16_000)
     parser.add_argument("--epochs", type=int, default=12)
     args = parser.parse_args(argv)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hftpipe import schema
 from hftpipe._feature import BOOK, WARM, Features
+from tests.data import recording
 from tests.models.feature import CROSSED, EMPTY, STALE, TRADE, Twin, usable
 
 NAMES = [f.name for f in schema.FEATURES.fields]
@@ -82,10 +83,7 @@ def test_equals_the_twin_on_a_random_walk(seed):
 
 
 def test_equals_the_twin_on_a_recording():
-    from tests.data import DATA
-    path = DATA / "lobster" / "AAPL_2012-06-21_34200000_57600000_orderbook_10_first1k.csv.gz"
-    if not path.exists():
-        pytest.skip(f"no recording at {path}")
+    path = recording("lobster", "AAPL_2012-06-21_34200000_57600000_orderbook_10_first1k.csv.gz")
     table = numpy.loadtxt(path, delimiter=",", dtype=numpy.int64)   # ask, qty, bid, qty, ...
     check([{"ts_recv": 10**15 + i * 12_345_678, "ask": int(r[0]) * 10**5, "bid": int(r[2]) * 10**5,
             "ask_qty": int(r[1]) * 10**9, "bid_qty": int(r[3]) * 10**9,
