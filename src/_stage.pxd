@@ -56,6 +56,8 @@ cdef class Stage:
     cdef uint64_t work(self, uint64_t limit) noexcept nogil
     # Called when idle for a while: warm caches, return credit.
     cdef void idle(self) noexcept nogil
+    # Whether something is still on its way that a drain should wait for.
+    cdef bint pending(self) noexcept nogil
     # Called with the GIL every few milliseconds of idleness: reconnect, maintain.
     cdef object maintain(self)
 
@@ -165,4 +167,6 @@ cdef class Host:
     cdef control_header_t *header
     cdef object _control
     cdef int wait               # WAIT_*
+    cdef stage_block_t *after[16]       # stages that must have ended before a drain is done
+    cdef int after_count
     cdef readonly uint64_t passes

@@ -100,7 +100,8 @@ class LedgerStage(Stage):
 @disjoint_base
 class Host:
     def __init__(
-        self, stages: Sequence[Stage], control: Control, wait: int = 0
+        self, stages: Sequence[Stage], control: Control, wait: int = 0,
+        after: Sequence[int] = (),
     ) -> None: ...
     @property
     def passes(self) -> int: ...

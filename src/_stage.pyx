@@ -7,7 +7,7 @@ from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_pause, hp_store_relax
 from ._book cimport Book, book_apply, book_view
 from ._clock cimport clock_now
 from ._control cimport (
-    CONTROL_RUN, CONTROL_STAGES, STAGE_DRAINING, STAGE_FAILED, STAGE_RUNNING, STAGE_STOPPED,
+    CONTROL_QUIT, CONTROL_STAGES, STAGE_DRAINING, STAGE_FAILED, STAGE_RUNNING, STAGE_STOPPED,
     Control, control_armed, control_count, control_set, histogram_record)
 from ._feature cimport feature_init, feature_update
 from ._ledger cimport (
@@ -81,6 +81,7 @@ cdef enum:
     STORE_ROOM = 64             # credit on the store link without which nothing is taken
     MAINTAIN_NS = 2_000_000     # how often maintain() runs in a loop that is idle
     DRAINED_NS = 100_000_000    # idle this long while draining means there is nothing left
+    PENDING_NS = 2_000_000_000  # a drain waits this long for orders without an end
     HEARTBEAT_PASSES = 512
 
 
@@ -191,6 +192,9 @@ cdef class Stage:
 
     cdef void idle(self) noexcept nogil:
         pass
+
+    cdef bint pending(self) noexcept nogil:
+        return False
 
     cdef object maintain(self):
         return None
@@ -1037,6 +1041,9 @@ cdef class GatewayStage(Stage):
         ring_flush(self.orders)
         ring_flush(self.updates)
 
+    cdef bint pending(self) noexcept nogil:
+        return self.table.o.live > self.table.o.unknown
+
     cdef object maintain(self):
         maintain = getattr(self.wire, "maintain", None)
         if maintain is not None:
@@ -1211,13 +1218,20 @@ cdef class Host:
         Heartbeats go there; the stop word comes from there.
     wait : int
         WAIT_SPIN, WAIT_YIELD or WAIT_SLEEP.
+    after : sequence of int
+        Blocks of stages elsewhere that must have ended before a drain here is done.
     """
 
-    def __init__(self, stages, Control control not None, int wait=SPIN):
+    def __init__(self, stages, Control control not None, int wait=SPIN, after=()):
         cdef Stage stage
         self.stages = list(stages)
         for stage in self.stages:
             pass                                # every one must be a Stage
+        if len(after) > 16:
+            raise ValueError(f"at most 16 stages to wait for, were {len(after)}")
+        for i, index in enumerate(after):
+            self.after[i] = control.block(index)
+        self.after_count = len(after)
         self._control, self.header, self.wait = control, control.header, wait
 
     def run(self):
@@ -1238,7 +1252,7 @@ cdef class Host:
             stage.block.state = STAGE_RUNNING
         cdef uint64_t done, idle = 0, beat = 0, stop
         cdef int64_t now = clock_now(), maintained = now, worked = now
-        cdef bint failed = False, ended = False
+        cdef bint failed = False, ended = False, waiting
         try:
             while not ended:
                 with nogil:
@@ -1268,8 +1282,18 @@ cdef class Host:
                                 for i in range(count):
                                     (<Stage>pointers[i]).idle()
                             if stop and now - worked > DRAINED_NS:
-                                ended = True
-                                break
+                                waiting = 0
+                                for i in range(self.after_count):
+                                    if self.after[i].state != STAGE_STOPPED \
+                                            and self.after[i].state != STAGE_FAILED:
+                                        waiting = 1
+                                for i in range(count):
+                                    if (<Stage>pointers[i]).pending() \
+                                            and now - worked < PENDING_NS:
+                                        waiting = 1
+                                if not waiting or stop == CONTROL_QUIT:
+                                    ended = True
+                                    break
                             if self.wait == SPIN:
                                 hp_pause()
                             elif self.wait == YIELD:
