@@ -29,6 +29,15 @@ def ns_per_tick(double seconds=0.05) -> float:
     return (n1 - n0) / <double>(tsc_end() - t0)
 
 
+def stamp_ns(double tick) -> float:
+    """What a pair of stamps with nothing between them costs a loop."""
+    cdef uint64_t i, begin = tsc_begin(), t = 0
+    for i in range(100_000):
+        t += tsc_begin()
+        t -= tsc_end()
+    return (tsc_end() - begin + (t & 0)) * tick / 100_000
+
+
 def gaps(double seconds, double tick) -> list:
     """Gaps a busy loop sees: counts above 1, 10, 100 us, 1 ms, 10 ms; the largest in ns."""
     cdef uint64_t[6] counts
