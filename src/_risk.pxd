@@ -59,6 +59,7 @@ cdef extern from "_wide.h" nogil:
     bint hp_wide_less(hp_wide_t a, hp_wide_t b) noexcept
     bint hp_wide_fits(hp_wide_t a) noexcept
     int64_t hp_wide_ceil(hp_wide_t a, int64_t b) noexcept
+    int64_t hp_bps_ceil(int64_t price, int64_t bps) noexcept
     bint hp_add_overflow(int64_t a, int64_t b, int64_t *out) noexcept
     int64_t hp_add_saturate(int64_t a, int64_t b) noexcept
     int64_t hp_sub_saturate(int64_t a, int64_t b) noexcept

@@ -4,7 +4,7 @@ from libc.stdint cimport INT64_MAX, INT64_MIN
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from ._atomic cimport hp_load_acquire, hp_load_relaxed
+from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_prefetch_write
 from ._control cimport CONTROL_STAGES, Control
 from ._order cimport index_free, index_home, index_init, index_put, index_remove, index_tag
 from ._schema cimport (
@@ -105,6 +105,7 @@ cdef inline void reserve(risk_t *r, exposure_t *x, const hp_intent_t *i, int64_t
         r.orders[t.next - 1].previous = slot + 1
     first[0] = slot + 1
     x.open_orders += 1
+    hp_prefetch_write(&r.orders[r.ring[r.head & r.mask]])       # the next order's
     exposure_refresh(r, x)
 
 
@@ -231,7 +232,7 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
         distance = i.price - x.reference
     else:
         price[0] = INT64_MAX if buy else 0
-        k = hp_wide_ceil(hp_wide_mul(touch, limits.collar_bps), BPS)
+        k = hp_bps_ceil(touch, limits.collar_bps)
         if hp_add_overflow(touch, k, worth):
             return refuse(v, HP_REASON_OVERFLOW, 0, touch)
         distance = touch - x.reference
@@ -306,6 +307,14 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
     cdef int64_t price = 0, worth = 0, hop
     cdef const reservation_t *target = NULL
     cdef uint8_t reason
+    cdef exposure_t *x
+    if i.instrument < r.count:
+        # Of a thousand symbols these lines are seldom near; they come while the page is read.
+        x = &r.table[i.instrument]
+        hp_prefetch_write(x)
+        hp_prefetch_write(&x.qty)
+        hp_prefetch_write(&x.value)
+        hp_prefetch_write(&r.index.cells[index_home(&r.index, index_tag(i.event))])
     if r.header != NULL:
         # Armed first: a halt between the two loads is seen (control_armed, with the values).
         armed = hp_load_acquire(&r.header.armed_epoch)

@@ -49,6 +49,13 @@ static inline int64_t hp_wide_saturate(hp_wide_t a) {
 /* a / b rounded up, for a >= 0, b > 0; saturates. */
 static inline int64_t hp_wide_ceil(hp_wide_t a, int64_t b) { return hp_wide_saturate(a / b + (a % b != 0)); }
 
+/* price * bps / 10000 rounded up, for price >= 0, 0 <= bps <= 10000: no 128-bit division where
+ * 64 bits hold the product. */
+static inline int64_t hp_bps_ceil(int64_t price, int64_t bps) {
+  if (price <= INT64_MAX / 10000 - 1) return (price * bps + 9999) / 10000;
+  return hp_wide_ceil((hp_wide_t)price * bps, 10000);
+}
+
 /* a / b rounded half to even, b > 0; saturates. */
 static inline int64_t hp_wide_even(hp_wide_t a, int64_t b) {
   hp_wide_t q = a / b, r = a % b;                 /* truncated; r has the sign of a */
