@@ -1181,15 +1181,6 @@ def guard(config: Config, live: bool) -> None:
         raise GuardError("profile live needs venue.key and venue.secret, found none")
 
 
-def run_dir(path: str | os.PathLike[str] | None = None) -> Path:
-    """The run directory: *path*, ``$HFTPIPE_RUN_DIR``, or ``hftpipe`` in the user's state."""
-    chosen = path or os.environ.get("HFTPIPE_RUN_DIR")
-    if chosen:
-        return Path(chosen).absolute()
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(state).absolute() / "hftpipe"
-
-
 def resources(name: str) -> Path:
     """Directory of the data that ship: ``"sql"``, ``"conf"`` or ``"models"``.
 

@@ -35,6 +35,15 @@ if TYPE_CHECKING:
 REASON = 300                    # characters of a reason that are kept
 
 
+def default(path: str | os.PathLike[str] | None = None) -> Path:
+    """The run directory: *path*, ``$HFTPIPE_RUN_DIR``, or ``hftpipe`` in the user's state."""
+    chosen = path or os.environ.get("HFTPIPE_RUN_DIR")
+    if chosen:
+        return Path(chosen).absolute()
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(state).absolute() / "hftpipe"
+
+
 def who() -> str:
     """``user@host`` of this process."""
     import pwd

@@ -385,15 +385,6 @@ def test_live_needs_three_consents():
 
 # ---------------------------------------------------------------- places
 
-def test_the_run_directory(monkeypatch, tmp_path):
-    monkeypatch.delenv("HFTPIPE_RUN_DIR", raising=False)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert config.run_dir() == tmp_path / "hftpipe"
-    monkeypatch.setenv("HFTPIPE_RUN_DIR", str(tmp_path / "r"))
-    assert config.run_dir() == tmp_path / "r"
-    assert config.run_dir(tmp_path / "q") == tmp_path / "q"
-
-
 def test_resources_are_found_in_a_checkout():
     assert (config.resources("conf") / "hftpipe.toml").samefile(SHIPPED)
     assert config.resources("sql").is_dir()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hftpipe import _control, shm
+from hftpipe import _control, rundir, shm
 from hftpipe.errors import AccessError, BusyError, NotRunningError
 from hftpipe.process import find_leftovers
 from hftpipe.rundir import Latch, Run, RunDir, entry
@@ -271,6 +271,15 @@ def test_a_halt_is_latched_across_a_restart(start):
 
 
 # ---------------------------------------------------------------- the run directory
+
+def test_the_run_directory_has_a_place(monkeypatch, tmp_path):
+    monkeypatch.delenv("HFTPIPE_RUN_DIR", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert rundir.default() == tmp_path / "hftpipe"
+    monkeypatch.setenv("HFTPIPE_RUN_DIR", str(tmp_path / "r"))
+    assert rundir.default() == tmp_path / "r"
+    assert rundir.default(tmp_path / "q") == tmp_path / "q"
+
 
 def test_the_run_directory_is_private(tmp_path):
     private = RunDir(tmp_path / "a/b")
