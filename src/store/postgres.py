@@ -26,6 +26,7 @@ import importlib.util
 import json
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -188,6 +189,12 @@ def _wait(done: Callable[[], bool], deadline: float) -> bool:
     return True
 
 
+def _answers(conninfo: str) -> bool:
+    """Whether a server accepts connections there; a stopped one is given two seconds."""
+    limited = make_conninfo(conninfo, connect_timeout=2)        # libpq: 2 s is the least
+    return pq.PGconn.ping(limited.encode()) == pq.Ping.OK
+
+
 class Postgres:
     """A PostgreSQL server of our own in ``<run dir>/pg``.
 
@@ -311,7 +318,7 @@ class Postgres:
             return None
         except OSError as e:
             raise AccessError(f"embedded database in {self.home}: {e}") from e
-        return found if found and pq.PGconn.ping(found.encode()) == pq.Ping.OK else None
+        return found if found and _answers(found) else None
 
     def _join(self, deadline: float) -> str:
         def answers() -> bool:
@@ -352,12 +359,9 @@ class Postgres:
             self._process = self._launch(args, self.data, user, log=True)
             _owned[str(self.data)] = self
             atexit.register(self.stop)
-            target = make_conninfo(self.conninfo, dbname="postgres").encode()
-            process = self._process
-            if not _wait(lambda t=target, p=process: p.poll() is not None       # type: ignore[misc]
-                         or pq.PGconn.ping(t) == pq.Ping.OK, deadline):
+            if not _wait(lambda: not self.alive or _answers(self.conninfo), deadline):
                 raise BusyError(f"the embedded database did not answer in time, see {self.log}")
-            if self._process.poll() is None:
+            if self.alive:
                 break
             words = self._last_words(began)
             # Backends of a server that was killed may still be on their way out.
@@ -520,12 +524,12 @@ class Postgres:
         return 0
 
     def _last_words(self, began: int) -> str:
-        """The first fatal line that the server logged since *began*, or its last one."""
+        """What the server logged since *began*, its first lines as one."""
         with open(self.log, "rb") as f:
             f.seek(began)
-            lines = f.read(64 << 10).decode(errors="replace").strip().splitlines()
-        fatal = next((s for s in lines if "FATAL" in s or "PANIC" in s or "error" in s), None)
-        return (fatal or (lines[-1] if lines else "it said nothing")).strip()
+            lines = f.read(64 << 10).decode(errors="replace").splitlines()
+        said = [re.sub(r"^.*? \[\d+\] (?=[A-Z]+: )", "", s).strip() for s in lines if s.strip()]
+        return "; ".join(said[:4]) or "it said nothing"
 
     # ------------------------------------------------------------ stop
 
