@@ -119,6 +119,7 @@ cdef class Traders:
                 row.instrument, row.kind, row.side = instrument, MESSAGE_TRADE, f.side
                 c.last_price, c.last_qty = f.price, f.qty
             if c.deep:
+                self.messages += self._out.level_count > 0
                 for i in range(self._out.level_count):
                     v = &self._levels[i]
                     row = &self._log[self._logged]
