@@ -1088,6 +1088,35 @@ def test_the_log_is_what_happened(tmp_path):
     venue_test(test, config)
 
 
+def test_the_receive_stamp_is_of_the_first_byte_also_when_a_body_comes_late(tmp_path):
+    async def test(venue, client):
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", int(client.address["rest"].rpartition(":")[2]))
+        spans = {}
+        for name in ("a", "b", "c"):
+            body = json.dumps({**GOOD, "client_order_id": name, "limit_price": "1.00"}).encode()
+            head = "".join(f"{k}: {v}\r\n" for k, v in client.headers.items())
+            head = f"POST /v2/orders HTTP/1.1\r\nHost: x\r\n{head}Content-Length: {len(body)}\r\n"
+            before = now_ns()
+            writer.write(head.encode())
+            await asyncio.sleep(0.02)
+            between = now_ns()
+            for part in (b"\r\n", body[:5], body[5:]):
+                writer.write(part)
+                await asyncio.sleep(0.02)
+            spans[name] = (before, between)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            size = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            assert json.loads(await reader.readexactly(size))["client_order_id"] == name
+        writer.close()
+        await writer.wait_closed()
+        received = {r["client_order_id"]: r["recv"] for r in read_log(tmp_path)
+                    if r["kind"] == "order"}
+        for name, (before, between) in spans.items():
+            assert before < received[name] < between
+    venue_test(test, replace(STILL, state=tmp_path))
+
+
 def view_of(client_address):
     """Everything the account shows, from outside."""
     async def main():
@@ -1183,7 +1212,7 @@ def test_a_state_with_an_open_order_in_another_symbol_is_refused(tmp_path):
     async def first(venue, client):
         await client.order(tif="gtc", price="1.00", symbol="DYNE")
     venue_test(first, replace(STILL, state=tmp_path))
-    with pytest.raises(ConfigError, match="open order in DYNE"):
+    with pytest.raises(ConfigError, match="in DYNE, the symbols are ACME"):
         venue_test(first, replace(STILL, state=tmp_path, symbols=("ACME",)))
 
 
@@ -1230,6 +1259,24 @@ def test_the_first_line_names_everything_and_sigterm_ends_it():
 
 
 @pytest.mark.venue
+def test_clients_are_told_that_it_goes_away():
+    with spawn() as (process, address):
+        async def main():
+            async with aiohttp.ClientSession() as session:
+                client = Client(address, session)
+                async with client.login(quotes=["*"]) as stream, client.updates() as updates:
+                    process.send_signal(signal.SIGINT)
+                    while (message := await stream.ws.receive(10)).type is (
+                            aiohttp.WSMsgType.BINARY):
+                        pass
+                    assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
+                    message = await updates.ws.receive(10)
+                    assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1001)
+        asyncio.run(main())
+        assert process.wait(10) == 0
+
+
+@pytest.mark.venue
 def test_keys_come_from_the_environment_and_it_stops_by_itself():
     done = run_command("-o", "json", "--for", "100ms", "--rate", "0", env={
         "HFTPIPE_VENUE_KEY": "PKENV", "HFTPIPE_VENUE_SECRET": "fromenv"})
@@ -1245,6 +1292,7 @@ def test_keys_come_from_the_environment_and_it_stops_by_itself():
     (("--rate", "nan"), 2, "rate must be"), (("--seed", "-1"), 2, "seed must be"),
     (("--port", "70000"), 2, "port must be"), (("--stamps",), 2, "stamps must be"),
     (("--cash", "much"), 2, "cash must be"), (("--for", "soon"), 2, "15s"),
+    (("--state", "/dev/null/x"), 4, "cannot keep the venue's state"),
     (("--host", "203.0.113.1"), 75, "cannot listen on 203.0.113.1")])
 def test_what_cannot_be_is_one_line_and_an_exit_code(arguments, status, words):
     done = run_command(*arguments)

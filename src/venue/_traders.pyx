@@ -306,7 +306,7 @@ cdef class Traders:
         cdef int status = match_replace(c.m, order, price, qty, &self._out)
         return self._after(instrument, status, order)
 
-    def _after(self, uint32_t instrument, int status, uint64_t order) -> int:
+    cdef int _after(self, uint32_t instrument, int status, uint64_t order) noexcept:
         """Publish; what a MORE turned into is seen from the book."""
         cdef crowd_t *c = &self._crowds[instrument]
         self._publish(c, status)

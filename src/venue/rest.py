@@ -87,6 +87,10 @@ class Stamp(asyncio.Protocol):
         """A request is handled now: the oldest byte was its first."""
         self.current, self._first = self._first or now_ns(), 0
 
+    def end(self) -> None:
+        """It is answered: whatever came meanwhile was its body."""
+        self._first = 0
+
 
 def stamp_of(request: web.Request) -> Stamp | None:
     protocol = request.transport.get_protocol() if request.transport is not None else None
@@ -176,6 +180,8 @@ class Rest:
                     self.fail(error)
                     response = answer({"code": 50010000, "message": "internal server error"}, 500)
         response.headers.update(headers)
+        if stamp is not None:
+            stamp.end()
         return response
 
     # ------------------------------------------------------------ orders

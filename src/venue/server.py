@@ -5,7 +5,6 @@ import asyncio
 import ctypes
 import gc
 import json
-import logging
 import os
 import secrets
 import signal
@@ -299,8 +298,6 @@ def die_with_parent() -> None:
 
 def run(config: Config, *, seconds: float | None = None, as_json: bool = False) -> None:
     """Serve until SIGTERM, SIGINT or *seconds* have passed; the first line says where."""
-    logging.getLogger("aiohttp").addHandler(logging.StreamHandler(sys.stderr))
-    logging.getLogger("asyncio").addHandler(logging.StreamHandler(sys.stderr))
     asyncio.run(_serve(config, seconds, as_json))
 
 
