@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from hftpipe.errors import HftpipeError
+from hftpipe.errors import Exit, HftpipeError
 
 
 def duration(context: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -60,6 +60,9 @@ def command(host: str, port: int, seed: int, symbols: str, rate: float, state: P
     except HftpipeError as error:
         click.echo(f"hftpipe venue: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:                # the log's disk, mostly
+        click.echo(f"hftpipe venue: {error}", err=True)
+        sys.exit(Exit.ERROR)
 
 
 if __name__ == "__main__":

@@ -79,4 +79,5 @@ cdef class Traders:
     cdef void _take(self, crowd_t *c, int8_t side, int64_t qty) noexcept nogil
     cdef void _act(self, crowd_t *c) noexcept nogil
     cdef crowd_t *_crowd(self, uint32_t instrument) except NULL
+    cdef int _after(self, uint32_t instrument, int status, uint64_t order) noexcept
     cdef crowd_t *_idle(self, uint32_t instrument) except NULL

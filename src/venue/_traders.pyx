@@ -119,6 +119,7 @@ cdef class Traders:
                 row.instrument, row.kind, row.side = instrument, MESSAGE_TRADE, f.side
                 c.last_price, c.last_qty = f.price, f.qty
             if c.deep:
+                self.messages += self._out.level_count > 0
                 for i in range(self._out.level_count):
                     v = &self._levels[i]
                     row = &self._log[self._logged]
@@ -305,7 +306,7 @@ cdef class Traders:
         cdef int status = match_replace(c.m, order, price, qty, &self._out)
         return self._after(instrument, status, order)
 
-    def _after(self, uint32_t instrument, int status, uint64_t order) -> int:
+    cdef int _after(self, uint32_t instrument, int status, uint64_t order) noexcept:
         """Publish; what a MORE turned into is seen from the book."""
         cdef crowd_t *c = &self._crowds[instrument]
         self._publish(c, status)

@@ -66,10 +66,12 @@ class Exchange:
         self.last = [i.price for i in instruments]
         self._number = max((o.number for o in state.orders.values()), default=0)
         self._fresh = True                          # prices moved since the last mark
-        for order in state.open_orders():
-            if order.symbol not in self.index:
-                raise LookupError(f"the state holds an open order in {order.symbol}, "
-                                  f"which is none of {', '.join(self.index)}")
+        busy = {o.symbol for o in state.open_orders()}
+        busy |= {s for s, p in state.positions.items() if p.qty}
+        if not busy <= self.index.keys():
+            raise LookupError("the state holds orders or positions in "
+                              f"{', '.join(sorted(busy - self.index.keys()))}, "
+                              f"the symbols are {', '.join(self.index)}")
 
     def resume(self) -> None:
         """Bring the orders that were open when the venue died back into the books."""

@@ -54,12 +54,53 @@ class Limiter:
                          "X-RateLimit-Reset": str((minute + 1) * 60)}
 
 
+class Stamp(asyncio.Protocol):
+    """aiohttp's protocol behind one that notes when the first byte of a request was read."""
+
+    def __init__(self, inner: asyncio.Protocol) -> None:
+        self.inner = inner
+        self.current = 0                # of the request being handled
+        self._first = 0                 # of the oldest byte no request was begun for
+        self._data_received = inner.data_received
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._first:
+            self._first = now_ns()
+        self._data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self.inner.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self.inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.inner.resume_writing()
+
+    def begin(self) -> None:
+        """A request is handled now: the oldest byte was its first."""
+        self.current, self._first = self._first or now_ns(), 0
+
+    def end(self) -> None:
+        """It is answered: whatever came meanwhile was its body."""
+        self._first = 0
+
+
+def stamp_of(request: web.Request) -> Stamp | None:
+    protocol = request.transport.get_protocol() if request.transport is not None else None
+    return protocol if isinstance(protocol, Stamp) else None
+
+
 def received(request: web.Request) -> int:
     """Host-monotonic ns at which the first byte of *request* was read."""
-    transport = request.transport
-    protocol = transport.get_protocol() if transport is not None else None
-    taken: Callable[[], int] | None = getattr(protocol, "take_stamp", None)
-    return taken() if taken else now_ns()
+    stamp = stamp_of(request)
+    return stamp.current if stamp is not None else now_ns()
 
 
 def flag(request: web.Request, name: str) -> bool:
@@ -77,12 +118,16 @@ class Rest:
         Requests per minute; 0 = any number.
     sockets : set of str
         Paths that are WebSockets, which authenticate in their own way.
+    fail : callable
+        Told of an error that is none of the client's; the venue stops.
     """
 
-    def __init__(self, exchange: Exchange, keys: Keys, limit: int, sockets: set[str]) -> None:
+    def __init__(self, exchange: Exchange, keys: Keys, limit: int, sockets: set[str],
+                 fail: Callable[[BaseException], None]) -> None:
         self.exchange = exchange
         self.keys = keys
         self.sockets = sockets
+        self.fail = fail
         self.limiter = Limiter(limit)
         self.requests = 0
 
@@ -95,9 +140,9 @@ class Rest:
             web.get("/v2/orders/{id}", self.order), web.delete("/v2/orders/{id}", self.cancel),
             web.get("/v2/positions", self.positions),
             web.delete("/v2/positions", self.close_all),
-            web.get("/v2/positions/{name}", self.position),
-            web.delete("/v2/positions/{name}", self.close),
-            web.get("/v2/assets", self.assets), web.get("/v2/assets/{name}", self.asset),
+            web.get("/v2/positions/{name:.+}", self.position),
+            web.delete("/v2/positions/{name:.+}", self.close),
+            web.get("/v2/assets", self.assets), web.get("/v2/assets/{name:.+}", self.asset),
             web.get("/v2/clock", self.clock)]
 
     @web.middleware
@@ -105,8 +150,9 @@ class Rest:
         """Authenticate, count, and turn refusals into the broker's bodies."""
         if request.path in self.sockets:
             return await handler(request)
-        recv = received(request)
-        request["recv"] = recv
+        stamp = stamp_of(request)
+        if stamp is not None:
+            stamp.begin()
         self.requests += 1
         pair = header_pair(request.headers)
         headers: dict[str, str] = {}
@@ -128,19 +174,26 @@ class Rest:
                     response = answer({"message": "method not allowed."}, 405)
                 except web.HTTPRequestEntityTooLarge:
                     response = answer({"message": "request body is too large."}, 413)
+                except web.HTTPException:
+                    raise
+                except Exception as error:      # our log's disk, or a broken invariant
+                    self.fail(error)
+                    response = answer({"code": 50010000, "message": "internal server error"}, 500)
         response.headers.update(headers)
+        if stamp is not None:
+            stamp.end()
         return response
 
     # ------------------------------------------------------------ orders
 
     async def new_order(self, request: web.Request) -> web.Response:
-        recv = request["recv"]
+        recv = received(request)
         raw = await request.read()
         body: Any = None
         try:
             try:
                 body = _decode(raw)
-            except (msgspec.DecodeError, ValueError, ArithmeticError):
+            except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
                 raise Refused(400, 40010000, "request body format is invalid") from None
             fields = self.exchange.parse(body)
             self.exchange.check(fields)
@@ -153,9 +206,18 @@ class Rest:
             raise
         order = self.exchange.accept(fields, recv)
         reply = answer(order.view)                      # as it is now: pending_new
-        # After this reply was written: the rest of this task runs before the loop's next round.
-        asyncio.get_running_loop().call_soon(self.exchange.execute, order)
+        self._later(self.exchange.execute, order)
         return reply
+
+    def _later(self, action: Callable[[Order], None], order: Order) -> None:
+        """After the reply was written: this task goes on before the loop's next round."""
+        asyncio.get_running_loop().call_soon(self._guarded, action, order)
+
+    def _guarded(self, action: Callable[[Order], None], order: Order) -> None:
+        try:
+            action(order)
+        except Exception as error:
+            self.fail(error)
 
     def _order(self, id_: str) -> Order:
         order = self.exchange.state.orders.get(id_)
@@ -207,16 +269,16 @@ class Rest:
 
     def _cancel(self, order: Order, recv: int) -> None:
         self.exchange.cancel(order, recv)
-        asyncio.get_running_loop().call_soon(self.exchange.finish_cancel, order)
+        self._later(self.exchange.finish_cancel, order)
 
     async def cancel(self, request: web.Request) -> web.Response:
-        self._cancel(self._order(request.match_info["id"]), request["recv"])
+        self._cancel(self._order(request.match_info["id"]), received(request))
         return web.Response(status=204)
 
     async def cancel_all(self, request: web.Request) -> web.Response:
         orders = self.exchange.state.open_orders()
         for order in orders:
-            self._cancel(order, request["recv"])
+            self._cancel(order, received(request))
         return answer([{"id": o.id, "status": 200} for o in orders], 207)
 
     # ------------------------------------------------------------ account, positions, assets
@@ -249,17 +311,17 @@ class Rest:
             "qty": Decimal(abs(held)) / 10**9 if qty is None else qty})
         self.exchange.check(fields)
         order = self.exchange.accept(fields, recv)
-        asyncio.get_running_loop().call_soon(self.exchange.execute, order)
+        self._later(self.exchange.execute, order)
         return order
 
     async def close(self, request: web.Request) -> web.Response:
         symbol = self._position(request)
         if "percentage" in request.query:
             raise Refused(422, 40010001, "percentage is not supported here: give qty")
-        return answer(self._close(symbol, request["recv"], request.query.get("qty")).view)
+        return answer(self._close(symbol, received(request), request.query.get("qty")).view)
 
     async def close_all(self, request: web.Request) -> web.Response:
-        recv = request["recv"]
+        recv = received(request)
         if flag(request, "cancel_orders"):
             for order in self.exchange.state.open_orders():
                 self.exchange.cancel(order, recv)

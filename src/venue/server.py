@@ -5,13 +5,13 @@ import asyncio
 import ctypes
 import gc
 import json
-import logging
 import os
 import secrets
 import signal
 import string
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,12 +20,12 @@ from typing import Any
 
 from aiohttp import web
 
-from hftpipe._clock import now_ns, utc_ns
+from hftpipe._clock import utc_ns
 from hftpipe.errors import BusyError, ConfigError, DeadlineError, HftpipeError, UsageError
 
 from ._traders import Traders
 from .exchange import Exchange
-from .rest import Rest
+from .rest import Rest, Stamp
 from .state import NANO, State, nano
 from .streams import (
     CRYPTO_CHANNELS,
@@ -76,6 +76,8 @@ class Config:
         Most ``/stream`` connections; 0 = any number.
     auth_timeout, linger, ghost : float, s
         See :class:`hftpipe.venue.streams.Sockets`.
+    session : float, s
+        Day orders expire each time so much has passed; 0 = the session never ends.
     buffer, message : int
         Largest unsent backlog of a client, largest message from one, in bytes.
     """
@@ -98,6 +100,7 @@ class Config:
     auth_timeout: float = 10.0
     linger: float = 1.0
     ghost: float = 0.0
+    session: float = 0.0
     buffer: int = 4 << 20
     message: int = 1 << 20
 
@@ -115,40 +118,6 @@ class Config:
                 raise UsageError(f"{name} must be {wanted}, was {getattr(self, name)}")
         if not self.key or not self.secret:
             raise ConfigError("key and secret must not be empty")
-
-
-class Stamp(asyncio.Protocol):
-    """aiohttp's protocol behind one that notes when the first byte of a request was read."""
-
-    def __init__(self, inner: asyncio.Protocol) -> None:
-        self.inner = inner
-        self._stamp = 0
-        self.data_received_inner = inner.data_received
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.inner.connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        if not self._stamp:
-            self._stamp = now_ns()
-        self.data_received_inner(data)
-
-    def eof_received(self) -> bool | None:
-        return self.inner.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.inner.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self.inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self.inner.resume_writing()
-
-    def take_stamp(self) -> int:
-        """Monotonic ns of the oldest byte since the last call; now, when none came since."""
-        stamp, self._stamp = self._stamp, 0
-        return stamp or now_ns()
 
 
 class Venue:
@@ -214,7 +183,7 @@ class Venue:
             buffer=config.buffer, message=config.message, symbols=config.symbol_limit,
             updates_limit=config.updates_limit)
         paths = {*self.sockets.feeds, "/stream", "/stream/"}
-        self.rest = Rest(self.exchange, keys, config.rate_limit, paths)
+        self.rest = Rest(self.exchange, keys, config.rate_limit, paths, self._fail)
         self.exchange.on_update = self.updates.publish
         self.exchange.on_messages = self._publish
 
@@ -282,6 +251,7 @@ class Venue:
             loop = asyncio.get_running_loop()
             due = loop.time()
             second = 0
+            session = loop.time()
             while not self._stop.is_set():
                 now = utc_ns()
                 if self.config.rate:
@@ -298,13 +268,20 @@ class Venue:
                     self.stamps.flush()
                     for feed in (self.iex, self.sip, self.crypto):
                         feed.close_minute(now)
+                if self.config.session and loop.time() - session >= self.config.session:
+                    session = loop.time()
+                    self.exchange.end_session()
                 due = max(due + self.config.tick, loop.time())
                 await asyncio.sleep(due - loop.time())
         except asyncio.CancelledError:
             raise
-        except BaseException as error:      # a broken invariant or disk: stop serving, say why
-            self.error = error
-            self._stop.set()
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """A broken invariant, or the log cannot be written: stop serving, say why."""
+        self.error = self.error or error
+        self._stop.set()
 
 
 # ---------------------------------------------------------------- as a process
@@ -321,8 +298,6 @@ def die_with_parent() -> None:
 
 def run(config: Config, *, seconds: float | None = None, as_json: bool = False) -> None:
     """Serve until SIGTERM, SIGINT or *seconds* have passed; the first line says where."""
-    logging.getLogger("aiohttp").addHandler(logging.StreamHandler(sys.stderr))
-    logging.getLogger("asyncio").addHandler(logging.StreamHandler(sys.stderr))
     asyncio.run(_serve(config, seconds, as_json))
 
 
@@ -364,17 +339,18 @@ def spawn(*arguments: str, key: str | None = None, secret: str | None = None,
                *arguments]
     # The package may be importable only because this process's path says so.
     env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, env=env)
+    said = tempfile.TemporaryFile("w+")     # not a pipe: nobody would read it
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=env)
     try:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
         ready, _, _ = select.select([process.stdout], [], [], timeout)
         if not ready:
             raise DeadlineError(f"the venue said nothing for {timeout} s")
         line = process.stdout.readline()
         if not line:
-            raise HftpipeError(f"the venue ended with {process.wait()}: "
-                               f"{process.stderr.read().strip()}")
+            status = process.wait(timeout)
+            said.seek(0)
+            raise HftpipeError(f"the venue ended with {status}: {said.read().strip()}")
         yield process, json.loads(line)
     finally:
         if process.poll() is None:
@@ -384,3 +360,4 @@ def spawn(*arguments: str, key: str | None = None, secret: str | None = None,
             except subprocess.TimeoutExpired:
                 process.kill()
         process.communicate()
+        said.close()

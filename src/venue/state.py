@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 
 from hftpipe._clock import utc_ns
-from hftpipe.errors import BusyError, DataError
+from hftpipe.errors import AccessError, BusyError, ConfigError, DataError
 
 NANO = 1_000_000_000
 LIVE = frozenset(("accepted", "pending_new", "new", "partially_filled", "pending_cancel",
@@ -200,6 +200,8 @@ class State:
     ------
     BusyError
         If another venue uses the directory.
+    AccessError, ConfigError
+        If the directory cannot be used.
     DataError
         If a line of the log, other than a torn last one, is not as written.
     """
@@ -224,8 +226,13 @@ class State:
     # ------------------------------------------------------------ log
 
     def _open(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except PermissionError as error:
+            raise AccessError(f"cannot keep the venue's state in {directory}: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"cannot keep the venue's state in {directory}: {error}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -333,16 +333,15 @@ class Feed:
                 else:
                     events.append(("orderbooks", symbol, self._tick(), [m]))
             else:
+                t = self._tick()
                 if kind == TRADE:
-                    self._aggregate(m)
-                events.append(("trades" if kind == TRADE else "quotes", symbol,
-                               self._tick(), [m]))
+                    self._aggregate(m, t // (60 * NANO))
+                events.append(("trades" if kind == TRADE else "quotes", symbol, t, [m]))
         self._spread(events, lambda event, codec: (
             self._deltas(event[3], codec, event[2]) if event[0] == "orderbooks"
             else self._body(event[3][0], codec, event[2])))
 
-    def _aggregate(self, m: Message) -> None:
-        minute = self._time // (60 * NANO)
+    def _aggregate(self, m: Message, minute: int) -> None:
         bar = self._bars.get(m[1])
         if bar is None or bar.minute != minute:
             if bar is not None:
@@ -556,7 +555,7 @@ class Sockets:
         """Handle one client message; whether the connection is to end."""
         try:
             body = session.codec.decode(data)   # type: ignore[arg-type]
-        except (msgspec.DecodeError, UnicodeError, TypeError):
+        except (msgspec.DecodeError, UnicodeError, TypeError, RecursionError):
             body = None
         if not isinstance(body, dict):
             session.error(400)
@@ -617,7 +616,7 @@ class Sockets:
         """Handle one client message; whether the connection is to end."""
         try:
             body = session.codec.decode(data)   # type: ignore[arg-type]
-        except (msgspec.DecodeError, UnicodeError, TypeError):
+        except (msgspec.DecodeError, UnicodeError, TypeError, RecursionError):
             body = None
         inner = body.get("data") if isinstance(body, dict) else None
         inner = inner if isinstance(inner, dict) else {}
