@@ -475,7 +475,7 @@ PARAMS: dict[str, dict[str, tuple[Kind, Any, str]]] = {
         "threshold": (number(0.0, 1.0), 0.6, "Imbalance of the best level that decides."),
         **COMMON},
     "onnx": {
-        "model": (text(), "", "Model file: a path, or the name of one that ships."),
+        "model": (text(), "demo", "Model file: a path, or demo for the one that ships."),
         "threshold": (number(0.0, 1.0), 0.6, "Probability that decides."),
         **COMMON},
 }
