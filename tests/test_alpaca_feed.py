@@ -90,7 +90,7 @@ def test_frames_come_as_they_are_and_decode(encoding):
         assert feed.live and feed.reconnects == 0 and feed.frames == 8
         assert server.clients[0].headers["content-type"] == f"application/{encoding}"
 
-    feed, sink, server = drive(test, script, encoding=encoding)
+    _, sink, server = drive(test, script, encoding=encoding)
     decoder = Decoder(SYMBOLS)
     decode = decoder.records if encoding == "msgpack" else decoder.records_json
     assert [int(decode(p)["ref"][0]) for p in sink.payloads] == list(range(5))

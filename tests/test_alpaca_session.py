@@ -1,4 +1,4 @@
-"""Cold REST calls: every page is read, every refusal is told, an unanswered order is found again."""
+"""Cold REST calls: every page is read, every refusal told, an unanswered order found again."""
 import asyncio
 import json
 import uuid
