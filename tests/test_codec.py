@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hftpipe import schema
 from hftpipe.alpaca._codec import Decoder, parse_nano, parse_time, to_nano
 from hftpipe.errors import ConfigError, DataError
-from tests.data import recorded
+from tests.data import recording as recorded
 from tests.models import alpaca as model
 
 SYMBOLS = ["AAPL", "BTC/USD", "A", "LONGSYMBOLNAME16"]
