@@ -20,7 +20,15 @@ version is refused when it is loaded.
 from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ._schema cimport (
-    hp_book_t, hp_features_t, hp_instrument_t, hp_intent_t, hp_order_event_t)
+    hp_book_t, hp_features_t, hp_instrument_t, hp_intent_t, hp_order_event_t, hp_signal_t)
+
+# A record inside a Python object: objects are 16-byte aligned, not 64 as a ring's slots are,
+# and the compiler must not be told otherwise.
+cdef extern from *:
+    """
+    typedef hp_signal_t hp_signal_held_t __attribute__((aligned(16)));
+    """
+    ctypedef hp_signal_t hp_signal_held_t
 
 cdef enum:
     STRATEGY_VERSION = 1
@@ -70,6 +78,11 @@ cdef inline hp_intent_t *strategy_add(hp_out_t *out) noexcept nogil:
 cdef class Strategy:
     cdef readonly object error  # None, or the exception that stopped the strategy
     cdef readonly int version   # STRATEGY_VERSION it was built for
+    # A strategy that asked a model in this on_event sets `asked` and fills p_*, confidence,
+    # model, elapsed and decision; event, instrument and strategy are the stage's, which
+    # clears `asked` before each call and stores the record.
+    cdef bint asked
+    cdef hp_signal_held_t signal
 
     # Look at *context*, add 0..n intents to *out*; 0, or -1 to stop the stage.
     cdef int on_event(self, const hp_context_t *context, hp_out_t *out) noexcept nogil

@@ -8,13 +8,14 @@ It guards against bugs and stray writes: an order changed on its way, sent twice
 another identity, approved before a halt or under old limits.  It is no defence against an
 attacker who can read the key, and 32 bits are not a signature.
 
-A cancel is bound to neither epoch nor version (both count as 0): it must still pass when
-somebody halts between risk and the gateway.  Use :c:func:`token_order` on both sides; it
-knows that.
+A cancel is bound to neither epoch nor version (token_of counts both as 0): it must still pass
+when somebody halts between risk and the gateway.
 """
 from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from ._schema cimport HP_ACTION_CANCEL, hp_order_t
+cdef extern from "_schema.h" nogil:
+    enum:
+        HP_ACTION_CANCEL
 
 cdef extern from *:
     """
@@ -52,18 +53,11 @@ cdef inline uint32_t token_of(
         uint64_t key, uint64_t order, int64_t price, int64_t qty, uint16_t instrument,
         int8_t side, uint8_t type, uint8_t tif, uint8_t action, uint64_t halt_epoch,
         uint64_t limits_version) noexcept nogil:
-    """The token of these fields; never 0."""
+    """The token of these fields of an order; never 0."""
+    if action == HP_ACTION_CANCEL:
+        halt_epoch = 0
+        limits_version = 0
     return hp_token(key, order, <uint64_t>price, <uint64_t>qty,
                     <uint64_t>instrument | <uint64_t><uint8_t>side << 16
                     | <uint64_t>type << 24 | <uint64_t>tif << 32 | <uint64_t>action << 40,
                     halt_epoch, limits_version)
-
-
-cdef inline uint32_t token_order(uint64_t key, const hp_order_t *o, uint64_t halt_epoch,
-                                 uint64_t limits_version) noexcept nogil:
-    """The token of *o* under this epoch and version; a cancel is bound to neither."""
-    if o.action == HP_ACTION_CANCEL:
-        halt_epoch = 0
-        limits_version = 0
-    return token_of(key, o.order, o.price, o.qty, o.instrument, o.side, o.type, o.tif,
-                    o.action, halt_epoch, limits_version)

@@ -17,6 +17,11 @@ static inline hp_wide_t hp_wide_mul(int64_t a, int64_t b) { return (hp_wide_t)a 
 static inline hp_wide_t hp_wide_cash(int64_t cash) { return (hp_wide_t)cash * HP_NANO; }
 static inline hp_wide_t hp_wide_add(hp_wide_t a, hp_wide_t b) { return a + b; }
 static inline hp_wide_t hp_wide_sub(hp_wide_t a, hp_wide_t b) { return a - b; }
+/* a * side without a branch; side is 1 or -1. */
+static inline hp_wide_t hp_wide_side(hp_wide_t a, int side) {
+  hp_wide_t m = side >> 31;
+  return (a ^ m) - m;
+}
 static inline hp_wide_t hp_wide_max(hp_wide_t a, hp_wide_t b) { return a > b ? a : b; }
 static inline hp_wide_t hp_wide_abs(hp_wide_t a) { return a < 0 ? -a : a; }
 static inline int hp_wide_less(hp_wide_t a, hp_wide_t b) { return a < b; }
@@ -48,6 +53,13 @@ static inline int64_t hp_wide_saturate(hp_wide_t a) {
 
 /* a / b rounded up, for a >= 0, b > 0; saturates. */
 static inline int64_t hp_wide_ceil(hp_wide_t a, int64_t b) { return hp_wide_saturate(a / b + (a % b != 0)); }
+
+/* price * bps / 10000 rounded up, for price >= 0, 0 <= bps <= 10000: no 128-bit division where
+ * 64 bits hold the product. */
+static inline int64_t hp_bps_ceil(int64_t price, int64_t bps) {
+  if (price <= INT64_MAX / 10000 - 1) return (price * bps + 9999) / 10000;
+  return hp_wide_ceil((hp_wide_t)price * bps, 10000);
+}
 
 /* a / b rounded half to even, b > 0; saturates. */
 static inline int64_t hp_wide_even(hp_wide_t a, int64_t b) {

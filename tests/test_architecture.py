@@ -10,7 +10,7 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 
 LAYERS = [
     # 0 words: the layouts, the memory order, the clock, the errors
-    {"schema", "_schema", "_atomic", "_clock", "errors", "_token"},
+    {"schema", "_schema", "_atomic", "_clock", "errors", "_token", "models"},
     # 1 parts: one job each, ignorant of one another
     {"_ring", "_control", "_book", "_order", "_ledger", "_wire"},
     # 2 judgement: may read parts
@@ -18,11 +18,12 @@ LAYERS = [
     # 3 joints: the socket of a strategy, parts joined into duty cycles
     {"_strategy"}, {"_stage"},
     # 4 shell: files, environment, processes
-    {"config", "shm", "log"}, {"topology", "metrics", "rundir"}, {"process", "health"},
+    {"config", "shm", "log", "recording"}, {"topology", "metrics", "rundir"},
+    {"process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another
     {"alpaca", "venue", "store", "backtest", "strategies"},
     # 6 the program
-    {"pipeline"}, {"cli", "__main__"},
+    {"worker"}, {"pipeline"}, {"cli", "__main__"},
 ]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 

@@ -1,4 +1,5 @@
 """No order passes that breaks a limit, each limit holds to the unit, and Decimal agrees."""
+import itertools
 import mmap
 import os
 import random
@@ -18,7 +19,7 @@ from hftpipe import _control, schema
 from hftpipe._control import Control
 from hftpipe._risk import LIMITS, Risk, default_limits, parse_limits, token
 from hftpipe.errors import ConfigError
-from tests.models.risk import NaiveRisk, N, up
+from tests.models.risk import N, NaiveRisk, up
 
 A, B, E, R, T = (schema.ACTION, schema.BOOK_FLAG, schema.ORDER_EVENT_KIND, schema.REASON,
                  schema.ORDER_TYPE)
@@ -555,7 +556,6 @@ def test_every_end_releases_and_comes_twice_without_harm(kind):
 
 
 def test_events_in_any_order_move_the_position_once():
-    import itertools
     events = [(E.ACKED, "0"), (E.PARTIAL_FILL, "4"), (E.PARTIAL_FILL, "7"), (E.CANCELED, "7"),
               (E.PARTIAL_FILL, "4")]
     for permutation in itertools.permutations(events):
@@ -611,7 +611,7 @@ def test_limits_use():
 SMALL = {"max_order_shares": "40", "max_order_notional": "3500", "max_position_shares": "60",
          "max_position_notional": "5000", "max_total_notional": "11000", "max_open_positions": 3,
          "max_daily_loss": "50.5", "price_collar_bps": 100, "max_orders_per_minute": 12,
-         "max_open_orders": 4, "max_data_age_ms": 1500, "allow_short": True}
+         "max_open_orders": 4, "max_data_age_ms": 9000, "allow_short": True}
 AMOUNTS = {limit.name for limit in LIMITS if limit.unit in ("shares", "quote")}
 
 
@@ -637,7 +637,10 @@ def compare(seed, steps, capacity):
     specs["lot"][3] = specs["min_qty"][3] = NANO // 1000
     specs["tick"][2] = 1
     memory = page()
-    limits = {**SMALL, "allow_short": rng.random() < 0.8}
+    limits = {**SMALL, "allow_short": rng.random() < 0.8,
+              "max_orders_per_minute": rng.choice((8, 60, 60)),
+              "max_open_orders": rng.choice((2, 4, 20)), "max_open_positions": rng.choice((2, 5)),
+              "max_total_notional": rng.choice(("6000", "11000"))}
     risk = Risk(limits, specs, Control(memory), 10, capacity)
     naive = NaiveRisk(
         {k: Decimal(v) if k in AMOUNTS else v for k, v in limits.items()},
@@ -645,10 +648,11 @@ def compare(seed, steps, capacity):
           "min_qty": Decimal(int(s["min_qty"])) / NANO, "shortable": bool(s["flags"] & 2)}
          for s in specs], capacity)
     now, seq, event, log = NOW, 0, 0, []
+    busy = rng.choice((0.8, 0.9, 0.95))             # how fast orders are answered
     prices = [100.0, 50.0, 75.0, 120.0, 90.0]
     reasons = Counter()
     for _ in range(steps):
-        now += rng.choice((0, 10**6, 10**9, 2 * 10**9))
+        now += rng.choice((0, 0, 0, 10**6, 2 * 10**8, 15 * 10**8))
         i = rng.randrange(count)
         act = rng.random()
         if act < 0.3:
@@ -656,7 +660,7 @@ def compare(seed, steps, capacity):
             mid, half = Decimal(round(prices[i], 2)), Decimal(rng.choice((1, 1, 2, 100))) / 100
             mid = mid.quantize(Decimal("0.01"))
             b = {"bid": mid - half, "ask": mid + half, "last": mid, "ts": now,
-                 "flags": rng.choice((0,) * 12 + (1, 2, 4, 8, 16, 32))}
+                 "flags": rng.choice((0,) * 40 + (1, 2, 4, 8, 16, 32))}
             if rng.random() < 0.05:
                 b["bid"] = Decimal(0)
             if rng.random() < 0.5:
@@ -670,7 +674,8 @@ def compare(seed, steps, capacity):
             side = rng.choice((1, -1) * 20 + (0,))
             kind = rng.choice(("LIMIT",) * 3 + ("MARKET",))
             lot = Decimal(int(specs["lot"][i])) / NANO
-            qty = rng.choice((1, 2, 10, 30, 39, 40, 41)) * Decimal(rng.choice((1, 1, 1, lot)))
+            qty = rng.choice((1, 1, 1, 2, 5, 10, 15, 25, 29, 40, 41)) * rng.choice((1, 1, 1, lot))
+            qty = Decimal(qty)
             if rng.random() < 0.2 and naive.qty[i]:
                 side = -1 if naive.qty[i] > 0 else 1            # close
                 qty = abs(naive.qty[i])
@@ -694,7 +699,8 @@ def compare(seed, steps, capacity):
             assert bool(order["token"]) == (reason == 0)
             reasons[found] += 1
         elif act < 0.7:
-            target = rng.randrange(1, seq + 2)
+            known = [k for k, o in naive.orders.items() if o["open"]]
+            target = rng.choice(known or [1]) if rng.random() < 0.5 else rng.randrange(1, seq + 2)
             seq += 1
             wanted = naive.check({"seq": seq, "action": "CANCEL", "target": target}, now)
             reason, _, order = risk.check(
@@ -702,7 +708,7 @@ def compare(seed, steps, capacity):
             assert R.label(reason).upper() == wanted[0]
             assert order["order"] == identity(target if reason == 0 else seq)
             reasons["CANCEL " + wanted[0]] += 1
-        elif act < 0.95:
+        elif act < busy:
             event += 1
             known = [k for k, o in naive.orders.items() if o["open"]]
             pick = rng.random()
@@ -735,12 +741,13 @@ def compare(seed, steps, capacity):
                 schema.ORDER_EVENT, order=identity(e["order"]), kind=getattr(E, e["kind"]),
                 qty=int(e["qty"] * NANO), side=e["side"], instrument=e["instrument"],
                 cum_qty=int(e["cum"] * NANO), event=e["event"], price=nano("100")))
-        elif act < 0.98:
-            naive.day_pnl = Decimal(rng.choice((-50_499_999_999, -50_500_000_000, 0, 7))) / NANO
-            risk.position(row(schema.POSITION, day_pnl=int(naive.day_pnl * NANO)))
-        else:
-            naive.armed = rng.random() < 0.8
-            naive.full = rng.random() < 0.1
+        elif act < busy + 0.02:
+            pnl = rng.choice((-50_499_999_999, -50_500_000_000, 0, 7, 8, 9))
+            naive.day_pnl = Decimal(pnl) / NANO
+            risk.position(row(schema.POSITION, day_pnl=pnl))
+        elif act > 0.99:
+            naive.armed = rng.random() < 0.9
+            naive.full = rng.random() < 0.05
             struct.pack_into("<Q", memory, ARMED, 1 if naive.armed else 0)
             struct.pack_into("<Q", memory, BLOCKS + 3 * BLOCK + STORE_FULL, naive.full)
         for k in range(count):
@@ -876,7 +883,7 @@ def test_instruments_and_sizes_are_checked():
     for bad in ({"tick": 0}, {"lot": 0}, {"min_qty": -1}):
         with pytest.raises(ConfigError, match="instrument 0: wanted tick and lot above 0"):
             Risk(WIDE, instruments(1, **bad))
-    with pytest.raises(ValueError, match="capacity must be a power of two.*was 3"):
+    with pytest.raises(ValueError, match=r"capacity must be a power of two.*was 3"):
         Risk(WIDE, instruments(1), None, 0, 3)
     with pytest.raises(ValueError, match="stage_count must be 0 to 16, was 17"):
         Risk(WIDE, instruments(1), None, 17)
