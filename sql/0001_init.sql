@@ -223,22 +223,22 @@ COMMENT ON COLUMN hftpipe.feature.checksum IS 'checksum() over the words of the 
 COMMENT ON COLUMN hftpipe.feature.event IS 'Identity of this event.';
 COMMENT ON COLUMN hftpipe.feature.cause IS 'Identity of the market event that caused it; 0 = none.';
 COMMENT ON COLUMN hftpipe.feature.instrument IS 'Index into the instrument table.';
-COMMENT ON COLUMN hftpipe.feature.mid_return IS 'Log return of the mid since the previous state of the book.';
-COMMENT ON COLUMN hftpipe.feature.mid_momentum_fast IS 'Log distance of the mid from its EMA over 16 states.';
-COMMENT ON COLUMN hftpipe.feature.mid_momentum_slow IS 'Log distance of the mid from its EMA over 128 states.';
-COMMENT ON COLUMN hftpipe.feature.volatility IS 'Square root of the EMA over 64 states of squared mid returns.';
+COMMENT ON COLUMN hftpipe.feature.mid_return IS 'Log(mid / mid of the state before).';
+COMMENT ON COLUMN hftpipe.feature.mid_momentum_fast IS 'Log(mid / its EMA over 16 states).';
+COMMENT ON COLUMN hftpipe.feature.mid_momentum_slow IS 'Log(mid / its EMA over 128 states).';
+COMMENT ON COLUMN hftpipe.feature.volatility IS 'Square root of the EMA over 64 states of mid_return squared, from 0.';
 COMMENT ON COLUMN hftpipe.feature.spread_bps IS '(ask - bid) / mid * 1e4.';
 COMMENT ON COLUMN hftpipe.feature.imbalance_top IS '(bid_qty - ask_qty) / (bid_qty + ask_qty), 0 when both are 0.';
-COMMENT ON COLUMN hftpipe.feature.imbalance_depth IS 'The same over the best DEPTH levels.';
-COMMENT ON COLUMN hftpipe.feature.microprice_bps IS '(microprice - mid) / mid * 1e4; microprice weighs by the other side.';
-COMMENT ON COLUMN hftpipe.feature.order_flow IS 'EMA over 16 states of Cont''s order-flow imbalance over the mean top size.';
-COMMENT ON COLUMN hftpipe.feature.trade_flow IS 'EMA over 16 trades of the signed share of traded quantity in [-1, 1].';
-COMMENT ON COLUMN hftpipe.feature.last_offset_bps IS '(last trade - mid) / mid * 1e4, 0 before the first trade.';
-COMMENT ON COLUMN hftpipe.feature.bid_queue_change IS 'Change of bid_qty over the larger of before and after, at equal price.';
-COMMENT ON COLUMN hftpipe.feature.ask_queue_change IS 'Change of ask_qty over the larger of before and after, at equal price.';
+COMMENT ON COLUMN hftpipe.feature.imbalance_depth IS 'The same of bid_depth and ask_depth.';
+COMMENT ON COLUMN hftpipe.feature.microprice_bps IS '(microprice - mid) / mid * 1e4; microprice = (bid * ask_qty + ask * bid_qty) / (bid_qty + ask_qty), the mid when both are 0.';
+COMMENT ON COLUMN hftpipe.feature.order_flow IS 'EMA over 16 states of Cont''s order-flow imbalance, from 0, over the EMA over 16 states of (bid_qty + ask_qty) / 2; 0 when that is 0.';
+COMMENT ON COLUMN hftpipe.feature.trade_flow IS 'EMA over 16 trades of last_side * last_qty over that of last_qty, states with the TRADE flag and last_qty > 0 only; in [-1, 1], 0 before the first.';
+COMMENT ON COLUMN hftpipe.feature.last_offset_bps IS '(last_price - mid) / mid * 1e4, 0 before the first trade.';
+COMMENT ON COLUMN hftpipe.feature.bid_queue_change IS 'Change of bid_qty over the larger of before and after; 0 when the bid moved.';
+COMMENT ON COLUMN hftpipe.feature.ask_queue_change IS 'Change of ask_qty over the larger of before and after; 0 when the ask moved.';
 COMMENT ON COLUMN hftpipe.feature.depth_ratio IS 'Log((1 + bid_depth) / (1 + ask_depth)), depths in whole units.';
-COMMENT ON COLUMN hftpipe.feature.trade_rate IS 'EMA over 64 states of 1 when caused by a trade, else 0.';
-COMMENT ON COLUMN hftpipe.feature.arrival IS 'Log1p of milliseconds since the previous state of the book, capped at 1 h.';
+COMMENT ON COLUMN hftpipe.feature.trade_rate IS 'EMA over 64 states of 1 with the TRADE flag, 0 without, from 0.';
+COMMENT ON COLUMN hftpipe.feature.arrival IS 'Log1p of milliseconds by ts_recv since the state before, 0 when not later, capped at 1 h.';
 
 CREATE TABLE hftpipe.signal (
     run        bigint NOT NULL,

@@ -1,4 +1,4 @@
-from typing import final
+from typing import Self, final
 
 RESTED: int
 FILLED: int
@@ -15,7 +15,7 @@ _Result = tuple[int, int, int, list[_Fill], list[tuple[int, int, int, int]]]
 
 @final
 class Match:
-    def __init__(self, orders: int = 65536, levels: int = 4096, room: int = 64) -> None: ...
+    def __new__(cls, orders: int = 65536, levels: int = 4096, room: int = 64) -> Self: ...
     def submit(
         self, order: int, side: int, qty: int, price: int = 0, *,
         type: int = ..., tif: int = ..., owner: int = 0,

@@ -53,6 +53,7 @@ cdef extern from "_wide.h" nogil:
     hp_wide_t hp_wide_mul(int64_t a, int64_t b) noexcept
     hp_wide_t hp_wide_add(hp_wide_t a, hp_wide_t b) noexcept
     hp_wide_t hp_wide_sub(hp_wide_t a, hp_wide_t b) noexcept
+    hp_wide_t hp_wide_side(hp_wide_t a, int side) noexcept
     hp_wide_t hp_wide_max(hp_wide_t a, hp_wide_t b) noexcept
     hp_wide_t hp_wide_abs(hp_wide_t a) noexcept
     hp_wide_t hp_wide_clamp(hp_wide_t a) noexcept
@@ -93,18 +94,16 @@ cdef struct exposure_t:                     # one instrument; three lines
     uint8_t shortable
     uint8_t held                            # has a position or open orders
     uint8_t pad[5]
+    # Pairs are indexed by risk_way(side), and signed by side, so that the code has no branch on
+    # it: orders to both sides alternate, and a branch guessed wrong costs as much as a check.
     int64_t qty                             # nanoqty, signed
-    int64_t open_buy                        # nanoqty reserved
-    int64_t open_sell
-    int64_t best_buy                        # highest open buy price; -1 = none
-    int64_t best_sell                       # lowest open sell price; INT64_MAX when none
-    uint32_t buys                           # list of open buys: slot + 1; 0 = end
-    uint32_t sells
+    int64_t open_qty[2]                     # nanoqty reserved
+    int64_t best[2]                         # highest side * price of what is open
+    uint32_t first[2]                       # list of open orders: slot + 1; 0 = none
     int64_t open_orders
     int64_t pad1
     hp_wide_t value                         # qty at reference, signed
-    hp_wide_t buy_value                     # open buys at their worth
-    hp_wide_t sell_value
+    hp_wide_t open_value[2]                 # open orders at their worth
     hp_wide_t worst                         # this instrument's share of the total
 
 cdef struct reservation_t:                  # one order; one line
@@ -112,7 +111,7 @@ cdef struct reservation_t:                  # one order; one line
     int64_t qty                             # nanoqty
     int64_t cum_qty                         # highest seen
     int64_t remaining                       # nanoqty still reserved
-    int64_t price                           # a market buy INT64_MAX, a market sell 0
+    int64_t price                           # side * price; a market buy INT64_MAX, sell 0
     int64_t worth                           # nanoprice
     uint32_t next                           # of the same instrument and side: slot + 1
     uint32_t previous
@@ -151,6 +150,10 @@ cdef struct risk_t:
     uint64_t cancels                        # cancels passed (also in reasons[0])
     uint64_t reasons[32]                    # verdicts by REASON_*; [0] = approved
     uint64_t seen[256]                      # per stream: highest seq of an intent
+
+cdef inline int risk_way(int8_t side) noexcept nogil:
+    """Index of a side: 0 buy, 1 sell."""
+    return side < 0
 
 # Judge one intent at *now* (ns, monotonic).  Returns REASON_*; fills the verdict but for
 # link_seq, and the order: on 0 ready to send, token included, else action DENIED.  The order of

@@ -56,8 +56,8 @@ cdef inline void exposure_refresh(risk_t *r, exposure_t *x) noexcept nogil:
     cdef uint8_t held = x.qty != 0 or x.open_orders != 0
     x.value = hp_wide_mul(x.qty, x.reference)
     # Clamped just above what nanocash holds: later checks see OVERFLOW, sums cannot wrap.
-    worst = hp_wide_clamp(hp_wide_max(hp_wide_add(x.buy_value, x.value),
-                                      hp_wide_sub(x.sell_value, x.value)))
+    worst = hp_wide_clamp(hp_wide_max(hp_wide_add(x.open_value[0], x.value),
+                                      hp_wide_sub(x.open_value[1], x.value)))
     r.total = hp_wide_add(r.total, hp_wide_sub(worst, x.worst))
     x.worst = worst
     r.held += held - x.held
@@ -81,7 +81,7 @@ cdef inline void reserve(risk_t *r, exposure_t *x, const hp_intent_t *i, int64_t
     """Take a slot for an approved order.  The caller has checked that live < capacity."""
     cdef uint32_t slot = r.ring[r.head & r.mask]
     cdef reservation_t *t = &r.orders[slot]
-    cdef uint32_t *first
+    cdef int way = risk_way(i.side)
     r.head += 1
     if t.order:                                 # ended long ago: forgotten now (R4)
         index_remove(&r.index, index_tag(t.order), slot)
@@ -90,20 +90,13 @@ cdef inline void reserve(risk_t *r, exposure_t *x, const hp_intent_t *i, int64_t
     t.instrument, t.side, t.type, t.open = i.instrument, i.side, i.type, 1
     index_put(&r.index, index_tag(t.order), slot)
     r.live += 1
-    if i.side > 0:
-        first = &x.buys
-        x.open_buy += i.qty
-        x.buy_value = hp_wide_add(x.buy_value, hp_wide_mul(worth, i.qty))
-        x.best_buy = max(x.best_buy, price)
-    else:
-        first = &x.sells
-        x.open_sell += i.qty
-        x.sell_value = hp_wide_add(x.sell_value, hp_wide_mul(worth, i.qty))
-        x.best_sell = min(x.best_sell, price)
-    t.next, t.previous = first[0], 0
+    x.open_qty[way] += i.qty
+    x.open_value[way] = hp_wide_add(x.open_value[way], hp_wide_mul(worth, i.qty))
+    x.best[way] = max(x.best[way], price)
+    t.next, t.previous = x.first[way], 0
     if t.next:
         r.orders[t.next - 1].previous = slot + 1
-    first[0] = slot + 1
+    x.first[way] = slot + 1
     x.open_orders += 1
     hp_prefetch_write(&r.orders[r.ring[r.head & r.mask]])       # the next order's
     exposure_refresh(r, x)
@@ -111,40 +104,29 @@ cdef inline void reserve(risk_t *r, exposure_t *x, const hp_intent_t *i, int64_t
 
 cdef inline void unreserve(exposure_t *x, reservation_t *t, int64_t qty) noexcept nogil:
     """Give back *qty* <= remaining of one order."""
+    cdef int way = risk_way(t.side)
     t.remaining -= qty
-    if t.side > 0:
-        x.open_buy -= qty
-        x.buy_value = hp_wide_sub(x.buy_value, hp_wide_mul(t.worth, qty))
-    else:
-        x.open_sell -= qty
-        x.sell_value = hp_wide_sub(x.sell_value, hp_wide_mul(t.worth, qty))
+    x.open_qty[way] -= qty
+    x.open_value[way] = hp_wide_sub(x.open_value[way], hp_wide_mul(t.worth, qty))
 
 
 cdef void release(risk_t *r, exposure_t *x, reservation_t *t) noexcept nogil:
     """The order has ended: give back the rest, leave the lists, be remembered."""
     cdef uint32_t at
+    cdef int way = risk_way(t.side)
     unreserve(x, t, t.remaining)
     t.open = 0
     if t.next:
         r.orders[t.next - 1].previous = t.previous
     if t.previous:
         r.orders[t.previous - 1].next = t.next
-    elif t.side > 0:
-        x.buys = t.next
     else:
-        x.sells = t.next
-    # The best price is looked for anew only when the best order went.
-    if t.side > 0 and t.price == x.best_buy:
-        x.best_buy = -1
-        at = x.buys
+        x.first[way] = t.next
+    if t.price == x.best[way]:                  # looked for anew only when the best one went
+        x.best[way] = INT64_MIN
+        at = x.first[way]
         while at:
-            x.best_buy = max(x.best_buy, r.orders[at - 1].price)
-            at = r.orders[at - 1].next
-    elif t.side < 0 and t.price == x.best_sell:
-        x.best_sell = INT64_MAX
-        at = x.sells
-        while at:
-            x.best_sell = min(x.best_sell, r.orders[at - 1].price)
+            x.best[way] = max(x.best[way], r.orders[at - 1].price)
             at = r.orders[at - 1].next
     x.open_orders -= 1
     r.live -= 1
@@ -170,12 +152,14 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
                           int64_t *worth) noexcept nogil:
     """All checks of a new order; fills limit, value and reference of *v*, changes nothing else.
 
-    *price* becomes the price it can trade at (for the wash check), *worth* its value per unit.
+    *price* becomes side * the price it can trade at (for the wash check), *worth* its value
+    per unit.
     """
     cdef const limits_t *limits = &r.limits
     cdef const exposure_t *x
-    cdef int64_t k, touch, after, distance
+    cdef int64_t k, touch, held, after, distance
     cdef bint buy = i.side > 0
+    cdef int way = risk_way(i.side)
     cdef bint reducing
     cdef hp_wide_t value, side, total
     if r.header != NULL:
@@ -227,8 +211,8 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
         return refuse(v, HP_REASON_ORDER_SIZE, limits.order_qty, i.qty)
 
     if i.type == HP_ORDER_TYPE_LIMIT:
-        price[0] = i.price
-        worth[0] = i.price if buy else max(i.price, x.bid)
+        price[0] = i.price * i.side
+        worth[0] = max(i.price, 0 if buy else x.bid)
         distance = i.price - x.reference
     else:
         price[0] = INT64_MAX if buy else 0
@@ -248,23 +232,21 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
         return refuse(v, HP_REASON_PRICE_COLLAR, limits.collar_bps,
                       hp_wide_ceil(hp_wide_mul(distance, BPS), x.reference))
 
-    # The position when everything open on this side fills, and this order too.
-    if hp_add_overflow(x.qty, x.open_buy if buy else -x.open_sell, &after) \
-            or hp_add_overflow(after, i.qty if buy else -i.qty, &after) or after == INT64_MIN:
+    # The position when everything open on this side fills, and this order too; positive is
+    # the side of the order.
+    held = x.qty * i.side
+    if hp_add_overflow(held, x.open_qty[way], &after) or hp_add_overflow(after, i.qty, &after):
         return refuse(v, HP_REASON_OVERFLOW, limits.position_qty, INT64_MAX)
-    reducing = x.qty < 0 if buy else x.qty > 0
+    reducing = held < 0
     if reducing:
-        if after > 0 if buy else after < 0:
-            return refuse(v, HP_REASON_CROSSES_ZERO, 0, after)
+        if after > 0:
+            return refuse(v, HP_REASON_CROSSES_ZERO, 0, after * i.side)
     else:
         if not buy and not (limits.allow_short and x.shortable):
-            return refuse(v, HP_REASON_SHORT_NOT_ALLOWED, 0, after)
-        if after < 0:
-            after = -after
+            return refuse(v, HP_REASON_SHORT_NOT_ALLOWED, 0, -after)
         if after > limits.position_qty:
             return refuse(v, HP_REASON_POSITION_SIZE, limits.position_qty, after)
-        side = hp_wide_add(x.buy_value, x.value) if buy else hp_wide_sub(x.sell_value, x.value)
-        side = hp_wide_add(side, value)
+        side = hp_wide_add(hp_wide_side(x.value, i.side), hp_wide_add(x.open_value[way], value))
         if not hp_wide_fits(side):
             return refuse(v, HP_REASON_OVERFLOW, limits.position_notional, INT64_MAX)
         if hp_wide_less(hp_wide_cash(limits.position_notional), side):
@@ -281,11 +263,9 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
     if not reducing and hp_sub_saturate(0, r.day_pnl) >= limits.daily_loss:
         return refuse(v, HP_REASON_DAILY_LOSS, limits.daily_loss, hp_sub_saturate(0, r.day_pnl))
 
-    if buy:
-        if x.sells and x.best_sell <= price[0]:
-            return refuse(v, HP_REASON_WASH_TRADE, x.best_sell, price[0])
-    elif x.buys and x.best_buy >= price[0]:
-        return refuse(v, HP_REASON_WASH_TRADE, x.best_buy, price[0])
+    # Best of the other side, seen from this one: an ask to a buy, minus a bid to a sell.
+    if x.first[1 - way] and price[0] >= -x.best[1 - way]:
+        return refuse(v, HP_REASON_WASH_TRADE, i.side * -x.best[1 - way], price[0] * i.side)
 
     if r.live >= r.capacity:
         return refuse(v, HP_REASON_TABLE_FULL, <int64_t>r.capacity, <int64_t>r.live + 1)
@@ -351,7 +331,7 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
         o.order, o.qty, o.instrument, o.side = (
             target.order, target.qty, target.instrument, target.side)
         o.type = target.type
-        o.price = target.price if target.type == HP_ORDER_TYPE_LIMIT else 0
+        o.price = target.price * target.side if target.type == HP_ORDER_TYPE_LIMIT else 0
         v.instrument = target.instrument
         v.reference = r.table[target.instrument].reference
     else:
@@ -399,14 +379,14 @@ cdef void risk_order_event(risk_t *r, const hp_order_event_t *e) noexcept nogil:
         x = &r.table[e.instrument]
         if x.reference == 0:
             x.reference = max(e.price, 0)
-        x.qty = hp_add_saturate(x.qty, e.qty * e.side)
+        x.qty = max(hp_add_saturate(x.qty, e.qty * e.side), -INT64_MAX)
         exposure_refresh(r, x)
         return
     x = &r.table[t.instrument]
     if e.cum_qty > t.cum_qty:                   # R2
         moved = hp_sub_saturate(e.cum_qty, t.cum_qty)
         t.cum_qty = e.cum_qty
-        x.qty = hp_add_saturate(x.qty, moved * t.side)
+        x.qty = max(hp_add_saturate(x.qty, moved * t.side), -INT64_MAX)
         if t.open:
             unreserve(x, t, min(moved, t.remaining))
     elif not t.open:
@@ -634,7 +614,7 @@ cdef class Risk:
             x = &self.r.table[i]
             x.tick, x.lot, x.min_qty = spec.tick, spec.lot, spec.min_qty
             x.shortable = spec.flags & SHORTABLE != 0
-            x.best_buy, x.best_sell = -1, INT64_MAX
+            x.best[0] = x.best[1] = INT64_MIN
             x.flags = HP_BOOK_FLAG_STALE        # until the first mark
 
     def __dealloc__(self):
@@ -652,9 +632,10 @@ cdef class Risk:
     def seed(self, int64_t instrument, int64_t qty, int64_t price):
         """Set a position held before the run, valued at *price* until the first mark."""
         cdef exposure_t *x = self.exposure_at(instrument)
-        if x.held or price <= 0:
+        if x.held or price <= 0 or qty == INT64_MIN:
             raise ValueError(f"seed wants an instrument without position or orders and a price "
-                             f"above 0, found qty {x.qty}, {x.open_orders} orders, {price}")
+                             f"above 0, found qty {x.qty} -> {qty}, {x.open_orders} orders, "
+                             f"price {price}")
         x.qty = qty
         if x.reference == 0:
             x.reference = price
@@ -694,10 +675,10 @@ cdef class Risk:
     def exposure(self, int64_t instrument) -> dict[str, int]:
         """What one instrument holds: nanoqty, orders, and its worst-case nanocash, rounded up."""
         cdef exposure_t *x = self.exposure_at(instrument)
-        return {"qty": x.qty, "open_buy": x.open_buy, "open_sell": x.open_sell,
+        return {"qty": x.qty, "open_buy": x.open_qty[0], "open_sell": x.open_qty[1],
                 "open_orders": x.open_orders, "reference": x.reference,
-                "best_buy": x.best_buy if x.buys else 0,
-                "best_sell": x.best_sell if x.sells else 0,
+                "best_buy": x.best[0] if x.first[0] else 0,
+                "best_sell": -x.best[1] if x.first[1] else 0,
                 "worst": hp_wide_ceil(x.worst, NANO)}
 
     def limits_use(self, int64_t now) -> list[object]:
@@ -712,8 +693,8 @@ cdef class Risk:
         cdef hp_wide_t worst = hp_wide_of(0)
         for i in range(self.r.count):
             x = &self.r.table[i]
-            shares = max(shares, hp_add_saturate(x.qty, x.open_buy),
-                         hp_sub_saturate(x.open_sell, x.qty))
+            shares = max(shares, hp_add_saturate(x.qty, x.open_qty[0]),
+                         hp_sub_saturate(x.open_qty[1], x.qty))
             orders = max(orders, x.open_orders)
             worst = hp_wide_max(worst, x.worst)
             shorts += x.qty < 0

@@ -17,6 +17,11 @@ static inline hp_wide_t hp_wide_mul(int64_t a, int64_t b) { return (hp_wide_t)a 
 static inline hp_wide_t hp_wide_cash(int64_t cash) { return (hp_wide_t)cash * HP_NANO; }
 static inline hp_wide_t hp_wide_add(hp_wide_t a, hp_wide_t b) { return a + b; }
 static inline hp_wide_t hp_wide_sub(hp_wide_t a, hp_wide_t b) { return a - b; }
+/* a * side without a branch; side is 1 or -1. */
+static inline hp_wide_t hp_wide_side(hp_wide_t a, int side) {
+  hp_wide_t m = side >> 31;
+  return (a ^ m) - m;
+}
 static inline hp_wide_t hp_wide_max(hp_wide_t a, hp_wide_t b) { return a > b ? a : b; }
 static inline hp_wide_t hp_wide_abs(hp_wide_t a) { return a < 0 ? -a : a; }
 static inline int hp_wide_less(hp_wide_t a, hp_wide_t b) { return a < b; }

@@ -23,7 +23,7 @@ LAYERS = [
     # 5 outside: talks to the world, strangers to one another
     {"alpaca", "venue", "store", "backtest", "strategies"},
     # 6 the program
-    {"pipeline"}, {"cli", "__main__"},
+    {"worker"}, {"pipeline"}, {"cli", "__main__"},
 ]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 

@@ -163,7 +163,8 @@ def test_agrees_with_the_naive_order(script):
 
 
 @pytest.mark.slow
-@given(st.lists(moves, min_size=3, max_size=8).map(lambda parts: sum(parts, [])))
+@given(st.lists(moves, min_size=3, max_size=8).map(
+    lambda parts: list(itertools.chain(*parts))))
 @settings(max_examples=2000, deadline=None)
 def test_agrees_with_the_naive_order_for_longer(script):
     drive(script)

@@ -1,4 +1,5 @@
 """No order passes that breaks a limit, each limit holds to the unit, and Decimal agrees."""
+import itertools
 import mmap
 import os
 import random
@@ -18,7 +19,7 @@ from hftpipe import _control, schema
 from hftpipe._control import Control
 from hftpipe._risk import LIMITS, Risk, default_limits, parse_limits, token
 from hftpipe.errors import ConfigError
-from tests.models.risk import NaiveRisk, N, up
+from tests.models.risk import N, NaiveRisk, up
 
 A, B, E, R, T = (schema.ACTION, schema.BOOK_FLAG, schema.ORDER_EVENT_KIND, schema.REASON,
                  schema.ORDER_TYPE)
@@ -555,7 +556,6 @@ def test_every_end_releases_and_comes_twice_without_harm(kind):
 
 
 def test_events_in_any_order_move_the_position_once():
-    import itertools
     events = [(E.ACKED, "0"), (E.PARTIAL_FILL, "4"), (E.PARTIAL_FILL, "7"), (E.CANCELED, "7"),
               (E.PARTIAL_FILL, "4")]
     for permutation in itertools.permutations(events):
@@ -674,7 +674,8 @@ def compare(seed, steps, capacity):
             side = rng.choice((1, -1) * 20 + (0,))
             kind = rng.choice(("LIMIT",) * 3 + ("MARKET",))
             lot = Decimal(int(specs["lot"][i])) / NANO
-            qty = rng.choice((1, 1, 1, 2, 5, 10, 15, 25, 29, 40, 41)) * Decimal(rng.choice((1, 1, 1, lot)))
+            qty = rng.choice((1, 1, 1, 2, 5, 10, 15, 25, 29, 40, 41)) * rng.choice((1, 1, 1, lot))
+            qty = Decimal(qty)
             if rng.random() < 0.2 and naive.qty[i]:
                 side = -1 if naive.qty[i] > 0 else 1            # close
                 qty = abs(naive.qty[i])
@@ -741,8 +742,9 @@ def compare(seed, steps, capacity):
                 qty=int(e["qty"] * NANO), side=e["side"], instrument=e["instrument"],
                 cum_qty=int(e["cum"] * NANO), event=e["event"], price=nano("100")))
         elif act < busy + 0.02:
-            naive.day_pnl = Decimal(rng.choice((-50_499_999_999, -50_500_000_000, 0, 7, 8, 9))) / NANO
-            risk.position(row(schema.POSITION, day_pnl=int(naive.day_pnl * NANO)))
+            pnl = rng.choice((-50_499_999_999, -50_500_000_000, 0, 7, 8, 9))
+            naive.day_pnl = Decimal(pnl) / NANO
+            risk.position(row(schema.POSITION, day_pnl=pnl))
         elif act > 0.99:
             naive.armed = rng.random() < 0.9
             naive.full = rng.random() < 0.05
@@ -881,7 +883,7 @@ def test_instruments_and_sizes_are_checked():
     for bad in ({"tick": 0}, {"lot": 0}, {"min_qty": -1}):
         with pytest.raises(ConfigError, match="instrument 0: wanted tick and lot above 0"):
             Risk(WIDE, instruments(1, **bad))
-    with pytest.raises(ValueError, match="capacity must be a power of two.*was 3"):
+    with pytest.raises(ValueError, match=r"capacity must be a power of two.*was 3"):
         Risk(WIDE, instruments(1), None, 0, 3)
     with pytest.raises(ValueError, match="stage_count must be 0 to 16, was 17"):
         Risk(WIDE, instruments(1), None, 17)

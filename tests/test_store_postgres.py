@@ -308,19 +308,25 @@ def test_binaries_that_the_user_cannot_read_are_copied(place, monkeypatch, tmp_p
 def test_a_normal_user(tmp_path):
     user = pwd.getpwnam("nobody")
     found, _ = postgres.binaries()
-    places = (Path(sys.executable), found / "bin/postgres", ROOT / "build/view/hftpipe/schema.py",
-              Path(os.__file__))
-    for p in places:
-        if not all(q.stat().st_mode & 0o001 for q in p.resolve().parents):
-            pytest.skip(f"{p} is private to root")
+    packages = str(found.parent.parent)
+    version = "import sys; print(sys.version_info[:2])"
+    # The interpreter of a virtual environment may be a link into a private home.
+    for python in (sys.executable, "/usr/bin/python3"):
+        places = (Path(python), found / "bin/postgres", ROOT / "build/view/hftpipe/schema.py")
+        if (all(q.stat().st_mode & 0o001 for p in places for q in p.resolve().parents)
+                and subprocess.check_output([python, "-c", version], text=True).strip()
+                == str(sys.version_info[:2])):
+            break
+    else:
+        pytest.skip("interpreter, packages or checkout are private to root")
     with run_directory() as place:
         os.chown(place.parent, user.pw_uid, user.pw_gid)
         code = ("import sys, os, psycopg; from hftpipe.store.postgres import Postgres\n"
                 "with Postgres(sys.argv[1]) as c, psycopg.connect(c) as k:\n"
                 "    print(os.geteuid(), k.execute('SHOW data_directory').fetchone()[0])")
         done = subprocess.run(
-            [sys.executable, "-c", code, str(place)], user=user.pw_uid, group=user.pw_gid,
-            extra_groups=[], env={"PYTHONPATH": VIEW, "PATH": os.environ["PATH"]}, cwd="/",
+            [python, "-c", code, str(place)], user=user.pw_uid, group=user.pw_gid,
+            extra_groups=[], env={"PYTHONPATH": f"{VIEW}:{packages}", "PATH": os.environ["PATH"]}, cwd="/",
             capture_output=True, text=True)
         assert done.stderr == ""
         assert done.stdout.split() == [str(user.pw_uid), str(place / "pg/data")]

@@ -2,7 +2,7 @@
 import threading
 import time
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from .._clock cimport clock_now
 from .._schema cimport hp_market_t
@@ -71,7 +71,7 @@ cdef class SocketSource(Source):
             return -1 if self.error is not None else 0
         if self.gap:
             self.gap = False
-            return self.decoder.decode_gap(clock_now(), out, room)
+            return self.decoder.gap_at(clock_now(), out, 0, ~<uint64_t>0, room)
         rc = ws_poll(self.socket, &payload, &size, &ts_recv)
         if rc == WS_NONE:
             return 0
@@ -110,6 +110,9 @@ cdef class SocketSource(Source):
                 self._next = error
                 return
             except (HftpipeError, OSError) as error:
+                if getattr(error, "final", False):
+                    self._next = error
+                    return
                 self.closed = str(error)
             time.sleep(pause * random.uniform(0.85, 1.15))
             pause = min(pause * 2, self._longest)

@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Protocol, final
+from typing import Protocol, Self, final
 
 QUOTE: int
 TRADE: int
@@ -20,12 +20,14 @@ _Message = tuple[int, int, int, int, int, int, int, int, int, int]
 
 @final
 class Traders:
-    events: int
-    messages: int
-    def __init__(
-        self, instruments: Sequence[_Instrument], seed: int, rate: float, now: int,
+    @property
+    def events(self) -> int: ...
+    @property
+    def messages(self) -> int: ...
+    def __new__(
+        cls, instruments: Sequence[_Instrument], seed: int, rate: float, now: int,
         first_trade: int = 0,
-    ) -> None: ...
+    ) -> Self: ...
     def step(self, until: int) -> int: ...
     def skip(self, now: int) -> int: ...
     def take(self) -> list[_Message]: ...

@@ -322,7 +322,11 @@ class Feed:
     def publish(self, messages: list[Message]) -> None:
         """Send what happened to everybody who subscribed to it."""
         mine = [m for m in messages if self.instruments[m[1]].crypto is self.crypto]
-        if not mine:
+        if not self.sessions:                   # nobody listens; bars go on
+            minute = utc_ns() // (60 * NANO)
+            for m in mine:
+                if m[0] == TRADE:
+                    self._aggregate(m, minute)
             return
         events: list[tuple[str, str, int, list[Message]]] = []
         for m in mine:
