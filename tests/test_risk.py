@@ -357,6 +357,17 @@ def test_total_notional():
     assert (desk.verdict["limit"], desk.verdict["value"]) == (nano("20000"), nano("20099.01"))
 
 
+def test_total_notional_keeps_the_larger_side_of_each_instrument():
+    desk = Desk(max_total_notional="20000", max_position_notional="10000",
+                max_order_notional="10000")
+    desk.hold("100", 1)
+    assert desk.check(1, "100") == "NONE"
+    assert desk.check(-1, "1", "100.01") == "NONE", "covered by the larger side"
+    desk.risk.mark(book(1, bid="109.99", ask="110.01"))
+    assert desk.check(-1, "1", "100.01") == "TOTAL_NOTIONAL", "the market has moved"
+    assert desk.verdict["value"] == nano("21000")
+
+
 def test_open_positions():
     desk = Desk(max_open_positions=2)
     desk.hold("1", 0)
