@@ -53,7 +53,7 @@ cdef struct hp_context_t:
     int64_t now                 # ns, monotonic: when the event was received; never a clock
     const hp_book_t *book               # newest state of this instrument; never NULL
     const hp_features_t *features       # newest vector of this instrument; NULL before warm-up
-    const hp_order_event_t *order_event # STRATEGY_ORDER only, else NULL
+    const hp_order_event_t *order_event  # STRATEGY_ORDER only, else NULL
     const hp_holding_t *holding         # this instrument's; never NULL
     const hp_instrument_t *spec         # tick, lot; never NULL
 

@@ -467,7 +467,7 @@ class Observe:
 # Parameters of the strategies that ship; the others' are their authors' business.
 COMMON = {
     "qty": (amount("0.000000001", "1000000"), 1, "Quantity of one order."),
-    "cooldown": (duration("0s", "24h"), "1s", "Least time between orders of one instrument."),
+    "cooldown": (duration("0s", "24h"), "500ms", "Least time between orders of one instrument."),
     "allow_short": (flag(), False, "Whether it may sell more than is held."),
 }
 PARAMS: dict[str, dict[str, tuple[Kind, Any, str]]] = {
@@ -475,7 +475,7 @@ PARAMS: dict[str, dict[str, tuple[Kind, Any, str]]] = {
         "threshold": (number(0.0, 1.0), 0.6, "Imbalance of the best level that decides."),
         **COMMON},
     "onnx": {
-        "model": (text(), "", "Model file: a path, or the name of one that ships."),
+        "model": (text(), "demo", "Model file: a path, or demo for the one that ships."),
         "threshold": (number(0.0, 1.0), 0.6, "Probability that decides."),
         **COMMON},
 }
@@ -543,6 +543,7 @@ INSTRUMENTS: tuple[dict[str, Any], ...] = (
 )
 STRATEGIES: tuple[dict[str, Any], ...] = (
     {"name": "imbalance", "kind": "imbalance"},
+    {"name": "model", "kind": "onnx"},
 )
 
 

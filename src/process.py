@@ -173,7 +173,7 @@ class Child:
 
 def stage_argv(run_dir: RunDir, process: str) -> tuple[str, ...]:
     """Command line of the process *process* of a run."""
-    return (sys.executable, "-m", "hftpipe.cli.stage", "--run-dir", str(run_dir.path),
+    return (sys.executable, "-m", "hftpipe.cli.stage", "--run-dir", run_dir.name,
             "--process", process)
 
 

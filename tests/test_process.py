@@ -1,11 +1,6 @@
 """However a run ends, no process outlives it, and shared memory stays only if it holds events."""
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
@@ -13,75 +8,13 @@ from hftpipe import _control, rundir, shm
 from hftpipe.errors import AccessError, BusyError, NotRunningError
 from hftpipe.process import find_leftovers
 from hftpipe.rundir import Latch, Run, RunDir, entry
-
-HERE = Path(__file__).resolve().parent
-ENV = {**os.environ, "PYTHONPATH": str(HERE.parent / "build/view")}
-DEADLINE = 30
-
-
-def until(condition, what):
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.01)
-
-
-class Driver:
-    """tests/models/dummy_run.py as a process."""
-
-    def __init__(self, directory, *options):
-        self.directory = RunDir(directory)
-        self.popen = subprocess.Popen(
-            [sys.executable, str(HERE / "models/dummy_run.py"), str(directory), *options],
-            env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.first = {}
-
-    def up(self):
-        line = self.popen.stdout.readline()
-        assert line, self.popen.stderr.read()
-        self.first = json.loads(line)
-        return self
-
-    @property
-    def run(self):
-        return int(self.first["run"], 16)
-
-    @property
-    def pids(self):
-        return self.first["pids"]
-
-    def end(self):
-        """(exit code, stderr); no process of the run is left."""
-        _, err = self.popen.communicate(timeout=DEADLINE)
-        until(lambda: not any(shm.process_start(p) for p in self.pids.values()),
-              "all children ended")
-        return self.popen.returncode, err
-
-    def log(self):
-        text = (self.directory.logs / "supervisor.log").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+from tests.models.driver import DEADLINE, drivers, until
 
 
 @pytest.fixture
 def start(tmp_path):
-    started = []
-
-    def go(*options):
-        driver = Driver(tmp_path / "run", *options)
-        started.append(driver)
-        return driver
-
-    yield go
-    for driver in started:
-        if driver.popen.poll() is None:
-            driver.popen.kill()
-        driver.popen.wait()
-        driver.popen.stdout.close()
-        driver.popen.stderr.close()
-    run = RunDir(tmp_path / "run").read_run()
-    if run:
-        until(lambda: not shm.alive(run.pid, run.start), "supervisor ended")
-        shm.remove(run.run)
+    with drivers(tmp_path / "run") as go:
+        yield go
 
 
 # ---------------------------------------------------------------- ends well
@@ -275,10 +208,10 @@ def test_a_halt_is_latched_across_a_restart(start):
 def test_the_run_directory_has_a_place(monkeypatch, tmp_path):
     monkeypatch.delenv("HFTPIPE_RUN_DIR", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert rundir.default() == tmp_path / "hftpipe"
+    assert rundir.default() == str(tmp_path / "hftpipe")
     monkeypatch.setenv("HFTPIPE_RUN_DIR", str(tmp_path / "r"))
-    assert rundir.default() == tmp_path / "r"
-    assert rundir.default(tmp_path / "q") == tmp_path / "q"
+    assert rundir.default() == str(tmp_path / "r")
+    assert rundir.default(tmp_path / "q") == str(tmp_path / "q")
 
 
 def test_the_run_directory_is_private(tmp_path):

@@ -98,10 +98,11 @@ cdef extern from *:
       *high = h; *low = l;
       return 1;
     }
+    static inline int hp_lower(char c) { return c >= 'A' && c <= 'Z' ? c | 32 : c; }
     /* Is the header line at *line (up to `end`) called `name` (lower case)?  Its value, or NULL. */
     static inline const char *hp_header(const char *line, const char *end, const char *name) {
       for (; *name; line++, name++)
-        if (line >= end || (*line >= 'A' && *line <= 'Z' ? *line | 32 : *line) != *name) return NULL;
+        if (line >= end || hp_lower(*line) != *name) return NULL;
       if (line >= end || *line != ':') return NULL;
       for (line++; line < end && (*line == ' ' || *line == '\\t'); ) line++;
       return line;
@@ -110,7 +111,7 @@ cdef extern from *:
       size_t size = strlen(token);
       for (; text + size <= end; text++) {
         size_t i = 0;
-        while (i < size && (text[i] >= 'A' && text[i] <= 'Z' ? text[i] | 32 : text[i]) == token[i]) i++;
+        while (i < size && hp_lower(text[i]) == token[i]) i++;
         if (i == size) return 1;
       }
       return 0;
@@ -475,7 +476,8 @@ cdef class AlpacaWire(Wire):
         cdef char *p
         cdef char *body
         cdef const char *part
-        cdef uint32_t i, tried, size
+        cdef uint32_t i, size
+        cdef uint32_t _
         cdef int outcome
         if self.denied or self._up == 0:
             return WIRE_DOWN
@@ -490,7 +492,7 @@ cdef class AlpacaWire(Wire):
             return WIRE_BUSY
         if not self._take(now, 0):
             return WIRE_BUSY
-        for tried in range(self._count):
+        for _ in range(self._count):
             k = self._idle(0)
             if k == NULL:
                 break
@@ -523,7 +525,7 @@ cdef class AlpacaWire(Wire):
             p += 2
             size = <uint32_t>(p - body)
             part = k.order_text + self._head_size
-            for i in range(<uint32_t>LENGTH_SIZE):      # right-aligned; blanks may precede a header's value
+            for i in range(<uint32_t>LENGTH_SIZE):      # right-aligned behind blanks
                 k.order_text[self._head_size + LENGTH_SIZE - 1 - i] = (
                     <char>(c"0" + size % 10) if size else c" ")
                 size //= 10
@@ -543,7 +545,7 @@ cdef class AlpacaWire(Wire):
     cdef int cancel(self, uint64_t order, uint64_t venue_id, uint64_t venue_id_low,
                     int64_t now) noexcept nogil:
         cdef http_connection_t *k
-        cdef uint32_t tried
+        cdef uint32_t _
         cdef int outcome
         if self.denied:
             return WIRE_DOWN
@@ -552,7 +554,7 @@ cdef class AlpacaWire(Wire):
             return WIRE_BUSY if self._busy else WIRE_DOWN
         if not self._take(now, 1):
             return WIRE_BUSY
-        for tried in range(self._count):
+        for _ in range(self._count):
             hp_write_uuid(k.cancel_text + self._cancel_at, venue_id, venue_id_low)
             k.text = k.cancel_text
             k.cancelling = 1
@@ -1047,6 +1049,10 @@ cdef class AlpacaWire(Wire):
         if not found:
             return None
         return numpy.frombuffer(bytearray((<char *>&c)[:sizeof(c)]), UPDATE)[0]
+
+    def fileno(self) -> int:
+        """Descriptor that is readable when an answer may be: for hosts that sleep."""
+        return self._poller
 
     def counters(self) -> dict[str, int]:
         """What happened so far."""

@@ -55,6 +55,9 @@ class _Listener(WSListener):
         if kind not in (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION):
             return
         try:
+            if (frame.rsv1 or frame.rsv2 or frame.rsv3
+                    or (kind == WSMsgType.CONTINUATION) != (self.parts is not None)):
+                raise DataError("the venue sent a frame that RFC 6455 does not allow")
             if frame.fin and self.parts is None:
                 self.stream._payload(frame.get_payload_as_memoryview(), ts_recv)
                 return
@@ -254,6 +257,8 @@ class Stream:
                 enable_auto_ping=True, auto_ping_idle_timeout=self.ping,
                 auto_ping_reply_timeout=self.ping,
                 extra_headers={"User-Agent": USER_AGENT, **self.headers})
+        if transport.is_disconnected:       # picows does not tell: it was during the handshake
+            raise ConnectionError("the connection was lost during the handshake")
         self._transport, self._listener = transport, listener
         graceful, begun = False, now_ns()
         try:
@@ -270,19 +275,19 @@ class Stream:
             graceful = await self._watch(stop, listener)
         finally:
             was_live, self.live = self.live, False
-            if was_live and now_ns() - begun > SETTLED_NS:
-                self.backoff = 0
+            self._transport = self._listener = None
+            if was_live:
+                if now_ns() - begun > SETTLED_NS:
+                    self.backoff = 0
+                self._went_down()
             if graceful:
                 transport.send_close(WSCloseCode.OK)
             transport.disconnect(graceful)
             try:
                 async with asyncio.timeout(1.0):
                     await transport.wait_disconnected()
-            except TimeoutError:
+            except Exception:               # why it ended is known already
                 transport.disconnect(graceful=False)
-            self._transport = self._listener = None
-            if was_live:
-                self._went_down()
 
     async def _watch(self, stop: asyncio.Event, listener: _Listener) -> bool:
         """Until the end: True when *stop* is the reason, else it raises the reason."""

@@ -179,16 +179,9 @@ def _drain(links: build.PrivateLinks, writer: recording.Writer, above: float) ->
             continue
         stream = getattr(schema.STREAM, name.split(".")[0].upper())
         while len(slots := ring.peek(8192)):
-            writer.write(stream, _whole(slots))
+            writer.write(stream, recording.raw(slots, ring.record))
             ring.release(len(slots))
         ring.flush()
-
-
-def _whole(slots: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
-    """Slots of a link as bytes, the ring's own word zero."""
-    out = slots.view("u1").reshape(len(slots), slots.dtype.itemsize).copy()
-    out[:, :8] = 0
-    return out
 
 
 @dataclass

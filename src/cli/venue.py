@@ -2,32 +2,16 @@
 from __future__ import annotations
 
 import os
-import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from hftpipe.errors import Exit, HftpipeError
+from hftpipe.cli._common import SECONDS, Settings, shared
+from hftpipe.errors import HftpipeError
 
 
-def duration(context: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Seconds of ``15s``, ``500ms``, ``2m`` or a plain number."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", value)
-    if not found:
-        raise click.BadParameter(f"must be like 15s, 500ms or 2m, was {value!r}")
-    return float(found[1]) * {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3600}[found[2]]
-
-
-@click.command("venue", help="""Run the built-in exchange alone: simulated traders and a
-matching engine behind Alpaca's REST and WebSocket protocols.
-
-Key and secret are made at random, or taken from HFTPIPE_VENUE_KEY and HFTPIPE_VENUE_SECRET.
-The first line of -o json is one object that names rest, data_stream, updates_stream, key,
-secret and symbols.""")
+@click.command(epilog="Example: hftpipe venue --seed 7 --rate 5000 -o json")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=0, show_default=True, help="0 takes any free one.")
 @click.option("--seed", default=7, show_default=True, help="Of the simulated traders.")
@@ -41,29 +25,29 @@ secret and symbols.""")
 @click.option("--rate-limit", default=200, show_default=True,
               help="REST requests per minute; 0 lifts it.")
 @click.option("--cash", default="100000", show_default=True, help="Of a new account.")
-@click.option("--for", "seconds", callback=duration, default=None, help="Stop after, e.g. 30s.")
+@click.option("--for", "seconds", type=SECONDS, metavar="TIME", help="Stop after, e.g. 30s.")
 @click.option("--die-with-parent", is_flag=True, help="Stop when the parent process ends.")
-@click.option("-o", "--output", type=click.Choice(("text", "json")), default="text")
-def command(host: str, port: int, seed: int, symbols: str, rate: float, state: Path | None,
-            stamps: bool, rate_limit: int, cash: str, seconds: float | None,
-            die_with_parent: bool, output: str) -> None:
+@shared
+@click.pass_obj
+def command(settings: Settings, host: str, port: int, seed: int, symbols: str, rate: float,
+            state: Path | None, stamps: bool, rate_limit: int, cash: str,
+            seconds: float | None, die_with_parent: bool) -> None:
+    """Run the built-in exchange alone.
+
+    Simulated traders and a matching engine, behind Alpaca's REST and WebSocket protocols. Key and
+    secret are made at random, or taken from HFTPIPE_VENUE_KEY and HFTPIPE_VENUE_SECRET. With -o
+    json the first line is one object that names rest, data_stream, updates_stream, key, secret
+    and symbols. Ends with exit code 0 on SIGTERM and SIGINT; 75: port or state directory in use.
+    """
     from hftpipe.venue import server
     if die_with_parent:
         server.die_with_parent()
+    config = server.Config(
+        host=host, port=port, seed=seed, symbols=tuple(s for s in symbols.split(",") if s),
+        rate=rate, state=state, stamps=stamps, rate_limit=rate_limit, cash=cash)
+    config = replace(config, key=os.environ.get(server.KEY_ENV) or config.key,
+                     secret=os.environ.get(server.SECRET_ENV) or config.secret)
     try:
-        config = server.Config(
-            host=host, port=port, seed=seed, symbols=tuple(s for s in symbols.split(",") if s),
-            rate=rate, state=state, stamps=stamps, rate_limit=rate_limit, cash=cash)
-        config = replace(config, key=os.environ.get(server.KEY_ENV) or config.key,
-                         secret=os.environ.get(server.SECRET_ENV) or config.secret)
-        server.run(config, seconds=seconds, as_json=output == "json")
-    except HftpipeError as error:
-        click.echo(f"hftpipe venue: {error}", err=True)
-        sys.exit(error.exit_code)
+        server.run(config, seconds=seconds, as_json=settings.json)
     except OSError as error:                # the log's disk, mostly
-        click.echo(f"hftpipe venue: {error}", err=True)
-        sys.exit(Exit.ERROR)
-
-
-if __name__ == "__main__":
-    command()
+        raise HftpipeError(f"the venue cannot go on: {error}") from error

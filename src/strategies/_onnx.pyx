@@ -31,8 +31,7 @@ cdef class Onnx(Strategy):
     params : mapping
         ``model`` ("demo", the one that ships, or a path), ``sha256`` (refuse any other file),
         ``threshold`` (0 to 1, 0.6), ``leave`` (0 to 1, 0.45), and those of
-        `hftpipe.strategies.sizes`: ``symbols``, ``qty``, ``max_qty``, ``cooldown``,
-        ``allow_short``.
+        `hftpipe.strategies.sizes`: ``qty``, ``max_qty``, ``cooldown``, ``allow_short``.
     instruments : (n,) array, dtype ``schema.dtype(schema.INSTRUMENT)``
 
     Raises
@@ -83,7 +82,7 @@ cdef class Onnx(Strategy):
             return self._failed() if self.model.touch(1) != MODEL_OK else 0
         if c.event != STRATEGY_BOOK and c.event != STRATEGY_TRADE:
             return 0
-        if c.features == NULL or c.instrument >= self.count or self.takers[c.instrument].size == 0:
+        if c.features == NULL or c.instrument >= self.count:
             return 0
         if c.book.flags & TAKER_UNTRADABLE:
             return 0

@@ -335,7 +335,7 @@ def spawn(*arguments: str, key: str | None = None, secret: str | None = None,
     env = dict(os.environ)
     if key is not None and secret is not None:
         env |= {KEY_ENV: key, SECRET_ENV: secret}
-    command = [sys.executable, "-m", "hftpipe.cli.venue", "-o", "json", "--die-with-parent",
+    command = [sys.executable, "-m", "hftpipe", "venue", "-o", "json", "--die-with-parent",
                *arguments]
     # The package may be importable only because this process's path says so.
     env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
