@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,17 +121,32 @@ def run(run_dir: str | os.PathLike[str], process: str) -> Exit:
 
 # ---------------------------------------------------------------- the spinning processes
 
-def strategies(settings: config.Config, table: numpy.ndarray[Any, Any]) -> list[Strategy]:
-    """The strategies a configuration asks for, made for an instrument table."""
+def strategies(settings: config.Config, table: numpy.ndarray[Any, Any],
+               names: Sequence[str] = (), in_lots: bool = False) -> list[Strategy]:
+    """The strategies a configuration asks for, made for an instrument table.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Only these; default all.
+    in_lots : bool
+        The table is a recording's, not the configuration's: quantities of the strategies that
+        ship count lots, and they see every instrument.
+    """
     from hftpipe import strategies as registry
     out = []
     for item in settings.strategy:
+        if names and item.name not in names:
+            continue
         params = dict(item.params)
+        ships = item.kind in ("imbalance", "onnx")
         if item.kind == "onnx" and params["model"] != "demo":
             params["model"] = str(config.model_path(
                 str(params["model"]), settings.path.parent if settings.path else None))
-        if item.symbols and item.kind in ("imbalance", "onnx"):
+        if item.symbols and ships and not in_lots:
             params["symbols"] = list(item.symbols)
+        if in_lots and ships:
+            params["in_lots"] = True
         name = item.entry if item.kind in ("python", "native") else item.kind
         out.append(registry.load(name, params, table))
     return out

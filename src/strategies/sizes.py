@@ -19,6 +19,7 @@ DEFAULTS: dict[str, Any] = {
                                 # 0 = ten orders
     "cooldown": 10**9,          # ns of event time between two orders of one instrument
     "allow_short": False,       # whether to hold less than nothing
+    "in_lots": False,           # quantities count 1e-9 lots of each instrument instead of units
 }
 
 
@@ -42,10 +43,14 @@ def table(strategy: str, params: Mapping[str, Any], instruments: Any) -> list[di
         lot, name = int(row["lot"]), row["symbol"].decode("ascii", "replace")
         if lot <= 0:
             raise ConfigError(f"strategy {strategy}: lot of {name} must be positive, was {lot}")
-        if params["qty"] % lot:
+        if params["in_lots"]:
+            qty, most_here = params["qty"] * lot // 10**9, most * lot // 10**9
+        else:
+            qty, most_here = params["qty"], most
+        if qty % lot or qty <= 0:
             raise ConfigError(f"strategy {strategy}: qty must be a multiple of the lot of {name}, "
-                              f"{lot} nanoqty, was {params['qty']}")
-        rows.append({"size": params["qty"], "most": most, "lot": lot,
+                              f"{lot} nanoqty, was {qty}")
+        rows.append({"size": qty, "most": most_here, "lot": lot,
                      "minimum": int(row["min_qty"]), "quiet": params["cooldown"],
                      "next": -2**63, "short": params["allow_short"]})
     return rows
