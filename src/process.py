@@ -135,7 +135,8 @@ def find_leftovers(run_dir: RunDir) -> Leftovers | None:
     if "control" in links:
         control = shm.control(run.run)
         if control.halt_epoch > run.halt_epoch or control.trading == "halted":
-            run_dir.record_halt(control.halt_epoch, entry("halted in a run that was killed"))
+            run_dir.record_halt(control.halt_epoch, entry("halted in a run that was killed"),
+                                seen=True)
     return Leftovers(run, links, run_dir.latch())
 
 
@@ -550,7 +551,8 @@ class Supervisor:
         """Latch a halt that somebody else made on the page, a stage for instance."""
         epoch = self.control.halt_epoch
         if epoch > self._latched:
-            self.run_dir.record_halt(epoch, entry("halted on the control page", "a stage"))
+            self.run_dir.record_halt(epoch, entry("halted on the control page", "a stage"),
+                                     seen=True)
             self._latched = epoch
 
     # ------------------------------------------------------------ stopping

@@ -347,13 +347,17 @@ class RunDir:
             "armed_epoch": latch.armed_epoch, "halt": latch.halt, "resume": latch.resume},
             indent=1) + "\n")
 
-    def record_halt(self, epoch: int, why: Mapping[str, Any]) -> Latch:
-        """Latch the halt *epoch*; 0 = one more than the file's.  The higher one wins."""
+    def record_halt(self, epoch: int, why: Mapping[str, Any], *, seen: bool = False) -> Latch:
+        """Latch the halt *epoch*; 0 = one more than the file's.  The higher one wins.
+
+        *seen*: the caller only saw the halt.  What its maker says about it counts more,
+        whichever of the two comes first.
+        """
         with self.operator():                   # got or not: a halt is written
             old = self.latch()
             epoch = epoch or max(old.halt_epoch, 1) + 1
-            if old.halt_epoch >= epoch and old.halted:
-                return old                      # a later halt stands there
+            if old.halt_epoch > epoch or (seen and old.halt_epoch == epoch):
+                return old                      # a later halt, or this one's maker, stands there
             armed = min(max(old.armed_epoch, 1), epoch - 1)
             new = Latch(epoch, armed, dict(why), old.resume)
             self._write_latch(new)

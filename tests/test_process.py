@@ -263,11 +263,17 @@ def test_of_two_halts_the_higher_wins_and_a_resume_undoes_only_its_own(tmp_path)
     assert directory.latch().halt_epoch == 2
     assert directory.record_halt(7, why).halt_epoch == 7
     assert directory.record_halt(5, why).halt_epoch == 7
+    for first, second in ((False, True), (True, False)):
+        epoch = directory.latch().halt_epoch + 1
+        for seen in (first, second):
+            directory.record_halt(epoch, entry("seen" if seen else "made", "me"), seen=seen)
+        assert directory.latch().halt["reason"] == "made"
+    assert directory.latch().halt_epoch == 9
     with directory.operator() as got:
         assert got
-        assert directory.record_resume(6, why).halted
-        assert not directory.record_resume(7, why).halted
-    assert directory.record_halt(0, why).halt_epoch == 8
+        assert directory.record_resume(8, why).halted
+        assert not directory.record_resume(9, why).halted
+    assert directory.record_halt(0, why).halt_epoch == 10
 
 
 def test_a_damaged_latch_counts_as_a_halt(tmp_path):
