@@ -2,8 +2,8 @@
 
 Bytes::
 
-        0  header block (4096): identity, trading state, halt words, text behind a seqlock
-     4096  stage block [0]   (one per stage, STAGE_BLOCK_SIZE each)
+        0  header block (12288): identity, trading state, halt words, names, text behind a seqlock
+    12288  stage block [0]   (one per stage)
            ...
            stage block [CONTROL_STAGES - 1]
 
@@ -11,13 +11,21 @@ Who writes what
     header.magic .. schema      the supervisor, once, magic last
     header.halt_epoch           everybody: fetch_add 1 halts (seq_cst)
     header.armed_epoch          resume: compare-and-swap to the halt epoch its operator saw
-    header.stop                 the supervisor: 0 run, 1 drain and end, 2 end at once
+    header.stop                 everybody: CONTROL_*, only ever upwards
     header.text                 the supervisor and the CLI under the operator lock, seqlock
     stage block                 that stage only; counters and buckets relaxed, heartbeat release
 
-Trading is allowed while halt_epoch == armed_epoch and armed_epoch > 0.  A fresh run starts
-with armed_epoch 0 (DISARMED); arming it is the first resume.
+Invariants
+    C1  Trading is allowed while halt_epoch == armed_epoch and armed_epoch > 0.  A fresh run
+        has halt_epoch >= 1 and armed_epoch 0 (DISARMED); arming it is the first resume.
+    C2  halt_epoch only grows; armed_epoch <= halt_epoch: a resume names the halt epoch that
+        its operator saw, so it can not undo a halt that came later, and no halt can ever
+        make the two equal.
+    C3  text_seq counts the texts; text[text_seq & 1] is whole.  A writer fills the other
+        half, then counts: killed in the middle, it leaves the last text readable.
+    C4  The page names its own counters and histograms: a tool of another version reads it.
 """
+from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int64_t, uint64_t
 
 from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_relaxed, hp_store_release
@@ -25,12 +33,15 @@ from ._schema cimport HP_HISTOGRAM_COUNT, HP_METRIC_COUNT
 
 cdef enum:
     CONTROL_STAGES = 16
-    CONTROL_HEADER_SIZE = 4096
+    CONTROL_HEADER_SIZE = 12288
+    CONTROL_VERSION = 2
     CONTROL_COUNTERS = 64           # words kept for counters, of which HP_METRIC_COUNT are used
     CONTROL_HISTOGRAMS = 12
     # Buckets: values below 16 exactly, then 16 per power of two up to 2**40 ns (18 minutes).
     HISTOGRAM_BUCKETS = 592
-    TEXT_SIZE = 2048
+    TEXT_SIZE = 3584                # bytes of UTF-8
+    NAMES_SIZE = 3584
+    NAME_SIZE = 32
 
 cdef enum:                          # stage_block_t.state
     STAGE_VOID = 0
@@ -72,9 +83,10 @@ cdef struct control_header_t:
     uint64_t _pad2[15]
     uint64_t stop
     uint64_t _pad3[15]
-    uint64_t text_seq               # seqlock: odd while text is being written
-    uint64_t text_size
-    char text[2048]                 # JSON: profile, symbols, last halt and resume with reason, who
+    uint64_t text_seq               # seqlock: texts written (C3)
+    uint64_t text_size[2]           # bytes
+    uint64_t text[2][448]           # JSON: profile, symbols, last halt and resume with reason, who
+    char names[3584]                # of the counters, an empty line, of the histograms (C4)
 
 cdef struct stage_block_t:
     char name[32]
@@ -84,7 +96,8 @@ cdef struct stage_block_t:
     uint64_t heartbeat              # ns, monotonic
     uint64_t store_full             # 1 while its store link has no room: risk refuses
     uint64_t ack_epoch              # highest halt epoch it acted on
-    uint64_t _pad0[6]
+    uint64_t start                  # of pid, clock ticks after boot
+    uint64_t _pad0[5]
     uint64_t counters[64]           # HP_METRIC_*
     histogram_t histograms[12]      # HP_HISTOGRAM_*
 
@@ -116,16 +129,22 @@ cdef inline int histogram_bucket(uint64_t ns) noexcept nogil:
         return HISTOGRAM_BUCKETS - 1
     return (top - 3) * 16 + <int>((ns >> (top - 4)) & 15)
 
+cdef inline uint64_t histogram_bound(int bucket) noexcept nogil:
+    """The largest value that falls into *bucket*."""
+    if bucket < 16:
+        return <uint64_t>bucket
+    return (<uint64_t>(17 + (bucket & 15)) << (bucket // 16 - 1)) - 1
+
 cdef inline void histogram_record(histogram_t *h, int64_t ns) noexcept nogil:
     """Count one latency; negative values count as 0.  One writer."""
     cdef uint64_t v = <uint64_t>ns if ns > 0 else 0
     cdef int i = histogram_bucket(v)
-    hp_store_relaxed(&h.buckets[i], h.buckets[i] + 1)
-    hp_store_relaxed(&h.sum, h.sum + v)
     if v > h.max:
         hp_store_relaxed(&h.max, v)
     if h.count == 0 or v < h.min:
         hp_store_relaxed(&h.min, v)
+    hp_store_relaxed(&h.sum, h.sum + v)
+    hp_store_release(&h.buckets[i], h.buckets[i] + 1)       # last: min and max bound what counts
     hp_store_relaxed(&h.count, h.count + 1)
 
 
@@ -133,5 +152,24 @@ cdef class Control:
     cdef control_header_t *header
     cdef stage_block_t *blocks
     cdef object _memory             # keeps the mapping alive
+    cdef Py_buffer _view            # held until dealloc: an exported mapping can not be closed
+    cdef readonly tuple counter_names       # as the page says
+    cdef readonly tuple histogram_names
+    cdef dict _counters             # name -> (index, signed)
+    cdef dict _histograms           # name -> index
 
     cdef stage_block_t *block(self, int index) except NULL
+
+
+cdef class StageBlock:
+    cdef stage_block_t *b
+    cdef Control _control           # keeps the page alive
+    cdef readonly int index
+
+    cdef int _counter(self, name) except -1
+    cdef int _histogram(self, name) except -1
+
+
+cdef class Histogram:
+    cdef uint64_t _sum, _min, _max, _count
+    cdef uint64_t _buckets[592]
