@@ -172,7 +172,7 @@ enum {
   HP_RISK_EVENT_STORE_OK = 5, /* All store links have room again. */
 };
 
-#define HP_MARKET_ID UINT64_C(0xf7f67da528083c04)
+#define HP_MARKET_ID UINT64_C(0x0a76dcd342582b89)
 /* One normalised step of market data. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -279,22 +279,22 @@ _Static_assert(offsetof(hp_book_status_t, pad1) == 60, "book_status.pad1: offset
 #define HP_FEATURES_ID UINT64_C(0x6f46da29eda413be)
 /* The feature vector the model sees, in this order. */
 typedef struct {
-  float    mid_return;    /*   0: Log return of the mid since the previous state of the book. */
-  float    mid_momentum_fast; /*   4: Log distance of the mid from its EMA over 16 states. */
-  float    mid_momentum_slow; /*   8: Log distance of the mid from its EMA over 128 states. */
-  float    volatility;    /*  12: Square root of the EMA over 64 states of squared mid returns. */
+  float    mid_return;    /*   0: Log(mid / mid of the state before). */
+  float    mid_momentum_fast; /*   4: Log(mid / its EMA over 16 states). */
+  float    mid_momentum_slow; /*   8: Log(mid / its EMA over 128 states). */
+  float    volatility;    /*  12: Square root of the EMA over 64 states of mid_return squared, from 0. */
   float    spread_bps;    /*  16: (ask - bid) / mid * 1e4. */
   float    imbalance_top; /*  20: (bid_qty - ask_qty) / (bid_qty + ask_qty), 0 when both are 0. */
-  float    imbalance_depth; /*  24: The same over the best DEPTH levels. */
-  float    microprice_bps; /*  28: (microprice - mid) / mid * 1e4; microprice weighs by the other side. */
-  float    order_flow;    /*  32: EMA over 16 states of Cont's order-flow imbalance over the mean top size. */
-  float    trade_flow;    /*  36: EMA over 16 trades of the signed share of traded quantity in [-1, 1]. */
-  float    last_offset_bps; /*  40: (last trade - mid) / mid * 1e4, 0 before the first trade. */
-  float    bid_queue_change; /*  44: Change of bid_qty over the larger of before and after, at equal price. */
-  float    ask_queue_change; /*  48: Change of ask_qty over the larger of before and after, at equal price. */
+  float    imbalance_depth; /*  24: The same of bid_depth and ask_depth. */
+  float    microprice_bps; /*  28: (microprice - mid) / mid * 1e4; microprice = (bid * ask_qty + ask * bid_qty) / (bid_qty + ask_qty), the mid when both are 0. */
+  float    order_flow;    /*  32: EMA over 16 states of Cont's order-flow imbalance, from 0, over the EMA over 16 states of (bid_qty + ask_qty) / 2; 0 when that is 0. */
+  float    trade_flow;    /*  36: EMA over 16 trades of last_side * last_qty over that of last_qty, states with the TRADE flag and last_qty > 0 only; in [-1, 1], 0 before the first. */
+  float    last_offset_bps; /*  40: (last_price - mid) / mid * 1e4, 0 before the first trade. */
+  float    bid_queue_change; /*  44: Change of bid_qty over the larger of before and after; 0 when the bid moved. */
+  float    ask_queue_change; /*  48: Change of ask_qty over the larger of before and after; 0 when the ask moved. */
   float    depth_ratio;   /*  52: Log((1 + bid_depth) / (1 + ask_depth)), depths in whole units. */
-  float    trade_rate;    /*  56: EMA over 64 states of 1 when caused by a trade, else 0. */
-  float    arrival;       /*  60: Log1p of milliseconds since the previous state of the book, capped at 1 h. */
+  float    trade_rate;    /*  56: EMA over 64 states of 1 with the TRADE flag, 0 without, from 0. */
+  float    arrival;       /*  60: Log1p of milliseconds by ts_recv since the state before, 0 when not later, capped at 1 h. */
 } __attribute__((aligned(64))) hp_features_t;
 _Static_assert(sizeof(hp_features_t) == 64, "features: size");
 _Static_assert(offsetof(hp_features_t, mid_return) == 0, "features.mid_return: offset");
@@ -346,7 +346,7 @@ _Static_assert(offsetof(hp_signal_t, strategy) == 51, "signal.strategy: offset")
 _Static_assert(offsetof(hp_signal_t, pad0) == 52, "signal.pad0: offset");
 _Static_assert(offsetof(hp_signal_t, pad1) == 56, "signal.pad1: offset");
 
-#define HP_INTENT_ID UINT64_C(0xdd069d70c61c1f7a)
+#define HP_INTENT_ID UINT64_C(0x743549f029eb6562)
 /* What a strategy wants; not yet checked. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -795,6 +795,7 @@ enum {
   HP_HISTOGRAM_RISK, /* hftpipe_risk_ns: Intent published to verdict. */
   HP_HISTOGRAM_GATEWAY, /* hftpipe_gateway_ns: Verdict to request handed to the socket. */
   HP_HISTOGRAM_TICK_TO_ORDER, /* hftpipe_tick_to_order_ns: Frame read to request handed to the socket. */
+  HP_HISTOGRAM_SEND, /* hftpipe_send_ns: The send() call itself. */
   HP_HISTOGRAM_ORDER_TO_ACK, /* hftpipe_order_to_ack_ns: Request handed to the socket to its answer. */
   HP_HISTOGRAM_ORDER_TO_FILL, /* hftpipe_order_to_fill_ns: Request handed to the socket to the first fill. */
   HP_HISTOGRAM_COUNT

@@ -20,7 +20,15 @@ version is refused when it is loaded.
 from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ._schema cimport (
-    hp_book_t, hp_features_t, hp_instrument_t, hp_intent_t, hp_order_event_t)
+    hp_book_t, hp_features_t, hp_instrument_t, hp_intent_t, hp_order_event_t, hp_signal_t)
+
+# A record inside a Python object: objects are 16-byte aligned, not 64 as a ring's slots are,
+# and the compiler must not be told otherwise.
+cdef extern from *:
+    """
+    typedef hp_signal_t hp_signal_held_t __attribute__((aligned(16)));
+    """
+    ctypedef hp_signal_t hp_signal_held_t
 
 cdef enum:
     STRATEGY_VERSION = 1
@@ -30,6 +38,8 @@ cdef enum:                      # hp_context_t.event: why the strategy is called
     STRATEGY_TRADE = 2          # the same, caused by a trade: book.last_*
     STRATEGY_ORDER = 3          # a step of one of our orders: order_event
     STRATEGY_TIMER = 4          # time passed: now
+    STRATEGY_IDLE = 5           # nothing happened: keep caches warm, change no state; room is 0.
+                                # Not an event: it is neither recorded nor replayed.
 
 cdef struct hp_holding_t:       # what the strategy stage knows of one instrument
     int64_t qty                 # nanoqty, from fills; negative = short
@@ -45,7 +55,7 @@ cdef struct hp_context_t:
     int64_t now                 # ns, monotonic: when the event was received; never a clock
     const hp_book_t *book               # newest state of this instrument; never NULL
     const hp_features_t *features       # newest vector of this instrument; NULL before warm-up
-    const hp_order_event_t *order_event # STRATEGY_ORDER only, else NULL
+    const hp_order_event_t *order_event  # STRATEGY_ORDER only, else NULL
     const hp_holding_t *holding         # this instrument's; never NULL
     const hp_instrument_t *spec         # tick, lot; never NULL
 
@@ -70,6 +80,11 @@ cdef inline hp_intent_t *strategy_add(hp_out_t *out) noexcept nogil:
 cdef class Strategy:
     cdef readonly object error  # None, or the exception that stopped the strategy
     cdef readonly int version   # STRATEGY_VERSION it was built for
+    # A strategy that asked a model in this on_event sets `asked` and fills p_*, confidence,
+    # model, elapsed and decision; event, instrument and strategy are the stage's, which
+    # clears `asked` before each call and stores the record.
+    cdef bint asked
+    cdef hp_signal_held_t signal
 
     # Look at *context*, add 0..n intents to *out*; 0, or -1 to stop the stage.
     cdef int on_event(self, const hp_context_t *context, hp_out_t *out) noexcept nogil

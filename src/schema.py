@@ -312,7 +312,7 @@ MARKET = Record("market", 64, "One normalised step of market data.", (
           enum=SIDE),
     Field("flags", "u8", "", "Bit set of MARKET_FLAG_*.", enum=MARKET_FLAG),
     Field("pad0", "u8", "", "Zero.", None),
-    Field("hop", "u16", "ns", "Published this long after ts_recv; saturates.", None),
+    Field("hop", "u16", "ns", "Published this long after ts_recv; saturates."),
 ))
 
 BOOK = Record("book", 128, "State of one instrument's book after a venue message.", (
@@ -349,23 +349,34 @@ BOOK_STATUS = Record("book_status", 64, "A book's flags changed.", (
     Field("pad1", "u32", "", "Zero.", None),
 ))
 
+# The definitions; src/_feature.pyx is their arithmetic, tests/models/feature.py their naive
+# twin.  "State" is a usable state of this instrument's book: not stale, empty, crossed or
+# malformed; others change nothing.  "Change" is against the state before, 0 at the first.
+# mid = (bid + ask) / 2.  An EMA over n weighs the newest value by 2 / (n + 1), takes it in
+# before it is read, and starts at the first value (a mid, a size, a traded quantity) or at 0.
 FEATURE_NAMES = (
-    ("mid_return", "log return of the mid since the previous state of the book"),
-    ("mid_momentum_fast", "log distance of the mid from its EMA over 16 states"),
-    ("mid_momentum_slow", "log distance of the mid from its EMA over 128 states"),
-    ("volatility", "square root of the EMA over 64 states of squared mid returns"),
+    ("mid_return", "log(mid / mid of the state before)"),
+    ("mid_momentum_fast", "log(mid / its EMA over 16 states)"),
+    ("mid_momentum_slow", "log(mid / its EMA over 128 states)"),
+    ("volatility", "square root of the EMA over 64 states of mid_return squared, from 0"),
     ("spread_bps", "(ask - bid) / mid * 1e4"),
     ("imbalance_top", "(bid_qty - ask_qty) / (bid_qty + ask_qty), 0 when both are 0"),
-    ("imbalance_depth", "the same over the best DEPTH levels"),
-    ("microprice_bps", "(microprice - mid) / mid * 1e4; microprice weighs by the other side"),
-    ("order_flow", "EMA over 16 states of Cont's order-flow imbalance over the mean top size"),
-    ("trade_flow", "EMA over 16 trades of the signed share of traded quantity in [-1, 1]"),
-    ("last_offset_bps", "(last trade - mid) / mid * 1e4, 0 before the first trade"),
-    ("bid_queue_change", "change of bid_qty over the larger of before and after, at equal price"),
-    ("ask_queue_change", "change of ask_qty over the larger of before and after, at equal price"),
+    ("imbalance_depth", "the same of bid_depth and ask_depth"),
+    ("microprice_bps", "(microprice - mid) / mid * 1e4; microprice = (bid * ask_qty + "
+     "ask * bid_qty) / (bid_qty + ask_qty), the mid when both are 0"),
+    ("order_flow", "EMA over 16 states of Cont's order-flow imbalance, from 0, over the EMA over "
+     "16 states of (bid_qty + ask_qty) / 2; 0 when that is 0"),
+    ("trade_flow", "EMA over 16 trades of last_side * last_qty over that of last_qty, states with "
+     "the TRADE flag and last_qty > 0 only; in [-1, 1], 0 before the first"),
+    ("last_offset_bps", "(last_price - mid) / mid * 1e4, 0 before the first trade"),
+    ("bid_queue_change", "change of bid_qty over the larger of before and after; 0 when the bid "
+     "moved"),
+    ("ask_queue_change", "change of ask_qty over the larger of before and after; 0 when the ask "
+     "moved"),
     ("depth_ratio", "log((1 + bid_depth) / (1 + ask_depth)), depths in whole units"),
-    ("trade_rate", "EMA over 64 states of 1 when caused by a trade, else 0"),
-    ("arrival", "log1p of milliseconds since the previous state of the book, capped at 1 h"),
+    ("trade_rate", "EMA over 64 states of 1 with the TRADE flag, 0 without, from 0"),
+    ("arrival", "log1p of milliseconds by ts_recv since the state before, 0 when not later, "
+     "capped at 1 h"),
 )
 FEATURES = Record("features", 64, "The feature vector the model sees, in this order.", tuple(
     Field(name, "f32", "", doc[0].upper() + doc[1:] + ".") for name, doc in FEATURE_NAMES))
@@ -391,7 +402,7 @@ INTENT = Record("intent", 64, "What a strategy wants; not yet checked.", (
     Field("price", "i64", "nanoprice", "Limit price; 0 for a market order."),
     Field("qty", "i64", "nanoqty", "Positive."),
     Field("target", "u32", "", "CANCEL: seq of the intent whose order to cancel; else 0."),
-    Field("hop", "u32", "ns", "Published this long after ts_recv; saturates.", None),
+    Field("hop", "u32", "ns", "Published this long after ts_recv; saturates."),
     INSTRUMENT_INDEX,
     Field("side", "i8", "", "+1 buy, -1 sell.", enum=SIDE),
     Field("type", "u8", "", "ORDER_TYPE_*.", enum=ORDER_TYPE),
@@ -579,6 +590,7 @@ HISTOGRAMS = (
     Metric("risk", "histogram", "ns", "Intent published to verdict."),
     Metric("gateway", "histogram", "ns", "Verdict to request handed to the socket."),
     Metric("tick_to_order", "histogram", "ns", "Frame read to request handed to the socket."),
+    Metric("send", "histogram", "ns", "The send() call itself."),
     Metric("order_to_ack", "histogram", "ns", "Request handed to the socket to its answer."),
     Metric("order_to_fill", "histogram", "ns", "Request handed to the socket to the first fill."),
 )

@@ -10,7 +10,7 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 
 LAYERS = [
     # 0 words: the layouts, the memory order, the clock, the errors
-    {"schema", "_schema", "_atomic", "_clock", "errors", "_token"},
+    {"schema", "_schema", "_atomic", "_clock", "errors", "_token", "models"},
     # 1 parts: one job each, ignorant of one another
     {"_ring", "_control", "_book", "_order", "_ledger", "_wire"},
     # 2 judgement: may read parts
@@ -18,12 +18,14 @@ LAYERS = [
     # 3 joints: the socket of a strategy, parts joined into duty cycles
     {"_strategy"}, {"_stage"},
     # 4 shell: files, environment, processes
-    {"config", "shm", "log"}, {"topology", "metrics"}, {"process", "health"},
+    {"config", "shm", "log", "recording"}, {"topology", "metrics", "rundir"},
+    {"process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another
     {"alpaca", "venue", "store", "backtest", "strategies"},
     # 6 the program
-    {"pipeline"}, {"cli", "__main__"},
+    {"worker"}, {"pipeline"}, {"cli"}, {"__main__"},
 ]
+OWN = {"__version__", "get_include"}   # of the package itself, which imports nothing
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 
 
@@ -38,14 +40,14 @@ def imports(path: Path) -> set[str]:
                 found |= set(top) or {a.name for a in node.names}
             elif isinstance(node, ast.Import):
                 found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("hftpipe.")}
-        return found
+        return found - OWN
     names = re.findall(r"^\s*from\s+\.\.(\w+)[\w.]*\s+c?import", text, re.M)
     if path.parent == SRC:
         names += re.findall(r"^\s*from\s+\.(\w+)[\w.]*\s+c?import", text, re.M)
     names += re.findall(r"^\s*from\s+hftpipe\.(\w+)[\w.]*\s+c?import", text, re.M)
     for group in re.findall(r"^\s*from hftpipe import (.+)$", text, re.M):
         names += [n.strip() for n in group.split(",")]
-    return set(names) - {"__version__", "get_include"}
+    return set(names) - OWN
 
 
 def test_no_module_reaches_up():

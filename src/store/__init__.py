@@ -1,0 +1,1 @@
+"""The cold path into PostgreSQL: server, migrations, writer, verification, queries."""

@@ -1,0 +1,146 @@
+"""Strategies that ship, and the door for those that do not.
+
+An author's package names its class in the entry point group ``hftpipe.strategies``::
+
+    [project.entry-points."hftpipe.strategies"]
+    momentum = "momentum.strategy:Momentum"
+
+The class derives from :class:`hftpipe._strategy.Strategy` and has a class method
+``from_config(params, instruments)``, which raises :class:`ConfigError` for what it does not
+like.  A compiled one sets ``self.version = STRATEGY_VERSION`` in its ``__cinit__``.
+
+Without a package, ``"module:Class"`` names any importable class: such a Strategy, or a plain
+Python class made as ``Class(params, instruments)`` with a method ``on_event(context, add)``,
+as :class:`hftpipe._strategy.PyStrategy` wants it.
+"""
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from hftpipe._strategy import PyStrategy, Strategy
+from hftpipe.errors import ConfigError
+
+GROUP = "hftpipe.strategies"
+BUILTIN = {"imbalance": "hftpipe.strategies._imbalance:Imbalance",
+           "onnx": "hftpipe.strategies._onnx:Onnx"}
+VERSION = 1                     # STRATEGY_VERSION of this build; a test compares them
+
+
+class Item(Protocol):
+    """One ``[[strategy]]`` of the configuration, as `hftpipe.config.Strategy` is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def entry(self) -> str: ...
+    @property
+    def symbols(self) -> Sequence[str]: ...
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+
+
+def found() -> dict[str, EntryPoint]:
+    """Strategies of other packages by name."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def names() -> list[str]:
+    """Every name that :func:`load` knows."""
+    return sorted({*BUILTIN, *found()})
+
+
+def _target(name: str) -> Any:
+    """What *name* stands for."""
+    others = {} if name in BUILTIN else found()
+    place = BUILTIN.get(name) or (name if ":" in name else "")
+    if not place and name not in others:
+        near = difflib.get_close_matches(name, names(), 1)
+        hint = f", did you mean {near[0]}?" if near else f" (found {', '.join(names())})"
+        raise ConfigError(f"unknown strategy {name!r}{hint}")
+    module, _, attribute = place.partition(":")
+    try:
+        if place:
+            return getattr(importlib.import_module(module), attribute)
+        return others[name].load()
+    except (ImportError, AttributeError, ValueError) as error:
+        # ValueError: Cython, when a base class is larger than the one compiled against.
+        raise ConfigError(f"strategy {name}{'' if place else f' ({others[name].value})'} cannot "
+                          f"be loaded: {error}") from error
+
+
+def load(name: str, params: Mapping[str, Any], instruments: Any) -> Strategy:
+    """Make the strategy *name*.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`names`, or ``"module:Class"``.  A shipped one cannot be replaced by
+        another package's.
+    params : mapping
+        Its section of the configuration.
+    instruments : (n,) array, dtype ``schema.dtype(schema.INSTRUMENT)``
+
+    Raises
+    ------
+    ConfigError
+        Unknown name (with the nearest one), a module that cannot be imported, a class that is
+        no strategy, one built for another version of the interface, or bad parameters.
+    """
+    target = _target(name)
+    strategy: Any = None
+    if isinstance(target, type) and issubclass(target, Strategy):
+        if callable(getattr(target, "from_config", None)):
+            strategy = target.from_config(params, instruments)      # type: ignore[attr-defined]
+            if not isinstance(strategy, Strategy):
+                raise ConfigError(f"strategy {name}: from_config gave {strategy!r}, no Strategy")
+    elif isinstance(target, type) and callable(getattr(target, "on_event", None)):
+        strategy = PyStrategy(target(params, instruments).on_event)
+    if strategy is None:
+        raise ConfigError(f"strategy {name}: wanted a Strategy with from_config(params, "
+                          f"instruments), or a class with on_event, found {target!r}")
+    if strategy.version != VERSION:
+        raise ConfigError(f"strategy {name}: built for interface version {strategy.version}, "
+                          f"this is {VERSION}: rebuild it")
+    return cast(Strategy, strategy)
+
+
+def make(items: Iterable[Item], instruments: Any,
+         model_path: Callable[[str], Path] | None = None) -> list[Strategy]:
+    """The strategies of a configuration, in its order.
+
+    Parameters
+    ----------
+    items : sequence
+        ``config.strategy``.  Kinds ``python`` and ``native`` are made from their `entry`, others
+        are names of shipped ones; one with `symbols` sees those instruments only.
+    instruments : (n,) array, dtype ``schema.dtype(schema.INSTRUMENT)``
+    model_path : callable, optional
+        Finds a parameter ``model`` of a shipped strategy; by default "demo" or a path as it is.
+
+    Raises
+    ------
+    ConfigError
+        Everything that :func:`load` refuses, and symbols that are no instruments.
+    """
+    from hftpipe.strategies._only import Only
+    out: list[Strategy] = []
+    for item in items:
+        shipped = item.kind in BUILTIN
+        params = dict(item.params)
+        if shipped and model_path and params.get("model", "demo") != "demo":
+            params["model"] = str(model_path(params["model"]))
+        strategy = load(item.kind if shipped else item.entry, params, instruments)
+        if item.symbols:
+            try:
+                strategy = Only(strategy, item.symbols, instruments)
+            except ValueError as error:
+                raise ConfigError(f"strategy {item.name}: {error}") from None
+        out.append(strategy)
+    return out

@@ -1,0 +1,316 @@
+-- What people read: orders, trades, positions and their history, derived from the event tables.
+-- Everything here is computed from append-only rows, so it cannot contradict them.
+
+-- ------------------------------------------------------------------ words and units
+
+CREATE FUNCTION hftpipe.nano(value bigint) RETURNS numeric
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN value * 0.000000001;
+COMMENT ON FUNCTION hftpipe.nano IS 'Exact value of an integer in 1e-9, nine decimals.';
+
+CREATE FUNCTION hftpipe.utc(ns bigint) RETURNS timestamptz
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    RETURN timestamptz 'epoch' + ns / 1000 * interval '1 microsecond';
+COMMENT ON FUNCTION hftpipe.utc IS 'UTC nanoseconds as a timestamp, cut to microseconds. For a monotonic stamp add run.utc_offset first.';
+
+CREATE FUNCTION hftpipe.trading_date(ns bigint) RETURNS date
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    RETURN (hftpipe.utc(ns) AT TIME ZONE 'America/New_York')::date;
+COMMENT ON FUNCTION hftpipe.trading_date IS 'Calendar day in New York of UTC nanoseconds.';
+
+CREATE FUNCTION hftpipe.event_stream(event bigint) RETURNS smallint
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE RETURN (event >> 56)::smallint;
+CREATE FUNCTION hftpipe.event_seq(event bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE RETURN event & 72057594037927935;
+CREATE FUNCTION hftpipe.event_id(stream smallint, seq bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE RETURN stream::bigint << 56 | seq;
+COMMENT ON FUNCTION hftpipe.event_id IS 'Identity of an event as one word: stream << 56 | seq.';
+
+CREATE FUNCTION hftpipe.client_order_id(run bigint, order_id bigint) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN 'hp-' || to_hex(run) || '-' || to_hex(hftpipe.event_seq(order_id));
+COMMENT ON FUNCTION hftpipe.client_order_id IS 'What the venue calls the order.';
+
+CREATE FUNCTION hftpipe.label_of(enum text, value smallint) RETURNS text
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    RETURN coalesce((SELECT l.name FROM hftpipe.label l
+                     WHERE l.enum = label_of.enum AND l.value = label_of.value),
+                    enum || '(' || value || ')');
+COMMENT ON FUNCTION hftpipe.label_of IS 'Name of a member of an enumeration.';
+
+CREATE FUNCTION hftpipe.uuid_of(high bigint, low bigint) RETURNS uuid
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN CASE WHEN high <> 0 OR low <> 0
+        THEN (lpad(to_hex(high), 16, '0') || lpad(to_hex(low), 16, '0'))::uuid END;
+COMMENT ON FUNCTION hftpipe.uuid_of IS 'UUID from its first and last 8 bytes; NULL when there is none.';
+
+-- ------------------------------------------------------------------ orders
+
+CREATE VIEW hftpipe.orders AS
+SELECT i.run, i.event AS order_id,
+       hftpipe.client_order_id(i.run, i.event) AS client_order_id,
+       s.symbol,
+       hftpipe.label_of('side', i.side) AS side,
+       hftpipe.label_of('order_type', i.type) AS order_type,
+       hftpipe.label_of('tif', i.tif) AS time_in_force,
+       hftpipe.nano(i.qty) AS quantity,
+       CASE WHEN i.price <> 0 THEN hftpipe.nano(i.price) END AS limit_price,
+       CASE WHEN e.kind = 1 OR (e.kind IS NULL AND v.reason <> 0) THEN 'denied'
+            WHEN e.kind IS NULL THEN 'created'
+            ELSE hftpipe.label_of('order_state', e.state) END AS status,
+       hftpipe.nano(coalesce(e.cum_qty, 0)) AS filled_quantity,
+       round(e.value / nullif(e.filled, 0) * 0.000000001, 9) AS filled_avg_price,
+       CASE WHEN coalesce(nullif(e.reason, 0), v.reason, 0) <> 0
+            THEN hftpipe.label_of('reason', coalesce(nullif(e.reason, 0), v.reason)) END
+           AS reason,
+       i.strategy, i.cause,
+       hftpipe.utc(i.ts + r.utc_offset) AS created_at,
+       hftpipe.utc(e.sent + r.utc_offset) AS submitted_at,
+       hftpipe.utc(e.acked + r.utc_offset) AS acked_at,
+       hftpipe.utc(e.fill + r.utc_offset) AS filled_at,
+       hftpipe.utc(e.canceled + r.utc_offset) AS cancelled_at,
+       hftpipe.utc(coalesce(e.last, v.ts, i.ts) + r.utc_offset) AS updated_at
+FROM hftpipe.intent i
+JOIN hftpipe.run r ON r.run = i.run
+LEFT JOIN hftpipe.instrument s ON s.run = i.run AND s.index = i.instrument
+LEFT JOIN LATERAL (
+    SELECT v.reason, v.ts FROM hftpipe.verdict v
+    WHERE v.run = i.run AND v."order" = i.event ORDER BY v.seq LIMIT 1) v ON true
+LEFT JOIN LATERAL (
+    SELECT min(e.ts) FILTER (WHERE e.kind = 3) AS sent,
+           min(e.ts) FILTER (WHERE e.kind = 4) AS acked,
+           max(e.ts) FILTER (WHERE e.kind = 6) AS fill,
+           max(e.ts) FILTER (WHERE e.kind = 7) AS canceled,
+           max(e.ts) AS last, max(e.cum_qty) AS cum_qty,
+           sum(e.price::numeric * e.qty) FILTER (WHERE e.kind IN (5, 6)) AS value,
+           sum(e.qty) FILTER (WHERE e.kind IN (5, 6)) AS filled,
+           (array_agg(e.kind ORDER BY e.seq DESC))[1] AS kind,
+           (array_agg(e.state ORDER BY e.seq DESC))[1] AS state,
+           (array_agg(e.reason ORDER BY e.seq DESC))[1] AS reason
+    FROM hftpipe.order_event e WHERE e.run = i.run AND e."order" = i.event) e ON true
+WHERE i.action = 1;
+COMMENT ON VIEW hftpipe.orders IS 'Every order that a strategy wanted and what became of it.';
+
+CREATE VIEW hftpipe.trades AS
+SELECT e.run, to_hex(e.run) || '-' || to_hex(e.seq) AS trade_id,
+       e."order" AS order_id,
+       hftpipe.client_order_id(e.run, e."order") AS client_order_id,
+       s.symbol,
+       hftpipe.label_of('side', e.side) AS side,
+       hftpipe.nano(e.qty) AS quantity,
+       hftpipe.nano(e.price) AS price,
+       hftpipe.nano(e.qty) * hftpipe.nano(e.price) AS trade_value,
+       hftpipe.uuid_of(u.execution, u.execution_low) AS execution_id,
+       hftpipe.uuid_of(u.venue_id, u.venue_id_low) AS venue_order_id,
+       hftpipe.utc(e.ts + r.utc_offset) AS executed_at,
+       hftpipe.utc(nullif(u.ts_venue, 0)) AS venue_at,
+       e.ts, e.seq, e.cause
+FROM hftpipe.order_event e
+JOIN hftpipe.run r ON r.run = e.run
+LEFT JOIN hftpipe.instrument s ON s.run = e.run AND s.index = e.instrument
+LEFT JOIN LATERAL (
+    SELECT u.execution, u.execution_low, u.venue_id, u.venue_id_low, u.ts_venue
+    FROM hftpipe.update_event u
+    WHERE u.run = e.run AND u."order" = e."order" AND u.kind IN (5, 6)
+      AND u.cum_qty = e.cum_qty AND u.price = e.price
+    ORDER BY u.seq LIMIT 1) u ON true
+WHERE e.kind IN (5, 6);
+COMMENT ON VIEW hftpipe.trades IS 'Our executions, with the venue''s identifiers.';
+
+CREATE VIEW hftpipe.order_audit_trail AS
+SELECT a.run, hftpipe.utc(a.ts + r.utc_offset) AS timestamp_utc, a.ts, a.stream, a.seq,
+       a.event_type, a.order_id,
+       hftpipe.client_order_id(a.run, a.order_id) AS client_order_id,
+       a.cause AS correlation_id, s.symbol,
+       hftpipe.label_of('side', a.side) AS side,
+       hftpipe.nano(a.qty) AS quantity,
+       hftpipe.nano(nullif(a.price, 0)) AS price,
+       hftpipe.label_of('order_type', a.type) AS order_type,
+       hftpipe.label_of('tif', a.tif) AS tif,
+       hftpipe.label_of('order_state', a.state) AS status,
+       hftpipe.label_of('reason', nullif(a.reason, 0::smallint)) AS rejection_reason,
+       a.metadata
+FROM (
+    SELECT i.run, i.ts, i.stream, i.seq,
+           'intent.' || hftpipe.label_of('action', i.action) AS event_type,
+           CASE WHEN i.action = 2 THEN hftpipe.event_id(i.stream, i.target) ELSE i.event END
+               AS order_id,
+           i.cause, i.instrument, i.side, i.qty, i.price, i.type, i.tif,
+           NULL::smallint AS state, NULL::smallint AS reason,
+           jsonb_build_object('strategy', i.strategy, 'ts_recv', i.ts_recv) AS metadata
+    FROM hftpipe.intent i
+    UNION ALL
+    SELECT v.run, v.ts, v.stream, v.seq,
+           CASE WHEN v.reason = 0 THEN 'risk.approved' ELSE 'risk.denied' END,
+           CASE WHEN i.action = 2 THEN hftpipe.event_id(i.stream, i.target) ELSE v."order" END,
+           v.cause, v.instrument, i.side, i.qty, i.price, i.type, i.tif, NULL, v.reason,
+           jsonb_build_object('reference', hftpipe.nano(v.reference), 'limit', v."limit",
+                              'value', v.value, 'halt_epoch', v.halt_epoch)
+    FROM hftpipe.verdict v
+    LEFT JOIN hftpipe.intent i ON i.run = v.run AND i.stream = hftpipe.event_stream(v."order")
+                              AND i.seq = hftpipe.event_seq(v."order")
+    UNION ALL
+    SELECT e.run, e.ts, e.stream, e.seq, 'order.' || hftpipe.label_of('order_event', e.kind),
+           e."order", e.cause, e.instrument, e.side, e.qty, e.price, e.type, i.tif, e.state,
+           e.reason, jsonb_build_object('cum_qty', hftpipe.nano(e.cum_qty))
+    FROM hftpipe.order_event e
+    LEFT JOIN hftpipe.intent i ON i.run = e.run AND i.stream = hftpipe.event_stream(e."order")
+                              AND i.seq = hftpipe.event_seq(e."order")
+    UNION ALL
+    SELECT u.run, u.ts, u.stream, u.seq, 'venue.' || hftpipe.label_of('order_event', u.kind),
+           u."order", u.cause, u.instrument, u.side, u.qty, u.price, NULL, NULL, NULL, NULL,
+           jsonb_build_object('execution_id', hftpipe.uuid_of(u.execution, u.execution_low),
+                              'venue_order_id', hftpipe.uuid_of(u.venue_id, u.venue_id_low),
+                              'venue_at', hftpipe.utc(nullif(u.ts_venue, 0)),
+                              'cum_qty', hftpipe.nano(u.cum_qty),
+                              'position_qty', hftpipe.nano(u.position_qty))
+    FROM hftpipe.update_event u WHERE u."order" <> 0
+) a
+JOIN hftpipe.run r ON r.run = a.run
+LEFT JOIN hftpipe.instrument s ON s.run = a.run AND s.index = a.instrument;
+COMMENT ON VIEW hftpipe.order_audit_trail IS 'Everything that happened to each order, from wish to last word: who said what, when.';
+
+CREATE VIEW hftpipe.order_latency AS
+SELECT i.run, i.event AS order_id,
+       hftpipe.client_order_id(i.run, i.event) AS client_order_id, s.symbol,
+       i.ts_recv, m.ts AS ts_feed, nullif(i.aux, 0) AS ts_book, i.ts AS ts_signal,
+       v.ts AS ts_risk, e.sent AS ts_sent, e.acked AS ts_ack, e.filled AS ts_fill,
+       m.ts - i.ts_recv AS feed_ns,
+       nullif(i.aux, 0) - m.ts AS book_ns,
+       i.ts - nullif(i.aux, 0) AS signal_ns,
+       v.ts - i.ts AS risk_ns,
+       e.sent - v.ts AS gateway_ns,
+       e.sent - i.ts_recv AS tick_to_order_ns,
+       e.acked - e.sent AS order_to_ack_ns,
+       e.filled - e.sent AS order_to_fill_ns
+FROM hftpipe.intent i
+LEFT JOIN hftpipe.instrument s ON s.run = i.run AND s.index = i.instrument
+LEFT JOIN hftpipe.market_event m ON m.run = i.run AND m.stream = hftpipe.event_stream(i.cause)
+                                AND m.seq = hftpipe.event_seq(i.cause)
+LEFT JOIN LATERAL (
+    SELECT v.ts FROM hftpipe.verdict v
+    WHERE v.run = i.run AND v."order" = i.event ORDER BY v.seq LIMIT 1) v ON true
+LEFT JOIN LATERAL (
+    SELECT min(e.ts) FILTER (WHERE e.kind = 3) AS sent,
+           min(e.ts) FILTER (WHERE e.kind = 4) AS acked,
+           min(e.ts) FILTER (WHERE e.kind IN (5, 6)) AS filled
+    FROM hftpipe.order_event e WHERE e.run = i.run AND e."order" = i.event) e ON true
+WHERE i.action = 1;
+COMMENT ON VIEW hftpipe.order_latency IS 'Hop times of each order, monotonic ns, and the differences: frame read, market record, book, intent, verdict, sent, acknowledged, first fill.';
+
+CREATE VIEW hftpipe.latency_by_hop AS
+SELECT l.run, h.hop, count(h.ns) AS count, min(h.ns) AS min,
+       percentile_disc(0.5) WITHIN GROUP (ORDER BY h.ns) AS p50,
+       percentile_disc(0.99) WITHIN GROUP (ORDER BY h.ns) AS p99,
+       percentile_disc(0.999) WITHIN GROUP (ORDER BY h.ns) AS p999,
+       max(h.ns) AS max
+FROM hftpipe.order_latency l
+CROSS JOIN LATERAL (VALUES
+    (1, 'feed', l.feed_ns), (2, 'book', l.book_ns), (3, 'signal', l.signal_ns),
+    (4, 'risk', l.risk_ns), (5, 'gateway', l.gateway_ns),
+    (6, 'tick_to_order', l.tick_to_order_ns), (7, 'order_to_ack', l.order_to_ack_ns),
+    (8, 'order_to_fill', l.order_to_fill_ns)) h(place, hop, ns)
+WHERE h.ns IS NOT NULL
+GROUP BY l.run, h.place, h.hop
+ORDER BY l.run, h.place;
+COMMENT ON VIEW hftpipe.latency_by_hop IS 'Percentiles of each hop over the orders of a run, ns.';
+
+-- ------------------------------------------------------------------ positions and P&L
+
+CREATE VIEW hftpipe.position_snapshots AS
+SELECT p.run, p.seq, hftpipe.utc(p.ts + r.utc_offset) AS snapshot_time, s.symbol, p.instrument,
+       hftpipe.nano(p.qty) AS quantity,
+       CASE WHEN p.qty > 0 THEN 'long' WHEN p.qty < 0 THEN 'short' ELSE 'flat' END AS side,
+       hftpipe.nano(p.average) AS average_price,
+       hftpipe.nano(p.qty) * hftpipe.nano(p.average) AS cost_basis,
+       hftpipe.nano(p.qty) * hftpipe.nano(p.average) + hftpipe.nano(p.unrealised)
+           AS market_value,
+       hftpipe.nano(p.realised) AS realised_pnl,
+       hftpipe.nano(p.unrealised) AS unrealised_pnl,
+       hftpipe.nano(p.day_pnl) AS day_pnl
+FROM hftpipe.position_event p
+JOIN hftpipe.run r ON r.run = p.run
+LEFT JOIN hftpipe.instrument s ON s.run = p.run AND s.index = p.instrument;
+COMMENT ON VIEW hftpipe.position_snapshots IS 'Every position the ledger published.';
+
+CREATE VIEW hftpipe.positions AS
+SELECT i.run, i.symbol, p.quantity, p.side, p.average_price, p.cost_basis, p.market_value,
+       p.realised_pnl, p.unrealised_pnl, p.snapshot_time AS updated_at, p.seq
+FROM hftpipe.instrument i
+CROSS JOIN LATERAL (
+    SELECT * FROM hftpipe.position_snapshots p
+    WHERE p.run = i.run AND p.instrument = i.index ORDER BY p.seq DESC LIMIT 1) p;
+COMMENT ON VIEW hftpipe.positions IS 'Newest position of each instrument a run has traded.';
+
+CREATE VIEW hftpipe.daily_pnl AS
+WITH step AS (
+    SELECT p.run, p.instrument, p.seq, p.realised, p.unrealised,
+           hftpipe.trading_date(p.ts + r.utc_offset) AS trading_date,
+           p.realised - coalesce(lag(p.realised) OVER w, 0) AS gained
+    FROM hftpipe.position_event p JOIN hftpipe.run r ON r.run = p.run
+    WINDOW w AS (PARTITION BY p.run, p.instrument ORDER BY p.seq)
+), close AS (
+    SELECT DISTINCT ON (run, instrument, trading_date)
+           run, instrument, trading_date, realised, unrealised
+    FROM step ORDER BY run, instrument, trading_date, seq DESC
+), change AS (
+    SELECT run, trading_date,
+           realised - coalesce(lag(realised) OVER w, 0) AS realised,
+           unrealised - coalesce(lag(unrealised) OVER w, 0) AS unrealised
+    FROM close WINDOW w AS (PARTITION BY run, instrument ORDER BY trading_date)
+), day AS (
+    SELECT run, trading_date, sum(realised) AS realised, sum(unrealised) AS unrealised
+    FROM change GROUP BY run, trading_date
+), deal AS (
+    SELECT run, trading_date, count(*) FILTER (WHERE gained > 0) AS winning,
+           count(*) FILTER (WHERE gained < 0) AS losing
+    FROM step GROUP BY run, trading_date
+), trade AS (
+    SELECT e.run, hftpipe.trading_date(e.ts + r.utc_offset) AS trading_date, count(*) AS trades
+    FROM hftpipe.order_event e JOIN hftpipe.run r ON r.run = e.run
+    WHERE e.kind IN (5, 6) GROUP BY 1, 2
+)
+SELECT d.run, d.trading_date,
+       d.realised * 0.000000001 AS realised,
+       sum(d.unrealised) OVER (PARTITION BY d.run ORDER BY d.trading_date) * 0.000000001
+           AS unrealised,
+       (d.realised + d.unrealised) * 0.000000001 AS total,
+       coalesce(t.trades, 0) AS trade_count, l.winning, l.losing
+FROM day d
+JOIN deal l USING (run, trading_date)
+LEFT JOIN trade t USING (run, trading_date);
+COMMENT ON VIEW hftpipe.daily_pnl IS 'P&L by run and New York day: realised that day, unrealised at its end, and total = realised plus the day''s change of the unrealised. winning and losing count the steps that realised a gain or a loss.';
+
+-- ------------------------------------------------------------------ risk
+
+CREATE VIEW hftpipe.risk_events AS
+SELECT a.run, a.stream, a.seq, a.event_type, a.severity, a.message,
+       hftpipe.utc(a.ts + r.utc_offset) AS occurred_at, a.ts, s.symbol,
+       hftpipe.label_of('reason', nullif(a.reason, 0::smallint)) AS reason,
+       a.order_id, hftpipe.client_order_id(a.run, a.order_id) AS client_order_id,
+       a."limit", a.value, a.cause
+FROM (
+    SELECT e.run, e.stream, e.seq, e.ts, e.instrument, e.reason, e."limit", e.value, e.cause,
+           hftpipe.label_of('risk_event', e.kind) AS event_type,
+           CASE e.kind WHEN 1 THEN 'critical' WHEN 3 THEN 'error' WHEN 4 THEN 'error'
+                       ELSE 'info' END AS severity,
+           format('halt epoch %s, armed epoch %s', e.halt_epoch, e.armed_epoch) AS message,
+           NULL::bigint AS order_id
+    FROM hftpipe.risk_event e
+    UNION ALL
+    SELECT v.run, v.stream, v.seq, v.ts, v.instrument, v.reason, v."limit", v.value, v.cause,
+           'order_denied', 'warning', l.doc, v."order"
+    FROM hftpipe.verdict v
+    LEFT JOIN hftpipe.label l ON l.enum = 'reason' AND l.value = v.reason
+    WHERE v.reason <> 0
+) a
+JOIN hftpipe.run r ON r.run = a.run
+LEFT JOIN hftpipe.instrument s ON s.run = a.run AND s.index = a.instrument;
+COMMENT ON VIEW hftpipe.risk_events IS 'What happened to the gate, and every order it refused.';
+
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'hftpipe_reader') THEN
+        GRANT SELECT ON ALL TABLES IN SCHEMA hftpipe TO hftpipe_reader;
+    END IF;
+END $$;

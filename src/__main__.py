@@ -1,0 +1,4 @@
+"""``python -m hftpipe``."""
+from hftpipe.cli import main
+
+main()

@@ -1,0 +1,588 @@
+"""Everything about Alpaca that may be slow: TLS, handshakes, cold REST calls, reconciliation.
+
+The two streams and the order wire start here; what comes after start-up runs in
+``_socket``, ``_codec`` and ``_http``.  Nothing here follows a redirect.
+"""
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import os
+import re
+import socket
+import ssl
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
+import numpy
+
+from hftpipe import __version__, schema
+from hftpipe._clock import now_ns
+from hftpipe.alpaca import messages
+from hftpipe.alpaca._codec import parse_nano, parse_time
+from hftpipe.alpaca._socket import Receiver
+from hftpipe.errors import ConfigError, DataError, DeadlineError, HftpipeError
+
+T = TypeVar("T")
+UPDATE = schema.dtype(schema.UPDATE)
+KIND = schema.ORDER_EVENT_KIND
+USER_AGENT = f"hftpipe/{__version__}"
+TEXT, BINARY = 1, 2             # WebSocket opcodes
+
+
+# ---------------------------------------------------------------- credentials and TLS
+
+class Revealing(Protocol):
+    """A credential whose text only ``reveal()`` gives, as ``config.Secret``."""
+
+    def reveal(self) -> str: ...
+
+
+SecretLike = str | Revealing
+
+
+def reveal(value: SecretLike) -> str:
+    """The text of a credential."""
+    return value if isinstance(value, str) else value.reveal()
+
+
+def verified_context() -> ssl.SSLContext:
+    """TLS 1.2 or newer, chain and host name verified."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+# ---------------------------------------------------------------- the data stream's errors
+
+class StreamError(HftpipeError):
+    """The venue refused something on a stream, for now or for good."""
+
+    def __init__(self, text: str, code: int = 0, final: bool = False) -> None:
+        super().__init__(text)
+        self.code = code
+        self.final = final              # trying again cannot help
+
+
+# What to do about an error code of the data stream (reference 1.3).
+STOP, BACKOFF, REPORT = "stop", "backoff", "report"
+CODES = {
+    400: REPORT,                # invalid syntax: ours
+    401: REPORT,                # not authenticated
+    402: STOP,                  # auth failed
+    403: REPORT,                # already authenticated
+    404: BACKOFF,               # auth timeout
+    405: REPORT,                # symbol limit exceeded; subscriptions unchanged
+    406: BACKOFF,               # connection limit: a dead session may live on for 90 s
+    407: BACKOFF,               # slow client: closes
+    408: STOP,                  # v2 not enabled
+    409: STOP,                  # insufficient subscription
+    410: REPORT,                # invalid subscribe action for this feed
+    411: STOP,                  # insufficient scope
+    412: STOP,                  # only MessagePack
+    413: STOP,                  # * not allowed
+    500: BACKOFF,               # internal error
+}
+
+
+def stream_error(message: Mapping[str, Any], starting: bool) -> StreamError:
+    """What an ``error`` message means; what is only worth a report once data flow is final
+    while *starting*, because then we do not have what was asked for."""
+    code = message.get("code")
+    code = code if isinstance(code, int) else 0
+    action = CODES.get(code, BACKOFF)
+    return StreamError(f"the venue answered error {code}: {message.get('msg', '')}", code,
+                       action == STOP or (starting and action == REPORT))
+
+
+# ---------------------------------------------------------------- the data stream's messages
+
+_msgpack = msgspec.msgpack.Encoder()
+_json = msgspec.json.Encoder()
+
+
+def encode(encoding: str, message: Mapping[str, Any]) -> bytes:
+    """A client's message in the encoding of the stream."""
+    return (_msgpack if encoding == "msgpack" else _json).encode(message)
+
+
+def decode_controls(encoding: str, payload: bytes | memoryview) -> list[dict[str, Any]]:
+    """Messages of a frame that is expected to be a control frame.
+
+    Raises
+    ------
+    DataError
+        If it is no array of maps.
+    """
+    try:
+        if encoding == "msgpack":
+            return msgspec.msgpack.decode(payload, type=list[dict[str, Any]])
+        return msgspec.json.decode(payload, type=list[dict[str, Any]])
+    except msgspec.DecodeError as error:
+        raise DataError(f"wanted a control message, found {bytes(payload[:64])!r}: "
+                        f"{error}") from None
+
+
+_CONTROL = re.compile(rb'\x91[\x81-\x8f]\xa1T[\xa2-\xbf]|\s*\[\s*{\s*"T"\s*:\s*"[^"]{2}', re.DOTALL)
+
+
+def is_control(payload: bytes | memoryview) -> bool:
+    """Whether a frame is a control message; those come alone, with ``T`` first.
+
+    Only a look at the first bytes: data messages have types of one letter.
+    """
+    return _CONTROL.match(payload[:64]) is not None
+
+
+def auth_message(key: SecretLike, secret: SecretLike) -> dict[str, str]:
+    """First message of a client."""
+    return {"action": "auth", "key": reveal(key), "secret": reveal(secret)}
+
+
+def subscribe_message(symbols: Sequence[str], channels: Iterable[str]) -> dict[str, Any]:
+    """Second message of a client."""
+    return {"action": "subscribe", **{channel: list(symbols) for channel in channels}}
+
+
+def check_success(found: list[dict[str, Any]], wanted: str) -> None:
+    """Raise StreamError unless *found* is ``success`` with *wanted* (or 403, as good)."""
+    message = found[0] if found else {}
+    if message.get("T") == "error":
+        if message.get("code") == 403 and wanted == "authenticated":
+            return
+        raise stream_error(message, starting=True)
+    if message.get("T") != "success" or message.get("msg") != wanted:
+        raise StreamError(f"wanted {wanted!r} from the venue, found {message.get('T')!r} "
+                          f"{message.get('msg')!r}")
+
+
+def check_subscription(found: list[dict[str, Any]], symbols: Sequence[str],
+                       channels: Iterable[str]) -> None:
+    """Raise StreamError unless every channel has every symbol; ``*`` is all of them."""
+    message = found[0] if found else {}
+    if message.get("T") == "error":
+        raise stream_error(message, starting=True)
+    if message.get("T") != "subscription":
+        raise StreamError(f"wanted the subscription from the venue, found {message.get('T')!r}")
+    for channel in channels:
+        have = set(message.get(channel) or ())
+        missing = [] if "*" in have else sorted(set(symbols) - have)
+        if missing:
+            raise StreamError(f"{channel} of {', '.join(missing[:5])} not subscribed: the venue "
+                              f"gave {len(have)} of {len(symbols)} symbols", final=True)
+
+
+# ---------------------------------------------------------------- a plain blocking WebSocket
+
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"     # RFC 6455 1.3
+
+
+def open_websocket(url: str, headers: Mapping[str, str] | None = None,
+                   timeout: float = 5.0) -> tuple[socket.socket, bytes]:
+    """Connect and upgrade; the socket, and what came behind the response.
+
+    For the spinning loop, which takes the socket over; ``wss://`` waits for a receiver that
+    can decrypt on its own thread (``_socket.pxd``, TLS).
+
+    Raises
+    ------
+    ConfigError
+        If *url* is no ``ws://`` address.
+    StreamError
+        If the venue does not upgrade; final for 401, 403 and 404.
+    DeadlineError, OSError
+        If it does not answer.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "ws" or not parts.hostname:
+        raise ConfigError(f"the in-loop receiver speaks ws:// only, was {url!r}")
+    deadline = time.monotonic() + timeout
+    key = base64.b64encode(os.urandom(16))
+    lines = [f"GET {parts.path or '/'}{'?' + parts.query if parts.query else ''} HTTP/1.1",
+             f"Host: {parts.netloc}", "Upgrade: websocket", "Connection: Upgrade",
+             f"Sec-WebSocket-Key: {key.decode()}", "Sec-WebSocket-Version: 13",
+             f"User-Agent: {USER_AGENT}", *(f"{k}: {v}" for k, v in (headers or {}).items())]
+    sock = socket.create_connection((parts.hostname, parts.port or 80), timeout)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
+        raw = b""
+        while b"\r\n\r\n" not in raw:
+            sock.settimeout(max(deadline - time.monotonic(), 0.001))
+            try:
+                more = sock.recv(4096)
+            except TimeoutError:
+                raise DeadlineError(f"no answer to the WebSocket handshake of {parts.netloc} "
+                                    f"within {timeout:g} s") from None
+            if not more or len(raw) > 65536:
+                raise StreamError("wanted a WebSocket handshake, found the end of the stream"
+                                  if not more else "the answer to the handshake is too long")
+            raw += more
+        head, _, leftover = raw.partition(b"\r\n\r\n")
+        status, *rest = head.decode("latin-1").split("\r\n")
+        found = re.match(r"HTTP/1\.1 (\d{3})", status)
+        code = int(found[1]) if found else 0
+        if code != 101:
+            raise StreamError(f"wanted HTTP 101 from {parts.netloc}, found {status[:80]!r}", code,
+                              code in (401, 403, 404))
+        answer = {k.strip().lower(): v.strip() for k, _, v in (h.partition(":") for h in rest)}
+        proof = base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode()
+        if answer.get("sec-websocket-accept") != proof or "sec-websocket-extensions" in answer:
+            raise StreamError("the venue's WebSocket handshake does not answer ours")
+        return sock, leftover
+    except BaseException:
+        sock.close()
+        raise
+
+
+def open_data_stream(url: str, key: SecretLike, secret: SecretLike, symbols: Sequence[str],
+                     channels: Iterable[str] = ("trades", "quotes"), encoding: str = "msgpack",
+                     timeout: float = 5.0, message_max: int = 1 << 20) -> Receiver:
+    """A receiver on a stream that is authenticated and subscribed, ready for the loop.
+
+    Raises
+    ------
+    StreamError
+        If the venue refuses; ``final`` tells whether trying again can help.
+    ConfigError, DataError, DeadlineError, OSError
+        As for :func:`open_websocket`, and for answers that are none.
+    """
+    channels = tuple(channels)
+    opcode = BINARY if encoding == "msgpack" else TEXT
+    sock, leftover = open_websocket(url, {"Content-Type": f"application/{encoding}"}, timeout)
+    receiver = Receiver(sock, leftover, message_max)
+    try:
+        check_success(decode_controls(encoding, receiver.receive(timeout)), "connected")
+        receiver.send(opcode, encode(encoding, auth_message(key, secret)))
+        check_success(decode_controls(encoding, receiver.receive(timeout)), "authenticated")
+        receiver.send(opcode, encode(encoding, subscribe_message(symbols, channels)))
+        check_subscription(decode_controls(encoding, receiver.receive(timeout)), symbols, channels)
+    except BaseException:
+        receiver.close()
+        raise
+    return receiver
+
+
+# ---------------------------------------------------------------- REST, cold
+
+class VenueError(HftpipeError):
+    """The venue refused a request."""
+
+    def __init__(self, text: str, status: int, code: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.code = code
+
+
+class Rest:
+    """Alpaca's trading REST interface for start-up, reconciliation and resolving.
+
+    Parameters
+    ----------
+    url : str
+        ``http://`` or ``https://`` base address.
+    key, secret : str or config.Secret
+    timeout : float, default 5
+        Seconds for each request.
+    context : ssl.SSLContext, optional
+        Of https; the default verifies.
+
+    Notes
+    -----
+    Blocking, one thread.  GET and DELETE are tried once more when the kept connection turns
+    out to be closed; nothing else is ever repeated, and no order is ever posted from here.
+    """
+
+    def __init__(self, url: str, key: SecretLike, secret: SecretLike, timeout: float = 5.0,
+                 context: ssl.SSLContext | None = None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"REST address must be http(s)://host[:port][/path], was {url!r}")
+        self._host, self._port, self._base = parts.hostname, parts.port, parts.path.rstrip("/")
+        self._context = (context or verified_context()) if parts.scheme == "https" else None
+        self._key, self._secret, self._timeout = key, secret, timeout
+        self._connection: http.client.HTTPConnection | None = None
+
+    def __repr__(self) -> str:
+        return f"<Rest {self._host}:{self._port or ''}{self._base}>"
+
+    def close(self) -> None:
+        """Close the kept connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _once(self, method: str, path: str) -> tuple[int, bytes]:
+        if self._connection is None:
+            self._connection = (
+                http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout,
+                                            context=self._context)
+                if self._context is not None else
+                http.client.HTTPConnection(self._host, self._port, timeout=self._timeout))
+        self._connection.request(method, self._base + path, headers={
+            "APCA-API-KEY-ID": reveal(self._key), "APCA-API-SECRET-KEY": reveal(self._secret),
+            "Accept": "application/json", "User-Agent": USER_AGENT})
+        answer = self._connection.getresponse()
+        return answer.status, answer.read()
+
+    def request(self, method: str, path: str) -> tuple[int, bytes]:
+        """Status and body of one request.
+
+        Raises
+        ------
+        DeadlineError
+            If no answer came in time.
+        VenueError
+            If the connection failed twice (status 0).
+        """
+        if method not in ("GET", "DELETE"):
+            raise ValueError(f"method must be GET or DELETE, was {method}")
+        for last in (False, True):
+            fresh = self._connection is None
+            try:
+                return self._once(method, path)
+            except TimeoutError:
+                self.close()
+                raise DeadlineError(f"no answer to {method} {path.partition('?')[0]} within "
+                                    f"{self._timeout:g} s") from None
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                if last or fresh:
+                    raise VenueError(f"{method} {path.partition('?')[0]} failed: "
+                                     f"{type(error).__name__}: {error}", 0) from None
+        raise AssertionError("not reached")
+
+    def _get(self, path: str, kind: type[T], absent: bool = False, **query: Any) -> T | None:
+        wanted = {k: v for k, v in query.items() if v is not None}
+        status, body = self.request("GET", path + (f"?{urlencode(wanted)}" if wanted else ""))
+        if status == 404 and absent:
+            return None
+        if status != 200:
+            self._refuse("GET", path, status, body)
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.DecodeError as error:
+            raise DataError(f"answer to GET {path} is not what it should be: {error}") from None
+
+    @staticmethod
+    def _refuse(method: str, path: str, status: int, body: bytes) -> None:
+        try:
+            found = messages.ERROR.decode(body)
+        except msgspec.DecodeError:
+            found = messages.Error(body[:80].decode("latin-1"))
+        raise VenueError(f"{method} {path} was refused: HTTP {status}, {found.message}", status,
+                         found.code)
+
+    def _must(self, path: str, kind: type[T], **query: Any) -> T:
+        found = self._get(path, kind, **query)
+        assert found is not None
+        return found
+
+    def account(self) -> messages.Account:
+        """The account."""
+        return self._must("/v2/account", messages.Account)
+
+    def clock(self) -> messages.Clock:
+        """The venue's session clock."""
+        return self._must("/v2/clock", messages.Clock)
+
+    def positions(self) -> list[messages.Position]:
+        """All open positions."""
+        return self._must("/v2/positions", list[messages.Position])
+
+    def orders(self, status: str = "open", after: str | None = None) -> list[messages.Order]:
+        """Orders, oldest first; *after* (RFC 3339, exclusive) is about their submission.
+
+        Pages of 500 are walked by submission time; rows that share the last one's time are
+        asked for again and dropped by id.
+        """
+        found: dict[str, messages.Order] = {}
+        while True:
+            page = self._must("/v2/orders", list[messages.Order], status=status, limit=500,
+                              direction="asc", after=after)
+            fresh = [o for o in page if o.id not in found]
+            found.update((o.id, o) for o in fresh)
+            if len(page) < 500 or not fresh or page[-1].submitted_at is None:
+                return list(found.values())
+            # exclusive: step back behind the last time, so that no row of that time is missed
+            after = earlier(page[-1].submitted_at)
+
+    def order(self, venue_id: str) -> messages.Order | None:
+        """An order by the venue's id, or None."""
+        return self._get(f"/v2/orders/{quote(venue_id, safe='')}", messages.Order, absent=True)
+
+    def order_by_client_id(self, client_order_id: str) -> messages.Order | None:
+        """An order by our own id, or None when the venue never had it."""
+        return self._get("/v2/orders:by_client_order_id", messages.Order, absent=True,
+                         client_order_id=client_order_id)
+
+    def fills(self, after: str | None = None) -> list[messages.Fill]:
+        """FILL activities, oldest first: the only REST view of single executions."""
+        found: list[messages.Fill] = []
+        token = None
+        while True:
+            page = self._must("/v2/account/activities/FILL", list[messages.Fill], direction="asc",
+                              page_size=100, after=after, page_token=token)
+            found += page
+            if len(page) < 100:
+                return found
+            token = page[-1].id
+
+    def cancel_all(self) -> int:
+        """Ask for the cancel of every open order; how many were asked."""
+        status, body = self.request("DELETE", "/v2/orders")
+        if status not in (200, 207):
+            self._refuse("DELETE", "/v2/orders", status, body)
+        return len(msgspec.json.decode(body, type=list[Any])) if body else 0
+
+    def cancel(self, venue_id: str) -> bool:
+        """Ask for the cancel of one order; False when it is not open or not known."""
+        path = f"/v2/orders/{quote(venue_id, safe='')}"
+        status, body = self.request("DELETE", path)
+        if status in (404, 422):
+            return False
+        if status not in (200, 204):
+            self._refuse("DELETE", path, status, body)
+        return True
+
+
+def earlier(text: str) -> str:
+    """The RFC 3339 time one nanosecond before *text*, in UTC."""
+    seconds, nanos = divmod(parse_time(text) - 1, 10**9)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanos:09d}Z"
+
+
+# ---------------------------------------------------------------- orders to UPDATE records
+
+def client_order_id(run: int, seq: int) -> str:
+    """Our name of the order that came from intent *seq*, as the wire writes it."""
+    return f"hp-{run:x}-{seq:x}"
+
+
+def order_of(text: str, run: int) -> int:
+    """Identity of the order that :func:`client_order_id` named; 0 when it is not of *run*."""
+    found = re.fullmatch(r"hp-([0-9a-f]{1,16})-([0-9a-f]{1,14})", text)
+    if not found or int(found[1], 16) != run or text != client_order_id(run, int(found[2], 16)):
+        return 0
+    seq = int(found[2], 16)
+    return schema.event_id(schema.STREAM.SIGNAL, seq) if seq else 0
+
+
+def words(text: str | None) -> tuple[int, int]:
+    """First and last 8 bytes of a UUID, big end first; (0, 0) of None.
+
+    Raises
+    ------
+    ValueError
+        If it is no UUID.
+    """
+    if text is None:
+        return 0, 0
+    n = uuid.UUID(text).int
+    return n >> 64, n & (1 << 64) - 1
+
+
+def uuid_of(high: int, low: int) -> str:
+    """The UUID of two words."""
+    return str(uuid.UUID(int=high << 64 | low))
+
+
+def nano(value: str | int | float | None) -> int:
+    """Nanos of a decimal as the venue writes it; text is exact, None is 0."""
+    return 0 if value is None else parse_nano(value if isinstance(value, str) else f"{value!r}")
+
+
+SIDES = {"buy": 1, "sell": -1}
+# Kind of a status that ends an order, or says that the venue has it.
+STATUS_KINDS = {
+    "new": KIND.ACKED, "accepted": KIND.ACKED, "pending_new": KIND.ACKED, "held": KIND.ACKED,
+    "partially_filled": KIND.ACKED, "filled": KIND.ACKED, "pending_cancel": KIND.ACKED,
+    "pending_replace": KIND.ACKED, "accepted_for_bidding": KIND.ACKED, "stopped": KIND.ACKED,
+    "calculated": KIND.ACKED, "suspended": KIND.ACKED, "done_for_day": KIND.ACKED,
+    "pending_review": KIND.ACKED,
+    "canceled": KIND.CANCELED, "expired": KIND.EXPIRED, "rejected": KIND.REJECTED,
+    "replaced": KIND.REPLACED,
+}
+
+
+def update_row(order: messages.Order, run: int, instrument: int, ts_recv: int,
+               ts_venue: str | None) -> numpy.ndarray[Any, Any]:
+    """One UPDATE record about *order*, its kind and execution still empty.
+
+    Raises
+    ------
+    ValueError
+        If an id, a number or the time is malformed.
+    """
+    row = numpy.zeros(1, UPDATE)
+    row["order"], row["instrument"] = order_of(order.client_order_id, run), instrument
+    row["side"] = SIDES.get(order.side, 0)
+    row["venue_id"], row["venue_id_low"] = words(order.id)
+    row["cum_qty"] = nano(order.filled_qty)
+    row["ts_recv"] = ts_recv
+    row["ts_venue"] = parse_time(ts_venue) if ts_venue else 0
+    return row
+
+
+def snapshot_rows(order: messages.Order, run: int, instrument: int,
+                  known: int = 0) -> numpy.ndarray[Any, Any]:
+    """UPDATE records that bring an order to where the venue says it is.
+
+    Parameters
+    ----------
+    order : messages.Order
+        As REST shows it.
+    run : int
+    instrument : int
+    known : int, nanoqty
+        Filled so far by what we know; what is missing becomes one fill at the average price,
+        without an execution id.  Where the executions themselves matter take them from
+        :meth:`Rest.fills`.
+
+    Returns
+    -------
+    1 to 3 records: ACKED, the missing fill, the end.
+    """
+    base = update_row(order, run, instrument, now_ns(), order.updated_at)
+    rows = [base.copy()]
+    rows[0]["kind"] = KIND.ACKED
+    missing = int(base["cum_qty"][0]) - known
+    if missing > 0:
+        fill = base.copy()
+        filled = order.status == "filled"
+        fill["kind"] = KIND.FILL if filled else KIND.PARTIAL_FILL
+        fill["qty"], fill["price"] = missing, nano(order.filled_avg_price)
+        rows.append(fill)
+    kind = STATUS_KINDS.get(order.status, KIND.ACKED)
+    if kind != KIND.ACKED:
+        end = base.copy()
+        end["kind"] = kind
+        rows.append(end)
+    return numpy.concatenate(rows)
+
+
+def resolve(rest: Rest, run: int, seq: int, instruments: Mapping[str, int],
+            known: int = 0) -> numpy.ndarray[Any, Any] | None:
+    """What became of the order of intent *seq*, of which no answer came.
+
+    Returns
+    -------
+    records as of :func:`snapshot_rows`, or None when the venue does not have it (ask again
+    before believing it: an order may be accepted late).
+
+    Raises
+    ------
+    DataError
+        If the venue's order is of another instrument than any of ours.
+    """
+    found = rest.order_by_client_id(client_order_id(run, seq))
+    if found is None:
+        return None
+    if found.symbol not in instruments:
+        raise DataError(f"order {found.client_order_id} is of {found.symbol}, not one of ours")
+    return snapshot_rows(found, run, instruments[found.symbol], known)

@@ -1,0 +1,33 @@
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from typing_extensions import disjoint_base
+
+from hftpipe._ring import Ring
+from hftpipe._stage import (
+    BookStage,
+    FeedStage,
+    GatewayStage,
+    LedgerStage,
+    RiskStage,
+    SignalStage,
+)
+from hftpipe.backtest._sim import SimWire
+
+@disjoint_base
+class Inline:
+    def __init__(
+        self, feed: FeedStage, book: BookStage, signal: SignalStage, risk: RiskStage,
+        gateway: GatewayStage, ledger: LedgerStage, wire: SimWire, utc_offset: int = 0,
+    ) -> None: ...
+    @property
+    def now(self) -> int: ...
+    def run(self, records: Any) -> int: ...
+    def finish(self) -> None: ...
+    def check(self) -> None: ...
+    def close(self) -> None: ...
+
+def replay_intents(
+    feed: FeedStage, book: BookStage, signal: SignalStage, order_events: Ring, intents: Ring,
+    markets: Any, events: Any, takes: Any, others: Sequence[Ring] = (),
+) -> Iterator[bytes]: ...

@@ -1,0 +1,157 @@
+"""From configuration to stages: the one place that knows what each stage is made of.
+
+The live process host, the backtest and the benches all build through here, so they run the
+same stages joined by the same links; only where the rings lie and what stands behind the
+gateway differ.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy
+
+from hftpipe import _ring, schema, topology
+from hftpipe._ledger import Ledger
+from hftpipe._order import Orders
+from hftpipe._risk import Risk
+from hftpipe._stage import (
+    BookStage,
+    FeedStage,
+    GatewayStage,
+    LedgerStage,
+    RiskStage,
+    SignalStage,
+    Source,
+    Stage,
+    UpdatesStage,
+)
+from hftpipe.config import Config
+
+if TYPE_CHECKING:
+    from hftpipe._control import Control
+    from hftpipe._ring import Ring
+    from hftpipe._strategy import Strategy
+    from hftpipe._wire import Wire
+
+
+class Links(Protocol):
+    """Where the rings of a run come from."""
+
+    def producer(self, name: str) -> Ring | None:
+        """The writing end of a link."""
+
+    def consumer(self, name: str) -> Ring | None:
+        """The reading end of a link."""
+
+
+class PrivateLinks:
+    """Rings in this process's own memory, for a run in one thread.
+
+    Parameters
+    ----------
+    capacity : mapping, optional
+        Records by link name, over the topology's.
+    store : bool
+        Whether there are store links at all; without, events are counted, not kept.
+    """
+
+    def __init__(self, capacity: Mapping[str, int] | None = None, store: bool = True) -> None:
+        self._ends: dict[str, tuple[Ring, Ring]] = {}
+        for link in topology.links(capacity):
+            if store or link.consumer != "store":
+                record = schema.BY_NAME[link.record]
+                self._ends[link.name] = _ring.pair(record, link.capacity)
+
+    def producer(self, name: str) -> Ring | None:
+        ends = self._ends.get(name)
+        return ends[0] if ends else None
+
+    def consumer(self, name: str) -> Ring | None:
+        ends = self._ends.get(name)
+        return ends[1] if ends else None
+
+
+def instruments(config: Config) -> numpy.ndarray[Any, Any]:
+    """The instrument table of *config*: (n,) structured array, dtype of INSTRUMENT."""
+    out = numpy.zeros(len(config.instruments), schema.dtype(schema.INSTRUMENT))
+    for row, item in zip(out, config.instruments, strict=True):
+        row["symbol"] = item.symbol.encode()
+        row["tick"], row["lot"], row["min_qty"] = item.tick, item.lot, item.min_qty
+        row["base_price"] = item.base_price
+        row["flags"] = (1 if item.fractional else 0) | (2 if item.shortable else 0)
+    return out
+
+
+def stages(names: tuple[str, ...], links: Links, config: Config,
+           table: numpy.ndarray[Any, Any], *, control: Control | None = None,
+           strategies: Callable[[], list[Strategy]] | None = None,
+           wire: Callable[[list[Stage]], Wire] | None = None,
+           source: Callable[[], Source] | None = None) -> list[Stage]:
+    """Make the stages *names*, in that order.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Of ``topology.STAGES``; the cold ones (store, monitor) are not made here.
+    links : Links
+    config : Config
+    table : (n,) structured array, dtype of INSTRUMENT
+    control : Control, optional
+    strategies, wire, source : callables
+        Make what a signal, gateway and feed stage needs; only called when asked for.
+        *wire* gets the stages made before it, *source* gives None for a feed that is
+        filled from outside.
+    """
+    out: list[Stage] = []
+    need = _needed
+    for name in names:
+        index = topology.INDEX[name]
+        store = links.producer(f"{name}.store")
+        common: dict[str, Any] = {"store": store, "control": control, "index": index}
+        stage: Stage
+        if name == "feed":
+            stage = FeedStage(need(links.producer("feed.book")), **common,
+                              source=source() if source else None)
+        elif name == "book":
+            stage = BookStage(need(links.consumer("feed.book")),
+                              [need(links.producer(f"book.{to}"))
+                               for to in ("risk", "ledger", "signal")], table, **common)
+        elif name == "signal":
+            stage = SignalStage(need(links.consumer("book.signal")),
+                                need(links.consumer("gateway.signal")),
+                                need(links.producer("signal.risk")),
+                                strategies() if strategies else [], table, **common)
+        elif name == "risk":
+            stage = RiskStage(need(links.consumer("signal.risk")),
+                              need(links.consumer("book.risk")),
+                              need(links.consumer("gateway.risk")),
+                              need(links.consumer("ledger.risk")),
+                              need(links.producer("risk.gateway")),
+                              Risk(config.risk, table, control, len(topology.STAGES)), **common)
+        elif name == "gateway":
+            if wire is None:
+                raise ValueError("a gateway stage needs a wire")
+            stage = GatewayStage(need(links.consumer("risk.gateway")),
+                                 need(links.consumer("updates.gateway")),
+                                 [need(links.producer(f"gateway.{to}"))
+                                  for to in ("risk", "ledger", "signal")],
+                                 Orders(), wire(out), **common,
+                                 max_age=config.gateway.max_age)
+        elif name == "updates":
+            stage = UpdatesStage(need(links.producer("updates.gateway")), **common)
+        elif name == "ledger":
+            stage = LedgerStage(need(links.consumer("gateway.ledger")),
+                                need(links.consumer("book.ledger")),
+                                need(links.producer("ledger.risk")),
+                                Ledger(len(table)), len(table), **common)
+        else:
+            raise ValueError(f"stage {name} is not made of records and rings")
+        out.append(stage)
+    return out
+
+
+def _needed(ring: Ring | None) -> Ring:
+    if ring is None:
+        raise ValueError("a link that is not a store link is missing")
+    return ring

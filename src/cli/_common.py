@@ -1,0 +1,175 @@
+"""What commands share: global options in either place, output, small formats."""
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from hftpipe._control import Control
+    from hftpipe.config import Config
+    from hftpipe.rundir import RunDir
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Settings:
+    """Global options; given before or after the command's name, the later one counts."""
+
+    config: str | None = None
+    sets: list[str] = field(default_factory=list)
+    run_dir: str | None = None
+    output: str = "table"
+    color: bool = True
+    debug: bool = False
+
+    @property
+    def json(self) -> bool:
+        return self.output == "json"
+
+    def directory(self) -> RunDir:
+        """The run directory, not made yet."""
+        from hftpipe import rundir
+        return rundir.RunDir(rundir.default(self.run_dir))
+
+    def load(self) -> Config:
+        """The configuration these options ask for."""
+        from hftpipe import config
+        return config.load(self.config, self.sets)
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    settings = ctx.ensure_object(Settings)
+    if param.name == "sets":
+        settings.sets.extend(value)
+    elif value is not None and value is not False:
+        setattr(settings, str(param.name), value)
+
+
+def _no_color(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Settings).color = False
+
+
+def shared(command: F) -> F:
+    """Give a command the global options; they arrive in the context's :class:`Settings`."""
+    options: list[Callable[[F], F]] = [
+        click.option("-C", "--config", metavar="FILE", callback=_keep, expose_value=False,
+                     help="Configuration; default $HFTPIPE_CONFIG or ./hftpipe.toml."),
+        click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, callback=_keep,
+                     expose_value=False, help="Set one key over file and environment."),
+        click.option("--run-dir", metavar="DIR", callback=_keep, expose_value=False,
+                     help="Run directory; default $HFTPIPE_RUN_DIR or ~/.local/state/hftpipe."),
+        click.option("-o", "--output", type=click.Choice(["table", "json"]), callback=_keep,
+                     expose_value=False, help="Form of the output."),
+        click.option("--no-color", is_flag=True, callback=_no_color, expose_value=False,
+                     help="Plain text; so does NO_COLOR."),
+        click.option("--debug", is_flag=True, callback=_keep, expose_value=False,
+                     help="Show where an error comes from."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+if TYPE_CHECKING:
+    Type = click.ParamType[float]
+else:
+    Type = click.ParamType              # generic only from click 8.4 on
+
+
+class Seconds(Type):
+    """A time with its unit, "250ms", "15s" or "2min", as seconds; a bare number is refused."""
+
+    name = "time"
+    units: Mapping[str, float] = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value).strip()
+        unit = text.lstrip("0123456789.").strip()
+        try:
+            return float(text[:len(text) - len(unit)]) * self.units[unit]
+        except (KeyError, ValueError):
+            self.fail(f'must be a time such as "15s" or "250ms", was {text!r}', param, ctx)
+
+
+SECONDS = Seconds()
+
+
+def emit(settings: Settings, data: Any, lines: Iterable[str]) -> None:
+    """Print *data* as one JSON document, or *lines*, on standard output."""
+    if settings.json:
+        print(json.dumps(data, default=str))
+    else:
+        for line in lines:
+            print(line)
+
+
+def paint(settings: Settings, text: str, color: str) -> str:
+    """*text* in *color* where a terminal shows it and nobody asked for none."""
+    if settings.color and "NO_COLOR" not in os.environ and sys.stdout.isatty():
+        return click.style(text, fg=color, bold=True)
+    return text
+
+
+def columns(rows: Iterable[Iterable[object]], head: Iterable[str]) -> list[str]:
+    """Rows as left-aligned columns under *head*."""
+    table = [list(head), *([str(cell) for cell in row] for row in rows)]
+    width = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip()
+            for row in table]
+
+
+def money(nano: int) -> str:
+    """An amount in 1e-9 to the cent, digits grouped, rounded half to even."""
+    sign, cents = "-" if nano < 0 else "", divmod(abs(nano), 10**7)
+    whole = cents[0] + (cents[1] * 2 > 10**7 or (cents[1] * 2 == 10**7 and cents[0] % 2))
+    return f"{sign}{whole // 100:,}".replace(",", " ") + f".{whole % 100:02d}"
+
+
+def count(number: int) -> str:
+    """A whole number with its digits grouped."""
+    return f"{number:,}".replace(",", " ")
+
+
+def clock(ns: int) -> str:
+    """A time span as hours, minutes and seconds."""
+    seconds = ns // 10**9
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def span(ns: int) -> str:
+    """A time span with three digits and the unit that suits it."""
+    for unit, size in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
+        if ns >= size:
+            return f"{ns / size:.3g} {unit}"
+    return f"{ns} ns"
+
+
+def note(control: Control, run_dir: RunDir, kind: str, entry: Mapping[str, Any]) -> None:
+    """Write the last halt or resume into the page's text, for whoever looks at the page.
+
+    The text explains; the epochs decide.  So a page without room, or a lock held by somebody
+    who hangs, is not worth failing a halt for.
+    """
+    with run_dir.operator(0.5) as got:
+        if not got:
+            return
+        try:
+            text = json.loads(control.text or "{}")
+        except ValueError:
+            text = {}
+        text[kind] = dict(entry)
+        try:
+            control.text = json.dumps(text)
+        except ValueError:
+            control.text = json.dumps({kind: dict(entry)})

@@ -1,0 +1,134 @@
+"""``hftpipe demo``: the whole pipeline for a while against the local exchange, then the sums."""
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hftpipe.cli._common import SECONDS, Settings, shared
+from hftpipe.errors import ConfigError, Exit
+
+
+@click.command(epilog="Example: hftpipe demo --for 15s -o json")
+@click.option("--for", "seconds", type=SECONDS, default="15s", show_default=True,
+              help="How long to trade.")
+@click.option("--cores", metavar="LIST", help="As of start.")
+@click.option("--oversubscribe", is_flag=True, help="As of start.")
+@click.option("--seed", type=int, default=7, show_default=True,
+              help="Of the exchange's simulated traders.")
+@click.option("--rate", type=click.FloatRange(0, 100_000), default=2000, show_default=True,
+              help="Market data messages per second.")
+@click.option("--record", metavar="FILE", help="Also write every event into this new recording.")
+@shared
+@click.pass_obj
+def command(settings: Settings, seconds: float, cores: str | None, oversubscribe: bool,
+            seed: int, rate: float, record: str | None) -> int:
+    """Run the whole pipeline against the local exchange and sum up.
+
+    Market data over WebSocket, order book, features, an imbalance strategy and an ONNX model,
+    risk, orders over HTTP, fills, positions, and every event in PostgreSQL: all in a run
+    directory of its own, which --run-dir keeps.
+    """
+    from hftpipe import pipeline, rundir
+    from hftpipe.cli.start import plan_of
+    loaded = settings.load()
+    if loaded.profile != "demo":
+        raise ConfigError(f"demo runs profile demo, was {loaded.profile}; use hftpipe start")
+    plan = plan_of(loaded, cores, oversubscribe)
+    people = not settings.json
+    line = Line(sys.stderr, people)
+
+    def say(text: str) -> None:
+        if people:
+            line.end()
+            print(text, file=sys.stderr, flush=True)
+
+    def execute(path: Path) -> pipeline.Outcome:
+        return pipeline.execute(
+            loaded, plan, run_dir=rundir.RunDir(path), seconds=seconds, record=record, seed=seed,
+            rate=rate, say=say, live=line.show if people else None)
+
+    if settings.run_dir is not None:
+        out = execute(Path(settings.run_dir))
+    else:
+        with tempfile.TemporaryDirectory(prefix="hftpipe-demo-") as place:
+            out = execute(Path(place) / "run")
+    line.end()
+    if settings.json:
+        print(json.dumps({"exit": int(out.code), "cause": out.cause, **out.summary}))
+    elif out.summary:
+        for text in lines(out.summary):
+            print(text)
+    if out.code != Exit.OK and people:
+        print(f"error: {out.cause}", file=sys.stderr)
+    return int(out.code)
+
+
+class Line:
+    """One line on a terminal that is written over; plain lines elsewhere."""
+
+    def __init__(self, stream: Any, wanted: bool) -> None:
+        self._stream, self._wanted = stream, wanted
+        self._tty = wanted and stream.isatty()
+        self._open = False
+
+    def show(self, f: dict[str, Any]) -> None:
+        """Print the figures of now."""
+        if not self._wanted:
+            return
+        speed = f["tick_to_order_ns"]
+        text = (f"{f['trading'].upper():<8} {f['events']:>9,} events  {f['orders']:>5} orders  "
+                f"{f['fills']:>5} fills  {f['denied']:>5} denied  P&L {f['pnl']:>+9.2f}  "
+                + (f"tick to order p50 {us(speed['p50'])} p99 {us(speed['p99'])}  " if speed else "")
+                + f"stored {f['rows_stored']:,}")
+        if self._tty:
+            print("\r\x1b[2K" + text, end="", file=self._stream, flush=True)
+            self._open = True
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def end(self) -> None:
+        """Leave the line as it is."""
+        if self._open:
+            print(file=self._stream)
+            self._open = False
+
+
+def us(ns: int | float) -> str:
+    """Nanoseconds for people."""
+    if ns < 1000:
+        return f"{ns:.0f} ns"
+    if ns < 1e6:
+        return f"{ns / 1e3:.1f} us"
+    if ns < 1e9:
+        return f"{ns / 1e6:.1f} ms"
+    return f"{ns / 1e9:.2f} s"
+
+
+def lines(s: dict[str, Any]) -> list[str]:
+    """The closing summary for people."""
+    out = ["", f"run {s['run']}   profile {s['profile']}   {', '.join(s['symbols'])}", ""]
+    out.append(f"events     {s['events']:>10,} market events   {s['events_recorded']:,} recorded "
+               f"by all stages")
+    states = ", ".join(f"{n} {k}" for k, n in s["orders_by_status"].items())
+    out.append(f"orders     {s['orders']:>10,} sent   {s['fills']:,} fills   ({states or 'none'})")
+    refused = ", ".join(f"{n} {k}" for k, n in s["denied"].items())
+    out.append(f"refused    {sum(s['denied'].values()):>10,} by risk   ({refused or 'none'})")
+    out.append(f"P&L        {s['pnl']:>+10.2f}   realised {s['realised']:+.2f}   "
+               f"unrealised {s['unrealised']:+.2f}")
+    out += ["", f"{'latency':<16}{'count':>9}{'p50':>11}{'p99':>11}{'p99.9':>11}{'max':>11}"]
+    for name, h in s["latency_ns"].items():
+        out.append(f"{name.replace('_', ' '):<16}{h['count']:>9,}"
+                   + "".join(f"{us(h[k]):>11}" for k in ("p50", "p99", "p999", "max")))
+    out.append("")
+    good = "equal to" if s["verified"] else "DIFFERENT FROM"
+    out.append(f"PostgreSQL {s['rows_stored']:>10,} rows, {good} the events recorded "
+               f"(count and checksum of contents per stream)")
+    for name, stream in s["streams"].items():
+        out.append(f"           {stream['rows']:>10,} {name:<9} checksum {stream['checksum']}"
+                   f"{'' if stream['ok'] else '   DIFFERENT'}")
+    return out

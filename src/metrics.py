@@ -1,0 +1,104 @@
+"""The control page as Prometheus metrics: names, units and help from ``schema``, one label, stage.
+
+Only what the page holds is rendered, so a scrape costs the hot stages nothing and works after
+their death.  Histogram buckets are powers of two of nanoseconds, which are bounds of the page's
+finer buckets, so no count is ever split.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from hftpipe import _clock, _control, schema
+from hftpipe._control import Control, Histogram
+
+BOUNDS = tuple((1 << power) - 1 for power in range(6, 35))      # 63 ns to 17 s
+NANO = 10**9
+
+
+def buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    """Cumulative counts at :data:`BOUNDS`, as Prometheus wants them."""
+    fine = histogram.buckets()
+    out: list[tuple[str, float]] = []
+    at = total = 0
+    for bound in BOUNDS:
+        while at < len(fine) and fine[at][0] <= bound:
+            total += fine[at][1]
+            at += 1
+        out.append((str(bound), total))
+    out.append(("+Inf", histogram.count))
+    return out
+
+
+class PageCollector(Collector):
+    """Renders the control page that *attach* returns at each scrape."""
+
+    def __init__(self, attach: Callable[[], Control]) -> None:
+        self._attach = attach
+
+    def describe(self) -> Iterable[Metric]:
+        return []                       # names are known only with a page; nothing to check
+
+    def collect(self) -> Iterable[Metric]:
+        control = self._attach()
+        stages = [s for s in control.stages if s.state != _control.VOID]
+        known = set(control.counter_names)
+        for metric in schema.METRICS:
+            if metric.name not in known:
+                continue                # a page of another version
+            name = metric.prometheus
+            family = (CounterMetricFamily(name, metric.doc, labels=["stage"])
+                      if metric.kind == "counter"
+                      else GaugeMetricFamily(name, metric.doc, labels=["stage"]))
+            for stage in stages:
+                family.add_metric([stage.name], stage.counter(metric.name))
+            yield family
+        for metric in schema.HISTOGRAMS:
+            if metric.name not in control.histogram_names:
+                continue
+            histograms = HistogramMetricFamily(metric.prometheus, metric.doc, labels=["stage"])
+            for stage in stages:
+                found = stage.histogram(metric.name)
+                if found.count:
+                    histograms.add_metric([stage.name], buckets(found), found.sum)
+            yield histograms
+        yield from self._page(control)
+
+    def _page(self, control: Control) -> Iterable[Metric]:
+        """What belongs to the run or to every stage."""
+        now = _clock.now_ns()
+        armed = GaugeMetricFamily("hftpipe_armed", "1 while orders may pass.")
+        armed.add_metric([], int(control.armed))
+        yield armed
+        epoch = GaugeMetricFamily("hftpipe_halt_epoch", "Halts so far.")
+        epoch.add_metric([], control.halt_epoch)
+        yield epoch
+        started = GaugeMetricFamily("hftpipe_started_seconds", "Start of the run, UTC.")
+        started.add_metric([], control.started / NANO)
+        yield started
+        up = GaugeMetricFamily("hftpipe_stage_up", "1 while the stage runs.", labels=["stage"])
+        age = GaugeMetricFamily("hftpipe_heartbeat_age_ns", "Time since the stage last beat.",
+                                labels=["stage"])
+        full = GaugeMetricFamily("hftpipe_store_full", "1 while its store link has no room.",
+                                 labels=["stage"])
+        for stage in control.stages:
+            if stage.state == _control.VOID:
+                continue
+            up.add_metric([stage.name], int(stage.state == _control.RUNNING))
+            age.add_metric([stage.name], max(now - stage.heartbeat, 0))
+            full.add_metric([stage.name], int(stage.store_full))
+        yield from (up, age, full)
+
+
+def registry(attach: Callable[[], Control]) -> CollectorRegistry:
+    """A registry with nothing but the page of *attach*."""
+    made = CollectorRegistry(auto_describe=False)
+    made.register(PageCollector(attach))
+    return made

@@ -1,0 +1,285 @@
+"""A whole run: database, venue, shared memory, processes, and what it came to in the end."""
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hftpipe import _control, build, log, process, schema, shm, topology, worker
+from hftpipe.errors import ConfigError, DeadlineError, Exit, MismatchError
+from hftpipe.process import Child, Supervisor
+
+if TYPE_CHECKING:
+    from hftpipe._control import Control
+    from hftpipe.config import Config
+    from hftpipe.rundir import RunDir
+    from hftpipe.topology import Plan
+
+HOPS = tuple(m.name for m in schema.HISTOGRAMS)
+CONNECT = 20.0                  # s that market data and updates may take to come up
+RECORDED = ("feed", "book", "signal", "risk", "gateway", "updates", "ledger")
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes
+    ----------
+    code : Exit
+    cause : str
+    summary : dict
+        The closing figures, JSON-ready; empty when the run never was up.
+    """
+
+    code: Exit
+    cause: str = ""
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def run(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False,
+        output: str = "table") -> Exit:
+    """``hftpipe start``: run until told to stop, then print the closing figures."""
+    out = execute(config, plan, run_dir=run_dir, halted=halted,
+                  say=lambda text: print(text, file=sys.stderr, flush=True))
+    if output == "json":
+        print(json.dumps(out.summary))
+    return out.code
+
+
+def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False,
+            seconds: float | None = None, record: str | None = None, seed: int | None = None,
+            rate: float | None = None, say: Callable[[str], None] = lambda text: None,
+            live: Callable[[dict[str, Any]], None] | None = None) -> Outcome:
+    """Run the pipeline.
+
+    Parameters
+    ----------
+    config, plan
+    run_dir : RunDir
+        Not locked yet.
+    halted : bool
+        Leave arming to ``hftpipe resume``.
+    seconds : float, optional
+        End after so long.
+    record : str, optional
+        Also write every stored event into this new file.
+    seed, rate : optional
+        Of the local venue: its traders' seed, market data messages per second.
+    say : callable
+        Told one line about every step.
+    live : callable, optional
+        Called about once a second with :func:`figures`.
+
+    Raises
+    ------
+    HftpipeError
+        When the run does not come up; nothing is left behind then.
+    """
+    from hftpipe.store import migrate
+    from hftpipe.store.postgres import database
+    target = record or config.store.record
+    path = str(worker.recording_path(target)) if target else ""
+    table = build.instruments(config)
+    strategies = worker.strategies(config, table)       # a bad model is found before anything runs
+    del strategies
+    run_dir.prepare()
+    run_dir.lock()
+    try:
+        logger = log.setup("supervisor", directory=run_dir.logs,
+                           level=config.observe.log_level, stream=None)
+        with database(config.store.url, run_dir.path) as conninfo:
+            say("database  " + ("embedded PostgreSQL in the run directory"
+                                if config.store.url in ("", "embedded") else "PostgreSQL by URL"))
+            applied = migrate.migrate(conninfo)
+            if applied:
+                say(f"migrate   {len(applied)} applied, up to {applied[-1].name}")
+            recover(run_dir, conninfo, say)
+            return _execute(config, plan, run_dir, conninfo, table, halted, seconds, path, seed,
+                            rate, say, live, logger)
+    finally:
+        run_dir.unlock()
+
+
+def recover(run_dir: RunDir, conninfo: str, say: Callable[[str], None]) -> None:
+    """Store what a killed run left in its rings, then remove them."""
+    left = process.find_leftovers(run_dir)
+    if left is None:
+        return
+    from hftpipe.store import writer
+    names = set(left.links)
+    control = shm.control(left.run.run) if "control" in names else None
+    links = {
+        getattr(schema.STREAM, link.producer.upper()):
+            shm.ring(left.run.run, link.name, schema.BY_NAME[link.record], producer=False)
+        for link in topology.LINKS if link.consumer == "store" and link.name in names}
+    rows = 0
+    if links:
+        info = left.run.info
+        offset = control.utc_offset if control is not None else int(info.get("utc_offset", 0))
+        totals = writer.recover(links, conninfo, writer.Run(
+            left.run.run, offset, left.run.profile,
+            tuple((str(s), int(t), int(n)) for s, t, n in info.get("instruments", ()))))
+        rows = totals.rows
+    del links, control
+    process.discard(run_dir, left)
+    say(f"recover   run {left.run.run:x} was killed: {rows} events stored from its rings")
+
+
+def _execute(config: Config, plan: Plan, run_dir: RunDir, conninfo: str, table: Any, halted: bool,
+             seconds: float | None, record: str, seed: int | None, rate: float | None,
+             say: Callable[[str], None], live: Callable[[dict[str, Any]], None] | None,
+             logger: Any) -> Outcome:
+    info = {"config": config.digest, "instruments": [
+        [row["symbol"].decode(), int(row["tick"]), int(row["lot"])] for row in table]}
+    run, control, segments = process.create_run(run_dir, plan, profile=config.profile, info=info)
+    logger = log.setup("supervisor", run=run.run, directory=run_dir.logs,
+                       level=config.observe.log_level, stream=None)
+    supervisor = Supervisor(run_dir, run, control, segments, logger)
+    with supervisor:
+        venue = _venue(supervisor, config, plan, run_dir, seed, rate)
+        say(f"venue     {venue['rest']}")
+        run_dir.write(worker.PRIVATE, json.dumps({
+            "conninfo": conninfo, "venue": venue, "config": config.dump(), "record": record}))
+        for item in plan.start_order:
+            supervisor.spawn(Child.of(item, process.stage_argv(run_dir, item.name)))
+        supervisor.wait_running()
+        _connected(supervisor, control)
+        say("stages    " + "  ".join(
+            f"{p.name}{'' if p.core is None else f':{p.core}'}" for p in plan.processes))
+        state = control.trading
+        if not halted and state == "disarmed":
+            control.resume(control.halt_epoch)
+        say(f"RUNNING   run {run.run:x}   trading {control.trading.upper()}"
+            + ("   (latched; `hftpipe resume --reason ...` arms it)"
+               if control.trading == "halted" else ""))
+        last = 0.0
+
+        def every() -> None:
+            nonlocal last
+            if live is not None and time.monotonic() - last >= 1.0:
+                last = time.monotonic()
+                live(figures(control))
+
+        supervisor.watch(seconds, every)
+    out = Outcome(supervisor.code, supervisor.cause)
+    with contextlib.suppress(FileNotFoundError):
+        (run_dir.path / worker.PRIVATE).unlink()
+    if supervisor.drained:
+        out.summary = summary(control, conninfo, run.run, config)
+        if not out.summary["verified"]:
+            raise MismatchError("stored rows differ from the events recorded: "
+                                + "; ".join(out.summary["differences"]))
+    return out
+
+
+def _venue(supervisor: Supervisor, config: Config, plan: Plan, run_dir: RunDir,
+           seed: int | None, rate: float | None) -> dict[str, Any]:
+    """Where the venue is; the local one is started."""
+    if config.venue.kind != "local":
+        return {"rest": config.venue.rest, "data_stream": config.venue.data_stream,
+                "updates_stream": config.venue.updates_stream}
+    argv = [sys.executable, "-m", "hftpipe", "venue", "-o", "json", "--die-with-parent",
+            "--symbols", ",".join(item.symbol for item in config.instruments),
+            "--rate-limit", "0"]
+    if seed is not None:
+        argv += ["--seed", str(seed)]
+    if rate is not None:
+        argv += ["--rate", str(rate)]
+    house = plan.process_of("store").affinity
+    supervisor.spawn(Child("venue", tuple(argv), affinity=house, phase=process.SERVICE,
+                           capture=True))
+    line = supervisor.first_line("venue", 20.0)
+    try:
+        found = json.loads(line)
+    except ValueError:
+        raise ConfigError(f"the venue's first line must be JSON, was {line[:80]!r}") from None
+    return {**{k: found[k] for k in ("rest", "data_stream", "updates_stream", "key", "secret")},
+            "unlimited": True}
+
+
+def _connected(supervisor: Supervisor, control: Control) -> None:
+    """Wait until market data flow in and updates are heard."""
+    end = time.monotonic() + CONNECT
+    while True:
+        missing = [name for name in ("feed", "updates")
+                   if not control.stage(topology.INDEX[name]).counter("connected")]
+        if not missing:
+            return
+        if time.monotonic() >= end:
+            raise DeadlineError(f"no connection of {' and '.join(missing)} within {CONNECT:g} s; "
+                                f"see the logs in the run directory")
+        supervisor.wait_running()           # notices a child that ended
+        time.sleep(0.02)
+
+
+# ---------------------------------------------------------------- figures
+
+def figures(control: Control) -> dict[str, Any]:
+    """The run so far, from the control page alone; money in the quote currency."""
+    def of(stage: str, name: str) -> int:
+        return control.stage(topology.INDEX[stage]).counter(name)
+
+    order = control.histogram("tick_to_order")
+    return {
+        "trading": control.trading,
+        "events": of("feed", "events_stored"),
+        "orders": of("gateway", "orders_sent"), "fills": of("gateway", "fills"),
+        "denied": of("risk", "denied"), "open": of("gateway", "orders_open"),
+        "pnl": of("ledger", "day_pnl") / 1e9,
+        "rows_stored": of("store", "rows_stored"), "lag": of("store", "store_lag"),
+        "tick_to_order_ns": {"p50": order.percentile(50), "p99": order.percentile(99)}
+        if order.count else None,
+    }
+
+
+def latencies(control: Control) -> Iterator[tuple[str, dict[str, int]]]:
+    """``(hop, {count, p50, p99, p999, max})`` in ns, of every histogram that has values."""
+    for name in HOPS:
+        found = control.histogram(name)
+        if found.count:
+            yield name, {"count": found.count, "p50": found.percentile(50),
+                         "p99": found.percentile(99), "p999": found.percentile(99.9),
+                         "max": found.max}
+
+
+def summary(control: Control, conninfo: str, run: int, config: Config) -> dict[str, Any]:
+    """What the run came to: counted by the stages, and counted again by the database."""
+    import psycopg
+
+    from hftpipe.store import queries
+    from hftpipe.store.verify import verify
+    recorded: dict[int, tuple[int, int]] = {}
+    counted: dict[str, int] = {}
+    for name in RECORDED:
+        block = control.stage(topology.INDEX[name])
+        stream = getattr(schema.STREAM, name.upper())
+        counted[name] = block.counter("events_stored")
+        # A killed stage may have published one event more than it had counted.
+        if block.state == _control.STOPPED:
+            recorded[stream] = (counted[name], block.counter("events_checksum"))
+    report = verify(conninfo, run, recorded)
+    with psycopg.connect(conninfo) as c:
+        sums = queries.summary(c, run)
+        hops = queries.latency(c, run)
+    now = figures(control)
+    streams = {schema.STREAM.label(s.stream): {
+        "rows": s.rows, "checksum": f"{s.stored_sum:016x}", "ok": s.ok} for s in report.streams}
+    lost = [str(s) for s in report.streams if not s.ok]
+    return {
+        "run": f"{run:x}", "profile": config.profile, "trading": now["trading"],
+        "symbols": [item.symbol for item in config.instruments],
+        "events": now["events"], "orders": now["orders"], "fills": now["fills"],
+        "denied": sums["refusals"], "orders_by_status": sums["orders_by_status"],
+        "pnl": float(sums["pnl"]), "realised": float(sums["realised"]),
+        "unrealised": float(sums["unrealised"]),
+        "events_recorded": sum(counted.values()) if len(recorded) == len(RECORDED)
+        else max(report.rows_stored, sum(counted.values())),
+        "rows_stored": report.rows_stored, "streams": streams,
+        "verified": report.ok, "differences": lost,
+        "latency_ns": dict(latencies(control)), "latency_ns_stored": hops,
+    }

@@ -1,0 +1,661 @@
+"""The supervisor: starts the processes of a run, watches them, stops them, cleans up.
+
+What happens when
+
+* a **fatal** child dies (every stage that makes events: feed to ledger and updates): trading halts,
+  the others are told to drain, the store empties its rings, the run ends with a non-zero code.
+  ``updates`` counts among them: without it nobody knows what became of our orders, and its events
+  are numbered by the process that made them, so a second one could not go on where it stopped;
+* a **cold** child dies (store, monitor): it is started again in place, at most
+  :attr:`Child.restarts` times; the store's rings hold what it has not written.  A store that keeps
+  dying stops the run, a monitor that does is left out;
+* a stage **hangs**: after ``stale`` seconds without a heartbeat trading halts, after ``hung`` the
+  process is killed and counts as dead;
+* the first SIGTERM or SIGINT: drain, exit 0 within ``grace``; the second, or SIGQUIT: everything is
+  killed;
+* the supervisor itself is killed: every child dies with it (PR_SET_PDEATHSIG), the rings stay, and
+  the next start finds them (:func:`find_leftovers`).
+
+Shared memory is unlinked when the store has said, by exit code 0, that it has everything.  If it
+could not, the segments stay for the next start: nothing is lost, whatever the exit code.
+
+A child that has ended cannot speak for itself any more, so the supervisor sets the state of its
+blocks on the control page (STOPPED or FAILED): the store reads there who will produce no more.
+"""
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import FrameType, TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+from hftpipe import _clock, _control, errors, schema, shm
+from hftpipe.errors import DeadlineError, Exit, HftpipeError
+from hftpipe.rundir import Latch, Run, RunDir, entry, utc_text
+from hftpipe.topology import INDEX, STAGES, Plan, Process
+
+if TYPE_CHECKING:
+    from hftpipe._control import Control
+    from hftpipe.log import Logger
+
+SECOND = 10**9
+PIPELINE, STORE, SERVICE = range(3)     # Child.phase: when it is stopped
+
+_libc = ctypes.CDLL(None, use_errno=True)
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when *parent* ends; end at once if it already has.
+
+    Survives exec.  The parent is the thread that forked: the supervisor forks from its main one.
+    """
+    if _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
+        os._exit(Exit.ERROR)
+
+
+# ---------------------------------------------------------------- the run
+
+def create_run(run_dir: RunDir, plan: Plan, *, profile: str = "", limits_version: int = 0,
+               info: Mapping[str, Any] | None = None,
+               ) -> tuple[Run, Control, list[shm.Segment]]:
+    """Make the control page and all rings of a new run; the caller holds the lock.
+
+    ``run.json`` is written first, so that a crash in between leaves names to clean up.  The page
+    starts HALTED when the last run was halted and nobody resumed, else DISARMED.
+
+    Returns
+    -------
+    run, control, segments
+        Keep *segments*: they hold the mappings.
+    """
+    latch = run_dir.latch()
+    number, pid = _clock.utc_ns(), os.getpid()
+    names = ("control", *(link.name for link in plan.links))
+    run = Run(
+        number, pid, shm.process_start(pid) or 0, shm.boot_id(), profile,
+        max(latch.halt_epoch, 1), tuple(shm.segment_name(number, name) for name in names),
+        tuple({"name": p.name, "stages": p.stages, "affinity": p.affinity, "wait": p.wait}
+              for p in plan.processes), dict(info or {}))
+    run_dir.write_run(run)
+    # The page starts at the epoch before the latched halt and is then halted, so that it says
+    # HALTED and not DISARMED; nobody else has it yet.
+    page = shm.create_control(
+        number, stages=[stage.name for stage in STAGES], started=number,
+        utc_offset=_clock.utc_ns() - _clock.now_ns(),
+        token_key=int.from_bytes(os.urandom(8), "little") | 1, limits_version=limits_version,
+        halt_epoch=run.halt_epoch - 1 if latch.halted else run.halt_epoch)
+    segments = [page]
+    try:
+        control = _control.Control(page.memory)
+        if latch.halted:
+            control.resume(run.halt_epoch - 1)
+            control.raise_halt_epoch(run.halt_epoch)
+        segments += [shm.create_ring(number, link.name, schema.BY_NAME[link.record], link.capacity)
+                     for link in plan.links]
+    except BaseException:
+        for segment in segments:
+            segment.unlink()
+        raise
+    return run, control, segments
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What a run that was killed left in shared memory."""
+
+    run: Run
+    links: tuple[str, ...]          # parts of the run that are there, "control" included
+    latch: Latch                    # highest epochs of its page and the file
+
+
+def find_leftovers(run_dir: RunDir) -> Leftovers | None:
+    """The stale run of this directory, or None.  The caller holds the lock.
+
+    Its rings may hold events that PostgreSQL does not have: drain them, then
+    :func:`discard` it.  A halt that only its page knows is latched here.
+    """
+    run = run_dir.read_run()
+    if run is None:
+        return None
+    links = tuple(shm.runs().get(run.run, ()))
+    if not links:
+        return None
+    if run.alive and run.pid != os.getpid():
+        raise errors.BusyError(f"run {run.run:x} is alive: supervisor {run.pid}")
+    if "control" in links:
+        control = shm.control(run.run)
+        if control.halt_epoch > run.halt_epoch or control.trading == "halted":
+            run_dir.record_halt(control.halt_epoch, entry("halted in a run that was killed"),
+                                seen=True)
+    return Leftovers(run, links, run_dir.latch())
+
+
+def discard(run_dir: RunDir, left: Leftovers) -> None:
+    """Unlink what a stale run left, once its events are stored."""
+    shm.remove(left.run.run)
+    run_dir.write_run(replace(left.run, ended=left.run.ended or "killed"))
+
+
+# ---------------------------------------------------------------- children
+
+@dataclass(frozen=True)
+class Child:
+    """One process to run."""
+
+    name: str
+    argv: tuple[str, ...]
+    stages: tuple[int, ...] = ()        # its blocks of the control page
+    affinity: tuple[int, ...] = ()      # cores; empty = the supervisor's
+    fatal: bool = True                  # its death stops the run
+    needed: bool = True                 # the run stops when its restarts are used up
+    restarts: int = 3                   # of a child that is not fatal
+    phase: int = PIPELINE               # PIPELINE drains first, then STORE, then SERVICE ends
+    env: Mapping[str, str] = field(default_factory=dict)    # over the supervisor's
+    capture: bool = False               # keep standard output for Supervisor.first_line
+
+    @classmethod
+    def of(cls, process: Process, argv: Sequence[str], **options: Any) -> Child:
+        """The child for a planned process."""
+        phase = (STORE if "store" in process.stages else
+                 SERVICE if process.stages == ("monitor",) else PIPELINE)
+        return cls(process.name, tuple(argv), process.indices, process.affinity, process.fatal,
+                   needed=process.stages != ("monitor",), phase=phase, **options)
+
+
+def stage_argv(run_dir: RunDir, process: str) -> tuple[str, ...]:
+    """Command line of the process *process* of a run."""
+    return (sys.executable, "-m", "hftpipe.cli.stage", "--run-dir", run_dir.name,
+            "--process", process)
+
+
+class _Running:
+    """A child that was started."""
+
+    def __init__(self, child: Child, popen: subprocess.Popen[bytes], log: str) -> None:
+        self.child, self.popen, self.log = child, popen, log
+        self.pidfd = os.pidfd_open(popen.pid)
+        self.restarts = 0
+        self.since = _clock.now_ns()
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+        if self.popen.stdout:
+            self.popen.stdout.close()
+
+    def kill(self, number: int) -> None:
+        """Signal the whole process group; one that has ended is no error."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.popen.pid, number)
+
+    def ended(self) -> int | None:
+        """Exit code, or minus the signal's number; None while it runs.
+
+        What it left in its group is killed while its pid, the group's name, is still taken.
+        """
+        if self.popen.returncode is None:
+            flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            if os.waitid(os.P_PID, self.popen.pid, flags) is None:
+                return None
+            self.kill(signal.SIGKILL)
+        return self.popen.poll()
+
+    def wait(self, seconds: float) -> int | None:
+        """The same, after at most *seconds*."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        poll.poll(int(seconds * 1000))
+        return self.ended()
+
+
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+class InterruptedStart(HftpipeError):
+    """A signal came before the run was up."""
+
+    exit_code = Exit.INTERRUPTED
+
+
+class StartError(HftpipeError):
+    """A child ended before the run was up; carries the child's exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = Exit(code) if code in Exit._value2member_map_ and code else Exit.ERROR
+
+
+class Supervisor:
+    """Owner of a run's processes.  Use as a context manager: leaving it leaves no process.
+
+    Parameters
+    ----------
+    run_dir : RunDir
+        Locked by this process.
+    run : Run
+        As :func:`create_run` made it.
+    control : Control
+    segments : sequence of Segment
+        Unlinked at the end if everything was stored.
+    log : Logger
+    stale, hung : float
+        Seconds without a heartbeat until trading halts, until the process is killed.
+    grace : float
+        Seconds that a drain may take, all of it.
+    """
+
+    def __init__(self, run_dir: RunDir, run: Run, control: Control,
+                 segments: Sequence[shm.Segment], log: Logger, *, stale: float = 2.0,
+                 hung: float = 10.0, grace: float = 9.0) -> None:
+        self.run_dir, self.run, self.control, self.log = run_dir, run, control, log
+        self.stale, self.hung, self.grace = int(stale * SECOND), int(hung * SECOND), grace
+        self.code: Exit = Exit.OK
+        self.cause = ""                     # why the run ends, in words
+        self.drained = False                # whether everything that was made is stored
+        self._segments = list(segments)
+        self._children: list[_Running] = []
+        self._signals: list[int] = []
+        self._quiet: set[int] = set()       # stages whose missing heartbeat is known
+        self._watched = _clock.now_ns()
+        self._latched = run.halt_epoch
+        self._handlers: dict[int, Any] = {}
+        self._wake: tuple[int, int] = (-1, -1)
+        self._stopping = False
+
+    # ------------------------------------------------------------ context
+
+    def __enter__(self) -> Supervisor:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("the supervisor runs in the main thread: children die with it")
+        self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+        signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
+        own = self.control.stage(INDEX["supervisor"])
+        own.enter(self.run.pid, self.run.start, alive=shm.alive)
+        own.heartbeat = _clock.now_ns()
+        own.state = _control.RUNNING
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        try:
+            self._end(error)
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+            for fd in self._wake:
+                os.close(fd)
+
+    def _end(self, error: BaseException | None) -> None:
+        """Kill what is left, unlink what is stored, say how the run ended."""
+        if self._children:
+            self.control.request_stop(_control.QUIT)
+            self._kill([c for c in self._children if c.child.phase != SERVICE])
+            self._terminate([c for c in self._children if c.child.phase == SERVICE])
+        self._persist()
+        nothing = all(b.counter("events_stored") == 0 for b in self.control.stages)
+        if self.drained or (error is not None and nothing):
+            for segment in self._segments:
+                segment.unlink()
+        else:
+            self.log.error("rings are kept: the next start stores what they hold",
+                           segments=len(self._segments))
+        if error is not None:
+            self.code = getattr(error, "exit_code", Exit.ERROR)
+            self.cause = self.cause or str(error)
+        own = self.control.stage(INDEX["supervisor"])
+        own.state = _control.STOPPED if self.code == Exit.OK else _control.FAILED
+        self.run_dir.write_run(replace(self.run, ended=utc_text(), exit=int(self.code)))
+        self.log.info("ended", code=int(self.code), cause=self.cause)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+
+    # ------------------------------------------------------------ starting
+
+    def spawn(self, child: Child) -> int:
+        """Start one child; its pid."""
+        running = self._spawn(child)
+        self._children.append(running)
+        return running.popen.pid
+
+    def _spawn(self, child: Child) -> _Running:
+        path = self.run_dir.logs / f"{child.name}.err"
+        parent = os.getpid()
+        cores = set(child.affinity)
+
+        def in_child() -> None:                 # after fork: nothing but system calls
+            die_with_parent(parent)
+            if cores:
+                os.sched_setaffinity(0, cores)
+
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            with warnings.catch_warnings():
+                # 3.12 warns of forking beside threads; in_child takes no lock.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                popen = subprocess.Popen(
+                    child.argv, stdin=subprocess.DEVNULL, stderr=log,
+                    stdout=subprocess.PIPE if child.capture else log, process_group=0,
+                    preexec_fn=in_child, env={**os.environ, **child.env} if child.env else None)
+        except OSError as e:
+            raise HftpipeError(f"{child.name}: cannot start {child.argv[0]}: {e.strerror}") from e
+        finally:
+            os.close(log)
+        self.log.debug("started", child=child.name, pid=popen.pid)
+        return _Running(child, popen, str(path))
+
+    def first_line(self, name: str, timeout: float) -> str:
+        """The first line that child *name* (with ``capture``) writes to standard output.
+
+        Raises
+        ------
+        StartError, DeadlineError
+            If it ends, or says nothing in time.
+        """
+        child = self._child(name)
+        out: IO[bytes] | None = child.popen.stdout
+        assert out is not None, f"{name} was started without capture"
+        os.set_blocking(out.fileno(), False)
+        deadline = _clock.now_ns() + int(timeout * SECOND)
+        line = b""
+        while not line.endswith(b"\n"):
+            left = deadline - _clock.now_ns()
+            if left <= 0:
+                raise DeadlineError(f"{name} said nothing within {timeout:g} s")
+            poll = select.poll()
+            poll.register(out.fileno(), select.POLLIN)
+            poll.register(self._wake[0], select.POLLIN)
+            ready = [fd for fd, _ in poll.poll(left // 1_000_000 + 1)]
+            self._interrupted()
+            if out.fileno() not in ready:
+                continue
+            part = os.read(out.fileno(), 65536)
+            if not part:
+                while (code := child.wait(1.0)) is None:
+                    self._interrupted()         # closed its output and lives on
+                self._raise_start(child, code)
+            line += part
+        return line.partition(b"\n")[0].decode()
+
+    def _child(self, name: str) -> _Running:
+        for running in self._children:
+            if running.child.name == name:
+                return running
+        raise KeyError(name)
+
+    def _raise_start(self, running: _Running, code: int) -> None:
+        self._drop(running, code)
+        reason = _last_line(running.log)
+        raise StartError(f"{running.child.name} did not start ({_cause(code)})"
+                         + (f": {reason}" if reason else f"; see {running.log}"), code)
+
+    def _interrupted(self) -> None:
+        if self._signals:
+            raise InterruptedStart(f"{signal.Signals(self._signals[0]).name} while starting")
+
+    def wait_running(self, timeout: float = 30.0) -> None:
+        """Wait until every stage that was started is RUNNING.
+
+        Raises
+        ------
+        StartError
+            If a child ends instead; with its exit code and its last words.
+        DeadlineError
+            Naming the stages that are not up.
+        """
+        deadline = _clock.now_ns() + int(timeout * SECOND)
+        while True:
+            blocks = [self.control.stage(i) for c in self._children for i in c.child.stages]
+            late = [b for b in blocks if b.state != _control.RUNNING]
+            for running, code in self._poll(0.01 if late else 0):
+                self._raise_start(running, code)
+            self._interrupted()
+            if not late:
+                return
+            if _clock.now_ns() >= deadline:
+                states = ", ".join(f"{b.name} {_control.STATES[b.state]}" for b in late)
+                raise DeadlineError(f"not all stages run after {timeout:g} s: {states}")
+
+    # ------------------------------------------------------------ watching
+
+    def watch(self, seconds: float | None = None, every: Callable[[], None] | None = None,
+              interval: float = 0.1) -> Exit:
+        """Watch until a signal, a stop request, a fatal death or *seconds* have passed; then stop.
+
+        *every* is called about each *interval*.  The exit code is also in :attr:`code`.
+        """
+        deadline = None if seconds is None else _clock.now_ns() + int(seconds * SECOND)
+        while True:
+            ended = self._poll(interval)
+            if self._signals:
+                return self.stop(Exit.OK, signal.Signals(self._signals[0]).name)
+            if self.control.stop != _control.RUN:       # then who ended may have been told to
+                return self.stop(Exit.OK, "stop was requested")
+            for running, code in ended:
+                self._on_exit(running, code)
+            if self.cause:
+                return self.stop(self.code, self.cause)
+            self._heartbeats()
+            self._persist()
+            if every:
+                every()
+            if deadline is not None and _clock.now_ns() >= deadline:
+                return self.stop(Exit.OK, "time is up")
+
+    def _poll(self, timeout: float) -> list[tuple[_Running, int]]:
+        """Wait for the first of: a child's end, a signal, *timeout*.  Children that ended."""
+        poll = select.poll()
+        for running in self._children:
+            poll.register(running.pidfd, select.POLLIN)
+        drains = {self._wake[0]}
+        for running in self._children:
+            if running.popen.stdout and not running.popen.stdout.closed:
+                drains.add(running.popen.stdout.fileno())
+        for fd in drains:
+            poll.register(fd, select.POLLIN)
+        for fd, _ in poll.poll(int(timeout * 1000)):
+            if fd in drains:        # a child's further output: a full pipe must not stop it
+                with contextlib.suppress(BlockingIOError):
+                    if not os.read(fd, 65536):
+                        self._close_output(fd)
+        now = _clock.now_ns()
+        self.control.stage(INDEX["supervisor"]).heartbeat = now
+        return [(r, code) for r in self._children if (code := r.ended()) is not None]
+
+    def _close_output(self, fd: int) -> None:
+        for running in self._children:
+            if running.popen.stdout and running.popen.stdout.fileno() == fd:
+                running.popen.stdout.close()
+                return
+
+    def _drop(self, running: _Running, code: int) -> None:
+        """Forget a child that ended and speak for its stages."""
+        self._children.remove(running)
+        running.close()
+        if running.child.phase == STORE:
+            self._store_code = code
+        for index in running.child.stages:
+            block = self.control.stage(index)
+            if block.state not in (_control.STOPPED, _control.FAILED) or code != 0:
+                block.state = _control.STOPPED if code == 0 else _control.FAILED
+
+    def _on_exit(self, running: _Running, code: int) -> None:
+        child = running.child
+        self._drop(running, code)
+        words = f"{child.name} died ({_cause(code)})"
+        if not child.fatal and running.restarts < child.restarts:
+            self.log.warning("restarting", child=child.name, cause=_cause(code),
+                             restarts=running.restarts + 1, last=_last_line(running.log))
+            again = self._spawn(child)
+            again.restarts = running.restarts + 1
+            self._children.append(again)
+            return
+        if not child.fatal and not child.needed:
+            self.log.error("left out", child=child.name, cause=_cause(code),
+                           last=_last_line(running.log))
+            return
+        self.halt(words)
+        self.log.error("died", child=child.name, cause=_cause(code), last=_last_line(running.log))
+        self.code = self.code or Exit.ERROR
+        self.cause = self.cause or words
+
+    def _heartbeats(self) -> None:
+        now = _clock.now_ns()
+        slept, self._watched = now - self._watched, now
+        if slept > self.stale // 2:
+            return                              # it was us who did not run
+        for running in list(self._children):
+            for index in running.child.stages:
+                block = self.control.stage(index)
+                age = now - max(block.heartbeat, running.since)
+                if block.state not in (_control.RUNNING, _control.DRAINING) or age <= self.stale:
+                    self._quiet.discard(index)
+                    continue
+                if index not in self._quiet:
+                    self._quiet.add(index)
+                    words = f"{block.name} has not beaten for {age / SECOND:.1f} s"
+                    self.log.error("silent", stage=block.name, age_ns=age)
+                    if running.child.fatal:
+                        self.halt(words)
+                if age > self.hung and running.child.fatal:
+                    self.log.error("hung", stage=block.name, age_ns=age)
+                    running.kill(signal.SIGKILL)
+
+    def halt(self, reason: str) -> int:
+        """Stop trading and latch it; the new halt epoch."""
+        epoch = self.control.halt()
+        self.run_dir.record_halt(epoch, entry(reason, "supervisor"))
+        self._latched = epoch
+        self.log.error("halted", reason=reason, epoch=epoch)
+        return epoch
+
+    def _persist(self) -> None:
+        """Latch a halt that somebody else made on the page, a stage for instance."""
+        epoch = self.control.halt_epoch
+        if epoch > self._latched:
+            self.run_dir.record_halt(epoch, entry("halted on the control page", "a stage"),
+                                     seen=True)
+            self._latched = epoch
+
+    # ------------------------------------------------------------ stopping
+
+    def stop(self, code: Exit = Exit.OK, cause: str = "") -> Exit:
+        """Drain and end every child, consumers last; the exit code of the run."""
+        if self._stopping:
+            return self.code
+        self._stopping = True
+        self.code, self.cause = code, cause
+        self.log.info("stopping", cause=cause, code=int(code))
+        began = _clock.now_ns()
+        end = began + int(self.grace * SECOND)
+        self.control.request_stop(_control.DRAIN)
+
+        def of(*phases: int) -> list[_Running]:
+            return [c for c in self._children if c.child.phase in phases]
+
+        # The chain ends by itself from its sources on; what does not is ended by force.
+        if signal.SIGQUIT in self._signals:
+            return self._quit()
+        if self._wait(lambda: not of(PIPELINE), began + int(self.grace * SECOND * 0.5)):
+            return self._quit()
+        stuck = of(PIPELINE)
+        if stuck:
+            self.halt("stages did not drain: " + ", ".join(c.child.name for c in stuck))
+            self.code = self.code or Exit.TIMEOUT
+            self._kill(stuck)
+        if self._wait(lambda: not of(STORE), end):
+            return self._quit()
+        left = of(STORE)
+        if left:
+            self.log.error("the store did not finish in time", seconds=self.grace)
+            self.code = self.code or Exit.TIMEOUT
+            self._kill(left)
+        else:
+            self.drained = self._store_code == 0
+            if not self.drained:
+                self.code = self.code or Exit.ERROR
+        self._terminate(of(SERVICE))
+        return self.code
+
+    _store_code = 0                             # of the last store process that ended
+
+    def _wait(self, done: Callable[[], bool], deadline: int) -> bool:
+        """Wait for *done* until *deadline*; True when a second signal asks to quit."""
+        seen = len(self._signals)
+        while not done() and _clock.now_ns() < deadline:
+            for running, code in self._poll(0.01):
+                self._drop(running, code)
+                if running.child.phase == STORE:
+                    if code != 0 and running.restarts < running.child.restarts:
+                        self.log.warning("restarting", child=running.child.name,
+                                         cause=_cause(code), last=_last_line(running.log))
+                        again = self._spawn(running.child)
+                        again.restarts = running.restarts + 1
+                        self._children.append(again)
+                if code != 0 and running.child.fatal:
+                    self.log.error("died while draining", child=running.child.name,
+                                   cause=_cause(code), last=_last_line(running.log))
+                    self.code = self.code or Exit.ERROR
+            if len(self._signals) > max(seen, 1) or signal.SIGQUIT in self._signals:
+                return True
+        return False
+
+    def _quit(self) -> Exit:
+        """The second signal: no more waiting.  The rings stay."""
+        self.control.request_stop(_control.QUIT)
+        self.log.warning("stopped at once")
+        self._kill([c for c in self._children if c.child.phase != SERVICE])
+        self._terminate([c for c in self._children if c.child.phase == SERVICE])
+        self.code = self.code or Exit.INTERRUPTED
+        self.cause = "told to stop at once"
+        return self.code
+
+    def _kill(self, victims: Sequence[_Running]) -> None:
+        for running in victims:
+            running.kill(signal.SIGKILL)
+        for running in victims:
+            code = None
+            while code is None:                 # SIGKILL cannot be refused
+                code = running.wait(1.0)
+            self._drop(running, code)
+
+    def _terminate(self, victims: Sequence[_Running], seconds: float = 2.0) -> None:
+        """End services, the last one started first, each asked before it is killed."""
+        for running in reversed(victims):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(running.popen.pid, signal.SIGTERM)
+            code = running.wait(seconds)
+            if code is None:
+                self.log.warning("killed", child=running.child.name, seconds=seconds)
+                self._kill([running])
+            else:
+                self._drop(running, code)
+
+
+def _last_line(path: str) -> str:
+    """The last line that a child wrote to its standard error."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+    except OSError:
+        return ""                               # no log, no last words
+    return lines[-1].removeprefix("error: ")[:500] if lines else ""

@@ -1,0 +1,88 @@
+"""What the rest of the program asks the database: counts, closing figures, one order's story."""
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from hftpipe import schema
+from hftpipe.store.layout import table
+
+Row = dict[str, Any]
+
+
+def rows_stored(c: psycopg.Connection, run: int) -> dict[int, int]:
+    """Rows of each stream of *run*, counted in the event tables."""
+    union = " UNION ALL ".join(f"SELECT stream FROM {table(r)} WHERE run = %(run)s"
+                               for r in schema.BODIES.values())
+    return dict(c.execute(f"SELECT stream, count(*) FROM ({union}) e GROUP BY stream "
+                          "ORDER BY stream".encode(), {"run": run}).fetchall())
+
+
+def marks(c: psycopg.Connection, run: int) -> dict[int, tuple[int, int]]:
+    """``(seq, checksum sum)`` of each stream of *run*."""
+    return {stream: (seq, content & (1 << 64) - 1) for stream, seq, content in c.execute(
+        "SELECT stream, seq, checksum FROM hftpipe.mark WHERE run = %s ORDER BY stream", (run,))}
+
+
+def runs(c: psycopg.Connection, limit: int = 20) -> list[Row]:
+    """The newest runs: id, start, end, profile, events stored."""
+    return _rows(c, "SELECT r.run, r.started, r.ended, r.profile, r.version, r.host, "
+                    "coalesce(sum(m.seq), 0)::bigint AS events FROM hftpipe.run r "
+                    "LEFT JOIN hftpipe.mark m USING (run) GROUP BY r.run "
+                    "ORDER BY r.run DESC LIMIT %s", limit)
+
+
+def latency(c: psycopg.Connection, run: int) -> dict[str, Row]:
+    """``hop -> {count, min, p50, p99, p999, max}`` in ns over the orders of *run*."""
+    return {row.pop("hop"): row for row in _rows(
+        c, "SELECT hop, count, min, p50, p99, p999, max FROM hftpipe.latency_by_hop "
+           "WHERE run = %s", run)}
+
+
+def summary(c: psycopg.Connection, run: int) -> Row:
+    """Closing figures of *run*: orders by status, refusals by reason, fills and P&L."""
+    statuses = _rows(c, "SELECT status, count(*) AS count FROM hftpipe.orders WHERE run = %s "
+                        "GROUP BY status ORDER BY status", run)
+    refusals = _rows(c, "SELECT reason, count(*) AS count FROM hftpipe.risk_events "
+                        "WHERE run = %s AND event_type = 'order_denied' "
+                        "GROUP BY reason ORDER BY count DESC, reason", run)
+    fills = c.execute("SELECT count(*) FROM hftpipe.trades WHERE run = %s", (run,)).fetchone()
+    pnl = c.execute("SELECT coalesce(sum(realised_pnl), 0), coalesce(sum(unrealised_pnl), 0) "
+                    "FROM hftpipe.positions WHERE run = %s", (run,)).fetchone()
+    assert fills is not None and pnl is not None
+    realised, unrealised = Decimal(pnl[0]), Decimal(pnl[1])
+    return {"orders": sum(row["count"] for row in statuses),
+            "orders_by_status": {row["status"]: row["count"] for row in statuses},
+            "refusals": {row["reason"]: row["count"] for row in refusals},
+            "fills": fills[0], "realised": realised, "unrealised": unrealised,
+            "pnl": realised + unrealised}
+
+
+def story(c: psycopg.Connection, run: int, order_id: int) -> list[Row]:
+    """Everything that happened to one order, oldest first."""
+    return _rows(c, "SELECT * FROM hftpipe.order_audit_trail WHERE run = %s AND order_id = %s "
+                    "ORDER BY ts, stream, seq", run, order_id)
+
+
+def find_order(c: psycopg.Connection, client_order_id: str) -> tuple[int, int] | None:
+    """``(run, order)`` that a client order id names, or ``None`` when it is not ours.
+
+    An id carries its run and seq, so nothing is searched.
+    """
+    parts = client_order_id.split("-")
+    try:
+        prefix, run, seq = parts[0], int(parts[1], 16), int(parts[2], 16)
+    except (IndexError, ValueError):
+        return None
+    order = schema.event_id(schema.STREAM.SIGNAL, seq)
+    row = c.execute("SELECT 1 FROM hftpipe.intent WHERE run = %s AND stream = %s AND seq = %s",
+                    (run, schema.STREAM.SIGNAL, seq)).fetchone()
+    return (run, order) if prefix == "hp" and len(parts) == 3 and row is not None else None
+
+
+def _rows(c: psycopg.Connection, query: str, *values: object) -> list[Row]:
+    with c.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(query.encode(), values).fetchall()

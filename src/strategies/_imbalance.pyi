@@ -1,0 +1,20 @@
+from collections.abc import Mapping
+from typing import Any, Self, final
+
+from numpy.typing import NDArray
+
+from hftpipe._strategy import Strategy
+
+DEFAULTS: dict[str, Any]
+
+@final
+class Imbalance(Strategy):
+    def __init__(self, params: Mapping[str, Any], instruments: NDArray[Any]) -> None: ...
+    @classmethod
+    def from_config(cls, params: Mapping[str, Any], instruments: NDArray[Any]) -> Self: ...
+    @property
+    def threshold(self) -> float: ...
+    @property
+    def leave(self) -> float: ...
+    @property
+    def params(self) -> dict[str, Any]: ...

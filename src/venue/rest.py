@@ -1,0 +1,383 @@
+"""The venue's REST: the broker's paths, bodies, errors and rate limit headers."""
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from datetime import time as clock_time
+from decimal import Decimal
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import msgspec
+from aiohttp import web
+
+from hftpipe._clock import now_ns, utc_ns
+
+from .exchange import Exchange, Refused
+from .state import Order
+from .streams import Keys, header_pair
+
+_json = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(float_hook=Decimal).decode
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+try:
+    NEW_YORK: tzinfo = ZoneInfo("America/New_York")
+except ZoneInfoNotFoundError:           # a machine without tzdata
+    NEW_YORK = timezone(timedelta(hours=-5))
+
+
+def answer(body: object, status: int = 200) -> web.Response:
+    return web.Response(body=_json(body), status=status, content_type="application/json")
+
+
+class Limiter:
+    """So many requests in each minute; 0 = any number."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._minute, self._used = 0, 0
+
+    def take(self) -> tuple[bool, dict[str, str]]:
+        """Whether one more is allowed, and the headers of its answer."""
+        if not self.limit:
+            return True, {}
+        minute = int(time.time()) // 60
+        if minute != self._minute:
+            self._minute, self._used = minute, 0
+        allowed = self._used < self.limit
+        self._used += allowed
+        return allowed, {"X-RateLimit-Limit": str(self.limit),
+                         "X-RateLimit-Remaining": str(self.limit - self._used),
+                         "X-RateLimit-Reset": str((minute + 1) * 60)}
+
+
+class Stamp(asyncio.Protocol):
+    """aiohttp's protocol behind one that notes when the first byte of a request was read."""
+
+    def __init__(self, inner: asyncio.Protocol) -> None:
+        self.inner = inner
+        self.current = 0                # of the request being handled
+        self._first = 0                 # of the oldest byte no request was begun for
+        self._data_received = inner.data_received
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._first:
+            self._first = now_ns()
+        self._data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self.inner.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self.inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.inner.resume_writing()
+
+    def begin(self) -> None:
+        """A request is handled now: the oldest byte was its first."""
+        self.current, self._first = self._first or now_ns(), 0
+
+    def end(self) -> None:
+        """It is answered: whatever came meanwhile was its body."""
+        self._first = 0
+
+
+def stamp_of(request: web.Request) -> Stamp | None:
+    protocol = request.transport.get_protocol() if request.transport is not None else None
+    return protocol if isinstance(protocol, Stamp) else None
+
+
+def received(request: web.Request) -> int:
+    """Host-monotonic ns at which the first byte of *request* was read."""
+    stamp = stamp_of(request)
+    return stamp.current if stamp is not None else now_ns()
+
+
+def flag(request: web.Request, name: str) -> bool:
+    return request.query.get(name, "").lower() == "true"
+
+
+class Rest:
+    """Handlers of the REST endpoints.
+
+    Parameters
+    ----------
+    exchange : Exchange
+    keys : Keys
+    limit : int
+        Requests per minute; 0 = any number.
+    sockets : set of str
+        Paths that are WebSockets, which authenticate in their own way.
+    fail : callable
+        Told of an error that is none of the client's; the venue stops.
+    """
+
+    def __init__(self, exchange: Exchange, keys: Keys, limit: int, sockets: set[str],
+                 fail: Callable[[BaseException], None]) -> None:
+        self.exchange = exchange
+        self.keys = keys
+        self.sockets = sockets
+        self.fail = fail
+        self.limiter = Limiter(limit)
+        self.requests = 0
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v2/account", self.account),
+            web.post("/v2/orders", self.new_order), web.get("/v2/orders", self.orders),
+            web.delete("/v2/orders", self.cancel_all),
+            web.get("/v2/orders:by_client_order_id", self.by_client),
+            web.get("/v2/orders/{id}", self.order), web.delete("/v2/orders/{id}", self.cancel),
+            web.get("/v2/positions", self.positions),
+            web.delete("/v2/positions", self.close_all),
+            web.get("/v2/positions/{name:.+}", self.position),
+            web.delete("/v2/positions/{name:.+}", self.close),
+            web.get("/v2/assets", self.assets), web.get("/v2/assets/{name:.+}", self.asset),
+            web.get("/v2/clock", self.clock)]
+
+    @web.middleware
+    async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Authenticate, count, and turn refusals into the broker's bodies."""
+        if request.path in self.sockets:
+            return await handler(request)
+        stamp = stamp_of(request)
+        if stamp is not None:
+            stamp.begin()
+        self.requests += 1
+        pair = header_pair(request.headers)
+        headers: dict[str, str] = {}
+        response: web.StreamResponse
+        if pair is None or not self.keys.match(*pair):
+            response = answer({"message": "unauthorized."}, 401)
+        else:
+            allowed, headers = self.limiter.take()
+            if not allowed:
+                response = answer({"code": 42910000, "message": "rate limit exceeded."}, 429)
+            else:
+                try:
+                    response = await handler(request)
+                except Refused as error:
+                    response = answer(error.body, error.status)
+                except web.HTTPNotFound:
+                    response = answer({"message": "endpoint not found."}, 404)
+                except web.HTTPMethodNotAllowed:
+                    response = answer({"message": "method not allowed."}, 405)
+                except web.HTTPRequestEntityTooLarge:
+                    response = answer({"message": "request body is too large."}, 413)
+                except web.HTTPException:
+                    raise
+                except Exception as error:      # our log's disk, or a broken invariant
+                    self.fail(error)
+                    response = answer({"code": 50010000, "message": "internal server error"}, 500)
+        response.headers.update(headers)
+        if stamp is not None:
+            stamp.end()
+        return response
+
+    # ------------------------------------------------------------ orders
+
+    async def new_order(self, request: web.Request) -> web.Response:
+        recv = received(request)
+        raw = await request.read()
+        body: Any = None
+        try:
+            try:
+                body = _decode(raw)
+            except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
+                raise Refused(400, 40010000, "request body format is invalid") from None
+            fields = self.exchange.parse(body)
+            self.exchange.check(fields)
+        except Refused as error:
+            asked = body if isinstance(body, dict) else {}
+            client = asked.get("client_order_id")
+            self.exchange.state.record(
+                "refused", utc_ns(), recv=recv, status=error.status, **error.body,
+                client_order_id=client if isinstance(client, str) else None)
+            raise
+        order = self.exchange.accept(fields, recv)
+        reply = answer(order.view)                      # as it is now: pending_new
+        self._later(self.exchange.execute, order)
+        return reply
+
+    def _later(self, action: Callable[[Order], None], order: Order) -> None:
+        """After the reply was written: this task goes on before the loop's next round."""
+        asyncio.get_running_loop().call_soon(self._guarded, action, order)
+
+    def _guarded(self, action: Callable[[Order], None], order: Order) -> None:
+        try:
+            action(order)
+        except Exception as error:
+            self.fail(error)
+
+    def _order(self, id_: str) -> Order:
+        order = self.exchange.state.orders.get(id_)
+        if order is None:
+            raise Refused(404, 40410000, f"order not found for {id_}")
+        return order
+
+    async def order(self, request: web.Request) -> web.Response:
+        return answer(self._order(request.match_info["id"]).view)
+
+    async def by_client(self, request: web.Request) -> web.Response:
+        client = request.query.get("client_order_id", "")
+        order = self.exchange.state.by_client.get(client)
+        if order is None:
+            raise Refused(404, 40410000, f"order not found for {client}")
+        return answer(order.view)
+
+    async def orders(self, request: web.Request) -> web.Response:
+        query = request.query
+        status = query.get("status", "open")
+        if status not in ("open", "closed", "all"):
+            raise Refused(422, 40010001, "invalid status")
+        try:
+            limit = int(query.get("limit", "50"))
+        except ValueError:
+            limit = 0
+        if not 1 <= limit <= 500:
+            raise Refused(422, 40010001, "limit must be between 1 and 500")
+        if query.get("direction", "desc") not in ("asc", "desc"):
+            raise Refused(422, 40010001, "invalid direction")
+        symbols = {self.exchange.find(s).symbol for s in query["symbols"].split(",")
+                   } if query.get("symbols") else None
+        after, until = (_time(query.get(name), name) for name in ("after", "until"))
+        first, last = (self._order(query[name]).number if query.get(name) else None
+                       for name in ("after_order_id", "before_order_id"))
+        side = {None: None, "buy": 1, "sell": -1}.get(query.get("side"), 0)
+        state = self.exchange.state
+        found = list(state.by_number.values() if status == "open" else state.orders.values())
+        found = [o for o in found
+                 if (status != "closed" or not o.open)
+                 and (symbols is None or o.symbol in symbols)
+                 and (side is None or o.side == side)
+                 and (after is None or o.ts > after)
+                 and (until is None or o.ts < until)
+                 and (first is None or o.number > first)
+                 and (last is None or o.number < last)]
+        found.sort(key=lambda o: o.number, reverse=query.get("direction", "desc") == "desc")
+        return answer([o.view for o in found[:limit]])
+
+    def _cancel(self, order: Order, recv: int) -> None:
+        self.exchange.cancel(order, recv)
+        self._later(self.exchange.finish_cancel, order)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        self._cancel(self._order(request.match_info["id"]), received(request))
+        return web.Response(status=204)
+
+    async def cancel_all(self, request: web.Request) -> web.Response:
+        orders = self.exchange.state.open_orders()
+        for order in orders:
+            self._cancel(order, received(request))
+        return answer([{"id": o.id, "status": 200} for o in orders], 207)
+
+    # ------------------------------------------------------------ account, positions, assets
+
+    async def account(self, request: web.Request) -> web.Response:
+        return answer(self.exchange.account())
+
+    def _held(self) -> list[str]:
+        return [s for s, p in self.exchange.state.positions.items() if p.qty]
+
+    def _position(self, request: web.Request) -> str:
+        instrument = self.exchange.names.get(request.match_info["name"])
+        if instrument is None or not self.exchange.state.held(instrument.symbol):
+            raise Refused(404, 40410000, "position does not exist")
+        return instrument.symbol
+
+    async def positions(self, request: web.Request) -> web.Response:
+        return answer([self.exchange.position(s) for s in self._held()])
+
+    async def position(self, request: web.Request) -> web.Response:
+        return answer(self.exchange.position(self._position(request)))
+
+    def _close(self, symbol: str, recv: int, qty: str | None = None) -> Order:
+        """Accept a market order that takes the position (or *qty* of it) away."""
+        held = self.exchange.state.held(symbol)
+        instrument = self.exchange.names[symbol]
+        fields = self.exchange.parse({
+            "symbol": symbol, "side": "sell" if held > 0 else "buy", "type": "market",
+            "time_in_force": "gtc" if instrument.crypto else "day",
+            "qty": Decimal(abs(held)) / 10**9 if qty is None else qty})
+        self.exchange.check(fields)
+        order = self.exchange.accept(fields, recv)
+        self._later(self.exchange.execute, order)
+        return order
+
+    async def close(self, request: web.Request) -> web.Response:
+        symbol = self._position(request)
+        if "percentage" in request.query:
+            raise Refused(422, 40010001, "percentage is not supported here: give qty")
+        return answer(self._close(symbol, received(request), request.query.get("qty")).view)
+
+    async def close_all(self, request: web.Request) -> web.Response:
+        recv = received(request)
+        if flag(request, "cancel_orders"):
+            for order in self.exchange.state.open_orders():
+                self.exchange.cancel(order, recv)
+                self.exchange.finish_cancel(order)
+        rows: list[dict[str, Any]] = []
+        for symbol in self._held():
+            plain = self.exchange.names[symbol].plain
+            try:
+                rows.append({"symbol": plain, "status": 200,
+                             "body": self._close(symbol, recv).view})
+            except Refused as error:
+                rows.append({"symbol": plain, "status": error.status, "body": error.body})
+        return answer(rows, 207)
+
+    async def assets(self, request: web.Request) -> web.Response:
+        class_ = request.query.get("asset_class")
+        rows = [self.exchange.asset(i) for i in self.exchange.instruments]
+        if request.query.get("status", "active") == "inactive":
+            rows = []
+        return answer([r for r in rows if class_ in (None, "", r["class"])])
+
+    async def asset(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        instrument = self.exchange.names.get(name)
+        if instrument is None:
+            raise Refused(404, 40410000, f"asset not found for {name}")
+        return answer(self.exchange.asset(instrument))
+
+    async def clock(self, request: web.Request) -> web.Response:
+        """Always open; the next times are those of a regular session."""
+        now = datetime.now(NEW_YORK)
+        return answer({"timestamp": now.isoformat(), "is_open": True,
+                       "next_open": _next(now, clock_time(9, 30)).isoformat(),
+                       "next_close": _next(now, clock_time(16)).isoformat()})
+
+
+def _next(now: datetime, at: clock_time) -> datetime:
+    """The next weekday's *at* after *now*."""
+    day: date = now.date()
+    while True:
+        when = datetime.combine(day, at, NEW_YORK)
+        if when > now and day.weekday() < 5:
+            return when
+        day += timedelta(days=1)
+
+
+def _time(value: str | None, name: str) -> int | None:
+    """UTC ns of an RFC 3339 time with up to nine digits."""
+    if not value:
+        return None
+    head, dot, tail = value.replace(" ", "+").partition(".")
+    digits = tail[:len(tail) - len(tail.lstrip("0123456789"))]
+    try:
+        when = datetime.fromisoformat(head + tail[len(digits):])
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=UTC)
+        return int(when.timestamp()) * 10**9 + (int(digits[:9].ljust(9, "0")) if dot else 0)
+    except ValueError:
+        raise Refused(422, 40010001, f"invalid {name}") from None

@@ -1,0 +1,646 @@
+"""The venue's WebSockets: market data in the broker's two encodings, and ``trade_updates``.
+
+A frame that goes to several clients is encoded once: a server's frames are not masked, so
+their bytes are the same for everybody.  They are written straight to the transport behind
+aiohttp's handshake and reader; a client whose unsent bytes pass the limit is told 407 and
+dropped, so a slow reader costs a bounded amount of memory and nobody else's time.
+"""
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import struct
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from hftpipe._clock import now_ns, utc_ns
+
+from ._traders import LEVEL, QUOTE, TRADE
+from .state import NANO, stamp
+from .traders import Instrument
+
+if TYPE_CHECKING:
+    from .exchange import Message
+
+STOCK_CHANNELS = ("trades", "quotes", "bars", "updatedBars", "dailyBars", "statuses", "lulds",
+                  "corrections", "cancelErrors")
+CRYPTO_CHANNELS = ("trades", "quotes", "orderbooks", "bars", "updatedBars", "dailyBars")
+TEST_CHANNELS = ("trades", "quotes", "bars")
+FOLLOWERS = ("corrections", "cancelErrors")     # come with trades, nobody subscribes to them
+SYMBOL = re.compile(r"\*|[A-Za-z0-9./_-]{1,32}")
+MESSAGES_MAX = 512              # of one frame
+ERRORS = {400: "invalid syntax", 401: "not authenticated", 402: "auth failed",
+          403: "already authenticated", 404: "auth timeout", 405: "symbol limit exceeded",
+          406: "connection limit exceeded", 407: "slow client", 409: "insufficient subscription",
+          410: "invalid subscribe action for this feed"}
+
+_pack_time = struct.Struct(">Q").pack
+_packed = msgspec.msgpack.Encoder().encode
+_json = msgspec.json.Encoder().encode
+Ext = msgspec.msgpack.Ext
+
+
+def packed_time(ns: int) -> Ext:
+    """MessagePack timestamp, the 64-bit form: 30 bits of ns over 34 bits of seconds."""
+    s, rest = divmod(ns, NANO)
+    return Ext(-1, _pack_time(rest << 34 | s))
+
+
+class Packed:
+    """MessagePack in binary frames."""
+
+    opcode = 2
+    time: Callable[[int], object] = staticmethod(packed_time)
+    encode = staticmethod(_packed)
+    decode = staticmethod(msgspec.msgpack.Decoder().decode)
+
+    @staticmethod
+    def array(rows: list[bytes]) -> bytes:
+        count = len(rows)
+        head = bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
+        return head + b"".join(rows)
+
+
+class Text:
+    """JSON in text frames."""
+
+    opcode = 1
+    time: Callable[[int], object] = staticmethod(stamp)
+    encode = staticmethod(_json)
+    decode = staticmethod(msgspec.json.Decoder().decode)
+
+    @staticmethod
+    def array(rows: list[bytes]) -> bytes:
+        return b"[" + b",".join(rows) + b"]"
+
+
+Codec = type[Packed] | type[Text]
+
+
+def frame(opcode: int, payload: bytes) -> bytes:
+    """One whole, unmasked WebSocket frame."""
+    size = len(payload)
+    if size < 126:
+        return bytes((0x80 | opcode, size)) + payload
+    if size < 65536:
+        return struct.pack(">BBH", 0x80 | opcode, 126, size) + payload
+    return struct.pack(">BBQ", 0x80 | opcode, 127, size) + payload
+
+
+class Keys:
+    """The one pair of key and secret; compared in constant time."""
+
+    def __init__(self, key: str, secret: str) -> None:
+        self._pair = key.encode(), secret.encode()
+
+    def match(self, key: object, secret: object) -> bool:
+        if not isinstance(key, str) or not isinstance(secret, str):
+            return False
+        ours, theirs = self._pair, (key.encode(), secret.encode())
+        return (hmac.compare_digest(ours[0], theirs[0])
+                & hmac.compare_digest(ours[1], theirs[1]))
+
+
+class Stamps:
+    """When each market data frame was handed to the socket: ``frames.jsonl``, if asked for.
+
+    A line holds ``t`` (the first and last message's venue time, UTC ns), ``n`` (messages) and
+    ``at`` (host-monotonic ns before and after the write).  Venue times are unique, so a
+    message is in the frame whose ``t`` span holds its own.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._file = path.open("ab") if path else None
+
+    def add(self, path: str, first: int, last: int, count: int, before: int, after: int) -> None:
+        if self._file is not None:
+            self._file.write(_json({"path": path, "t": (first, last), "n": count,
+                                    "at": (before, after)}) + b"\n")
+
+    def flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class Session:
+    """One client's connection to a WebSocket of ours."""
+
+    def __init__(self, request: web.Request, socket: web.WebSocketResponse, opcode: int,
+                 buffer: int) -> None:
+        if request.transport is None:
+            raise ConnectionResetError("the client is gone")
+        self.transport: asyncio.Transport = request.transport
+        self.socket = socket
+        self.opcode = opcode
+        self.buffer = buffer
+        self.authenticated = False
+        self.dropped = False
+
+    def send(self, payload: bytes) -> None:
+        self.send_frame(frame(self.opcode, payload))
+
+    def send_frame(self, data: bytes) -> None:
+        if self.dropped or self.transport.is_closing():
+            return
+        self.transport.write(data)
+        if self.transport.get_write_buffer_size() > self.buffer:
+            self.slow()
+
+    def slow(self) -> None:
+        """The client does not read: forget it and what it did not take."""
+        self.dropped = True
+        self.transport.abort()
+
+
+class DataSession(Session):
+    """A client of a data stream: what it subscribed to, in which encoding."""
+
+    def __init__(self, request: web.Request, socket: web.WebSocketResponse, codec: Codec,
+                 buffer: int, feed: Feed) -> None:
+        super().__init__(request, socket, codec.opcode, buffer)
+        self.codec = codec
+        self.feed = feed
+        self.channels: dict[str, set[str]] = {c: set() for c in feed.channels}
+
+    def control(self, **body: Any) -> None:
+        self.send(self.codec.array([self.codec.encode(body)]))
+
+    def error(self, code: int) -> None:
+        self.control(T="error", code=code, msg=ERRORS[code])
+
+    def slow(self) -> None:
+        self.dropped = True                     # the message goes behind what is stuck already
+        self.transport.write(frame(self.opcode, self.codec.array(
+            [self.codec.encode({"T": "error", "code": 407, "msg": ERRORS[407]})])))
+        self.transport.write(frame(8, WSCloseCode.POLICY_VIOLATION.to_bytes(2, "big")))
+        asyncio.get_running_loop().call_later(1.0, self.transport.abort)
+
+    def wants(self, channel: str, symbol: str) -> bool:
+        names = self.channels[channel]
+        return symbol in names or "*" in names
+
+    def subscription(self) -> None:
+        """The full state, as the broker answers every subscribe and unsubscribe."""
+        self.control(T="subscription", **{c: sorted(s) for c, s in self.channels.items()})
+
+    def change(self, body: dict[str, Any], limit: int) -> int:
+        """Subscribe or unsubscribe; 0, or the error's code with nothing changed."""
+        asked: dict[str, set[str]] = {}
+        for channel, names in body.items():
+            if channel == "action":
+                continue
+            if channel not in self.feed.channels or channel in FOLLOWERS:
+                return 410 if channel in STOCK_CHANNELS + CRYPTO_CHANNELS else 400
+            if not isinstance(names, list) or not all(
+                    isinstance(n, str) and SYMBOL.fullmatch(n) for n in names):
+                return 400
+            asked[channel] = set(names)
+        if not asked:
+            return 400
+        after = {c: set(s) for c, s in self.channels.items()}
+        for channel, wanted in asked.items():
+            if body["action"] == "subscribe":
+                after[channel] |= wanted
+            else:
+                after[channel] -= wanted
+        counted = [n for c in ("trades", "quotes") for n in after.get(c, ())]
+        if limit and (len(counted) > limit or "*" in counted):
+            return 405
+        for follower in FOLLOWERS:
+            if follower in after:
+                after[follower] = set(after["trades"])
+        self.channels = after
+        return 0
+
+
+class Bar:
+    """One minute of trades."""
+
+    __slots__ = ("close", "count", "high", "low", "minute", "open", "value", "volume")
+
+    def __init__(self, minute: int, price: int) -> None:
+        self.minute = minute
+        self.open = self.high = self.low = self.close = price
+        self.volume = self.value = self.count = 0
+
+    def add(self, price: int, qty: int) -> None:
+        self.high, self.low = max(self.high, price), min(self.low, price)
+        self.close = price
+        self.volume += qty
+        self.value += price * qty
+        self.count += 1
+
+
+class Feed:
+    """One data endpoint: its instruments and its clients.
+
+    Parameters
+    ----------
+    path : str
+    instruments : sequence of Instrument
+        All of the market's, by the index that messages carry.
+    channels : sequence of str
+    exchange : str
+        Exchange code of its quotes and trades.
+    stamps : Stamps
+    levels : callable, optional
+        ``levels(instrument, side)``, best first.  With it, it is a feed of the crypto
+        instruments with their order books; without, of the others.
+    """
+
+    def __init__(self, path: str, instruments: tuple[Instrument, ...],
+                 channels: tuple[str, ...], exchange: str, stamps: Stamps,
+                 levels: Callable[[int, int], list[tuple[int, int]]] | None = None) -> None:
+        self.path = path
+        self.instruments = instruments
+        self.crypto = levels is not None
+        self.channels = channels
+        self.exchange = exchange
+        self.stamps = stamps
+        self.levels = levels
+        self.sessions: list[DataSession] = []       # authenticated ones
+        self.slots = 0                              # taken, with those that linger
+        self.sent = 0                               # messages
+        self._time = 0                              # last venue time given out
+        self._bars: dict[int, Bar] = {}
+
+    # ------------------------------------------------------------ encoding
+
+    def _body(self, m: Message, codec: Codec, t: int) -> dict[str, object]:
+        """A quote or trade as the broker writes it, the type first."""
+        kind, index, side, a, b, c, d, number, _, _ = m
+        symbol = self.instruments[index].symbol
+        if self.crypto:
+            if kind == QUOTE:
+                return {"T": "q", "S": symbol, "bp": a / NANO, "bs": b / NANO, "ap": c / NANO,
+                        "as": d / NANO, "t": codec.time(t)}
+            return {"T": "t", "S": symbol, "p": a / NANO, "s": b / NANO, "t": codec.time(t),
+                    "i": number, "tks": "B" if side > 0 else "S"}
+        if kind == QUOTE:
+            return {"T": "q", "S": symbol, "bx": self.exchange, "bp": a / NANO, "bs": b // NANO,
+                    "ax": self.exchange, "ap": c / NANO, "as": d // NANO, "c": ["R"], "z": "C",
+                    "t": codec.time(t)}
+        return {"T": "t", "S": symbol, "i": number, "x": self.exchange, "p": a / NANO,
+                "s": b // NANO, "c": ["@"] if b % (100 * NANO) == 0 else ["@", "I"], "z": "C",
+                "t": codec.time(t)}
+
+    def _deltas(self, group: list[Message], codec: Codec, t: int) -> dict[str, object]:
+        """One change of a book: its levels, each with its whole size, 0 = gone."""
+        return {"T": "o", "S": self.instruments[group[0][1]].symbol, "t": codec.time(t),
+                "b": [{"p": m[3] / NANO, "s": m[4] / NANO} for m in group if m[2] > 0],
+                "a": [{"p": m[3] / NANO, "s": m[4] / NANO} for m in group if m[2] < 0]}
+
+    def _snapshot(self, index: int, codec: Codec) -> dict[str, object]:
+        bids, asks = ([{"p": p / NANO, "s": q / NANO} for p, q in self.levels(index, side)]
+                      if self.levels else [] for side in (1, -1))
+        return {"T": "o", "S": self.instruments[index].symbol, "t": codec.time(self._tick()),
+                "b": bids, "a": asks, "r": True}
+
+    def _bar(self, index: int, bar: Bar, codec: Codec) -> dict[str, object]:
+        volume = bar.volume / NANO if self.crypto else bar.volume // NANO
+        return {"T": "b", "S": self.instruments[index].symbol, "o": bar.open / NANO,
+                "h": bar.high / NANO, "l": bar.low / NANO, "c": bar.close / NANO, "v": volume,
+                "t": codec.time(bar.minute * 60 * NANO), "n": bar.count,
+                "vw": bar.value / bar.volume / NANO}
+
+    def _tick(self) -> int:
+        """A venue time that no other message of this feed has."""
+        self._time = max(self._time + 1, utc_ns())
+        return self._time
+
+    # ------------------------------------------------------------ publishing
+
+    def publish(self, messages: list[Message]) -> None:
+        """Send what happened to everybody who subscribed to it."""
+        mine = [m for m in messages if self.instruments[m[1]].crypto is self.crypto]
+        if not self.sessions:                   # nobody listens; bars go on
+            minute = utc_ns() // (60 * NANO)
+            for m in mine:
+                if m[0] == TRADE:
+                    self._aggregate(m, minute)
+            return
+        events: list[tuple[str, str, int, list[Message]]] = []
+        for m in mine:
+            kind, symbol = m[0], self.instruments[m[1]].symbol
+            if kind == LEVEL:
+                if events and events[-1][0] == "orderbooks" and events[-1][3][0][7] == m[7]:
+                    events[-1][3].append(m)
+                else:
+                    events.append(("orderbooks", symbol, self._tick(), [m]))
+            else:
+                t = self._tick()
+                if kind == TRADE:
+                    self._aggregate(m, t // (60 * NANO))
+                events.append(("trades" if kind == TRADE else "quotes", symbol, t, [m]))
+        self._spread(events, lambda event, codec: (
+            self._deltas(event[3], codec, event[2]) if event[0] == "orderbooks"
+            else self._body(event[3][0], codec, event[2])))
+
+    def _aggregate(self, m: Message, minute: int) -> None:
+        bar = self._bars.get(m[1])
+        if bar is None or bar.minute != minute:
+            if bar is not None:
+                self._send_bars([(m[1], bar)])
+            bar = self._bars[m[1]] = Bar(minute, m[3])
+        bar.add(m[3], m[4])
+
+    def close_minute(self, now: int) -> None:
+        """Send the bars whose minute is over; no trade, no bar."""
+        minute = now // (60 * NANO)
+        done = [(i, b) for i, b in self._bars.items() if b.minute < minute]
+        for i, _ in done:
+            del self._bars[i]
+        self._send_bars(done)
+
+    def _send_bars(self, bars: list[tuple[int, Bar]]) -> None:
+        if bars:
+            self._spread([("bars", self.instruments[i].symbol, self._tick(), b)
+                          for i, b in bars],
+                         lambda event, codec: self._bar(
+                             next(i for i, b in bars if b is event[3]), event[3], codec))
+
+    def _spread(self, events: list[Any], body: Callable[[Any, Codec], object]) -> None:
+        if not self.sessions:
+            return
+        encoded: dict[Codec, list[bytes | None]] = {}
+        joined: dict[Any, bytes] = {}
+        for session in tuple(self.sessions):
+            codec = session.codec
+            cache = encoded.setdefault(codec, [None] * len(events))
+            chosen = [i for i, e in enumerate(events) if session.wants(e[0], e[1])]
+            for at in range(0, len(chosen), MESSAGES_MAX):
+                part = tuple(chosen[at:at + MESSAGES_MAX])
+                data = joined.get((codec, part))
+                if data is None:
+                    rows = []
+                    for i in part:
+                        row = cache[i]
+                        if row is None:
+                            row = cache[i] = codec.encode(body(events[i], codec))
+                        rows.append(row)
+                    data = joined[codec, part] = frame(codec.opcode, codec.array(rows))
+                before = now_ns()
+                session.send_frame(data)
+                self.stamps.add(self.path, events[part[0]][2], events[part[-1]][2], len(part),
+                                before, now_ns())
+                self.sent += len(part)
+
+    def snapshots(self, session: DataSession, before: dict[str, set[str]]) -> None:
+        """Whole books for what *session* has newly subscribed to."""
+        known, names = before.get("orderbooks", set()), session.channels.get("orderbooks", set())
+        for i, instrument in enumerate(self.instruments):
+            now = instrument.symbol in names or "*" in names
+            then = instrument.symbol in known or "*" in known
+            if instrument.crypto and self.crypto and now and not then:
+                session.send(session.codec.array(
+                    [session.codec.encode(self._snapshot(i, session.codec))]))
+
+
+class Updates:
+    """The ``/stream`` endpoint: trade_updates to everybody who listens."""
+
+    def __init__(self) -> None:
+        self.sessions: list[UpdateSession] = []
+
+    def publish(self, data: dict[str, Any]) -> None:
+        listening = [s for s in self.sessions if s.listening]
+        if listening:
+            body = {"stream": "trade_updates", "data": data}
+            encoded = {o: o.encode(body) for o in {s.codec for s in listening}}
+            for session in listening:
+                session.send(encoded[session.codec])
+
+
+class UpdateSession(Session):
+    """A client of ``/stream``: replies are BINARY frames with JSON, or MessagePack if asked."""
+
+    def __init__(self, request: web.Request, socket: web.WebSocketResponse, codec: Codec,
+                 buffer: int) -> None:
+        super().__init__(request, socket, Packed.opcode, buffer)
+        self.codec = codec
+        self.listening = False
+
+    def reply(self, stream: str, **data: Any) -> None:
+        self.send(self.codec.encode({"stream": stream, "data": data}))
+
+
+def header_pair(headers: Any) -> tuple[str, str] | None:
+    """Key and secret in a request's headers, if there are any."""
+    key = headers.get("APCA-API-KEY-ID")
+    if key is not None:
+        return key, headers.get("APCA-API-SECRET-KEY", "")
+    kind, _, rest = headers.get("Authorization", "").partition(" ")
+    if kind.lower() == "basic":
+        import base64
+        import binascii
+        try:
+            key, _, secret = base64.b64decode(rest, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return "", ""
+        return key, secret
+    return None
+
+
+def codec_of(request: web.Request, default: Codec = Text) -> Codec:
+    return Packed if "msgpack" in request.headers.get("Content-Type", "") else default
+
+
+class Sockets:
+    """Handlers of the WebSocket endpoints.
+
+    Parameters
+    ----------
+    keys : Keys
+    feeds : sequence of Feed
+    updates : Updates
+    auth_timeout, linger, ghost : float, s
+        Time to authenticate in; how long a refused connection stays open; how long the slot
+        of a connection that broke stays taken.
+    buffer, message : int
+        Largest unsent backlog, and largest message from a client, in bytes.
+    symbols, updates_limit : int
+        Most symbols over trades and quotes, most ``/stream`` connections; 0 = any number.
+    """
+
+    def __init__(self, keys: Keys, feeds: Iterable[Feed], updates: Updates, *,
+                 auth_timeout: float, linger: float, ghost: float, buffer: int, message: int,
+                 symbols: int, updates_limit: int) -> None:
+        self.keys = keys
+        self.feeds = {f.path: f for f in feeds}
+        self.updates = updates
+        self.auth_timeout, self.linger, self.ghost = auth_timeout, linger, ghost
+        self.buffer, self.message = buffer, message
+        self.symbols, self.updates_limit = symbols, updates_limit
+        self.open: set[Session] = set()
+
+    def routes(self) -> list[web.RouteDef]:
+        return [*(web.get(path, self.data) for path in self.feeds),
+                web.get("/stream", self.stream), web.get("/stream/", self.stream)]
+
+    async def close(self) -> None:
+        for session in tuple(self.open):
+            if not session.transport.is_closing():
+                session.transport.write(
+                    frame(8, WSCloseCode.GOING_AWAY.to_bytes(2, "big")))
+                session.transport.close()
+
+    # ------------------------------------------------------------ market data
+
+    async def data(self, request: web.Request) -> web.WebSocketResponse:
+        feed = self.feeds[request.path]
+        socket = web.WebSocketResponse(compress=False, max_msg_size=self.message)
+        await socket.prepare(request)
+        session = DataSession(request, socket, codec_of(request), self.buffer, feed)
+        self.open.add(session)
+        clean = False
+        try:
+            session.control(T="success", msg="connected")
+            pair = header_pair(request.headers)
+            ending = self._login(session, *pair) if pair else False
+            deadline = asyncio.get_running_loop().time() + self.auth_timeout
+            while not ending:
+                try:
+                    async with asyncio.timeout_at(None if session.authenticated else deadline):
+                        message = await socket.receive()
+                except TimeoutError:
+                    session.error(404)
+                    break
+                if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                    clean = message.type is WSMsgType.CLOSE
+                    break
+                ending = self._data_message(session, message.data)
+            if ending and not socket.closed:    # refused: time to read why, then close
+                await asyncio.sleep(self.linger)
+        finally:
+            self.open.discard(session)
+            if session in feed.sessions:
+                feed.sessions.remove(session)
+            if session.authenticated:
+                if self.ghost and not clean:
+                    asyncio.get_running_loop().call_later(self.ghost, self._leave, feed)
+                else:
+                    self._leave(feed)
+        if not session.dropped:
+            await socket.close(code=WSCloseCode.POLICY_VIOLATION if ending else WSCloseCode.OK)
+        return socket
+
+    @staticmethod
+    def _leave(feed: Feed) -> None:
+        feed.slots -= 1
+
+    def _login(self, session: DataSession, key: object, secret: object) -> bool:
+        """Authenticate; whether the connection is to end."""
+        feed = session.feed
+        if not self.keys.match(key, secret):
+            session.error(402)
+            return True
+        if self.symbols and feed.path == "/v2/sip":
+            session.error(409)
+            return True
+        if feed.slots:
+            session.error(406)
+            return True
+        feed.slots += 1
+        feed.sessions.append(session)
+        session.authenticated = True
+        session.control(T="success", msg="authenticated")
+        return False
+
+    def _data_message(self, session: DataSession, data: str | bytes) -> bool:
+        """Handle one client message; whether the connection is to end."""
+        try:
+            body = session.codec.decode(data)   # type: ignore[arg-type]
+        except (msgspec.DecodeError, UnicodeError, TypeError, RecursionError):
+            body = None
+        if not isinstance(body, dict):
+            session.error(400)
+            return False
+        action = body.get("action")
+        if action == "auth":
+            if session.authenticated:
+                session.error(403)
+                return False
+            return self._login(session, body.get("key"), body.get("secret"))
+        if action not in ("subscribe", "unsubscribe"):
+            session.error(400)
+        elif not session.authenticated:
+            session.error(401)
+        else:
+            before = session.channels
+            code = session.change(body, 0 if session.feed.crypto else self.symbols)
+            if code:
+                session.error(code)
+            else:
+                session.subscription()
+                session.feed.snapshots(session, before)
+        return False
+
+    # ------------------------------------------------------------ trade updates
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        if self.updates_limit and len(self.updates.sessions) >= self.updates_limit:
+            return web.json_response({"code": 42910000, "message": "too many connections"},
+                                     status=429)
+        socket = web.WebSocketResponse(compress=False, max_msg_size=self.message)
+        await socket.prepare(request)
+        session = UpdateSession(request, socket, codec_of(request), self.buffer)
+        self.open.add(session)
+        self.updates.sessions.append(session)
+        try:
+            deadline = asyncio.get_running_loop().time() + self.auth_timeout
+            refused = False
+            while not refused:
+                try:
+                    async with asyncio.timeout_at(None if session.authenticated else deadline):
+                        message = await socket.receive()
+                except TimeoutError:
+                    break
+                if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                    break
+                refused = self._stream_message(session, message.data)
+            if refused and not socket.closed:
+                await asyncio.sleep(self.linger)
+        finally:
+            self.open.discard(session)
+            self.updates.sessions.remove(session)
+        if not session.dropped:
+            await socket.close()
+        return socket
+
+    def _stream_message(self, session: UpdateSession, data: str | bytes) -> bool:
+        """Handle one client message; whether the connection is to end."""
+        try:
+            body = session.codec.decode(data)   # type: ignore[arg-type]
+        except (msgspec.DecodeError, UnicodeError, TypeError, RecursionError):
+            body = None
+        inner = body.get("data") if isinstance(body, dict) else None
+        inner = inner if isinstance(inner, dict) else {}
+        action = body.get("action") if isinstance(body, dict) else None
+        if action in ("auth", "authenticate") and isinstance(body, dict):
+            key, secret = ((body.get("key"), body.get("secret")) if action == "auth"
+                           else (inner.get("key_id"), inner.get("secret_key")))
+            session.authenticated = self.keys.match(key, secret)
+            session.reply("authorization", action="authenticate",
+                          status="authorized" if session.authenticated else "unauthorized")
+            return not session.authenticated
+        if action == "listen":
+            if not session.authenticated:
+                session.reply("authorization", action="listen", status="unauthorized")
+                return True
+            streams = inner.get("streams")
+            wanted = streams if isinstance(streams, list) else []
+            session.listening = "trade_updates" in wanted
+            session.reply("listening", streams=["trade_updates"] if session.listening else [])
+            return False
+        session.send(session.codec.encode(
+            {"action": "error", "data": {"error_message": "invalid message"}}))
+        return True

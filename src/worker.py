@@ -1,0 +1,438 @@
+"""Inside one process of a run: attach to its rings, make its stages, loop until told to stop."""
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hftpipe import _clock, _control, build, config, log, recording, schema, shm, topology
+from hftpipe.errors import ConfigError, Exit, HftpipeError
+from hftpipe.rundir import RunDir
+
+if TYPE_CHECKING:
+    import numpy
+
+    from hftpipe._control import Control
+    from hftpipe._ring import Ring
+    from hftpipe._stage import FeedStage, Stage, UpdatesStage
+    from hftpipe._strategy import Strategy
+    from hftpipe._wire import Wire
+    from hftpipe.rundir import Run
+
+PRIVATE = "private.json"        # in the run directory, 0600: what must not be in run.json
+
+# A stage has nothing more to come once these have ended; the order is the tick's way.
+DRAIN_AFTER = {
+    "book": ("feed",), "signal": ("book",), "risk": ("signal",), "gateway": ("risk",),
+    "updates": ("gateway",), "ledger": ("gateway", "book"),
+    "store": ("feed", "book", "signal", "risk", "gateway", "updates", "ledger"),
+}
+BACKLOG = 4096                  # frames a feed keeps for links without credit
+TICK = 0.02                     # s between two looks at the stop word of an asyncio process
+ENDED = (_control.STOPPED, _control.FAILED)
+
+
+class ShmLinks:
+    """The rings of a run in shared memory."""
+
+    def __init__(self, run: int) -> None:
+        self._run = run
+        self._records = {link.name: schema.BY_NAME[link.record] for link in topology.LINKS}
+
+    def producer(self, name: str) -> Ring | None:
+        return shm.ring(self._run, name, self._records[name], producer=True)
+
+    def consumer(self, name: str) -> Ring | None:
+        return shm.ring(self._run, name, self._records[name], producer=False)
+
+
+class Context:
+    """What every process of a run needs to know."""
+
+    def __init__(self, run_dir: str | os.PathLike[str], process: str) -> None:
+        self.run_dir = RunDir(run_dir)
+        found = self.run_dir.read_run()
+        if found is None:
+            raise ConfigError(f"{self.run_dir.path}: no run.json; the supervisor writes it")
+        self.run: Run = found
+        spec = next((p for p in self.run.processes if p["name"] == process), None)
+        if spec is None:
+            names = ", ".join(p["name"] for p in self.run.processes)
+            raise ConfigError(f"process must be one of {names}, was {process!r}")
+        self.name = process
+        self.stages: tuple[str, ...] = tuple(spec["stages"])
+        self.wait: str = spec["wait"]
+        affinity = spec["affinity"]
+        self.core: int | None = affinity[0] if len(affinity) == 1 else None
+        self.private: dict[str, Any] = json.loads(
+            (self.run_dir.path / PRIVATE).read_text(encoding="utf-8"))
+        self.config = config.loads(self.private["config"], "run configuration", env={})
+        self.control: Control = shm.control(self.run.run, writer=True)
+        self.links = ShmLinks(self.run.run)
+        self.table: numpy.ndarray[Any, Any] = build.instruments(self.config)
+        self.log = log.setup(process, run=self.run.run, directory=self.run_dir.logs,
+                             level=self.config.observe.log_level,
+                             form=self.config.observe.log_format, stream=None)
+
+    def enter(self) -> None:
+        """Sign this process's blocks of the control page."""
+        pid = os.getpid()
+        start = shm.process_start(pid) or 0
+        for name in self.stages:
+            self.control.stage(topology.INDEX[name]).enter(pid, start, self.core, shm.alive)
+
+    def ended(self, *stages: str) -> bool:
+        """Whether all of *stages* have ended."""
+        return all(self.control.stage(topology.INDEX[s]).state in ENDED for s in stages)
+
+
+def run(run_dir: str | os.PathLike[str], process: str) -> Exit:
+    """Be the process *process* of the run in *run_dir*."""
+    for number in (signal.SIGINT, signal.SIGTERM):      # the supervisor tells us to stop
+        signal.signal(number, signal.SIG_IGN)
+    context = Context(run_dir, process)
+    if context.stages == ("monitor",):
+        from hftpipe import health
+        context.enter()
+        return Exit(health.monitor_main(context.run_dir, context.config.observe.prometheus))
+    context.enter()
+    try:
+        if context.stages == ("store",):
+            return store(context)
+        if context.stages == ("feed",):
+            return feed(context)
+        if context.stages == ("updates",):
+            return updates(context)
+        return pipeline(context)
+    except BaseException as error:
+        for name in context.stages:
+            context.control.stage(topology.INDEX[name]).state = _control.FAILED
+        context.log.error("failed", error=f"{type(error).__name__}: {error}",
+                          exc_info=not isinstance(error, HftpipeError))
+        raise
+
+
+# ---------------------------------------------------------------- the spinning processes
+
+def strategies(settings: config.Config, table: numpy.ndarray[Any, Any],
+               names: Sequence[str] = (), in_lots: bool = False) -> list[Strategy]:
+    """The strategies a configuration asks for, made for an instrument table.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Only these; default all.
+    in_lots : bool
+        The table is a recording's, not the configuration's: quantities of the strategies that
+        ship count lots, and they see every instrument.
+    """
+    from hftpipe import strategies as registry
+    out = []
+    for item in settings.strategy:
+        if names and item.name not in names:
+            continue
+        params = dict(item.params)
+        ships = item.kind in ("imbalance", "onnx")
+        if item.kind == "onnx" and params["model"] != "demo":
+            params["model"] = str(config.model_path(
+                str(params["model"]), settings.path.parent if settings.path else None))
+        if item.symbols and ships and not in_lots:
+            params["symbols"] = list(item.symbols)
+        if in_lots and ships:
+            params["in_lots"] = True
+        name = item.entry if item.kind in ("python", "native") else item.kind
+        out.append(registry.load(name, params, table))
+    return out
+
+
+def alpaca_wire(context: Context) -> Wire:
+    """Warm connections for orders, opened now."""
+    from hftpipe.alpaca._http import AlpacaWire
+    venue, gateway = context.private["venue"], context.config.gateway
+    key, secret = credentials(context)
+    wire = AlpacaWire(venue["rest"], key, secret, context.run.run, context.table,
+                      connections=gateway.connections,
+                      rate_per_minute=0 if venue.get("unlimited") else gateway.rate_per_minute,
+                      timeout_ms=gateway.timeout // 1_000_000)
+    wire.open()
+    return wire
+
+
+def credentials(context: Context) -> tuple[Any, Any]:
+    """Key and secret of the venue: of the local one from the run directory, else by reference."""
+    venue = context.private["venue"]
+    if "key" in venue:
+        return config.Secret.literal(venue["key"]), config.Secret.literal(venue["secret"])
+    return context.config.venue.key, context.config.venue.secret
+
+
+def pipeline(context: Context) -> Exit:
+    """Compiled stages in one loop."""
+    from hftpipe._stage import WAIT_SLEEP, WAIT_SPIN, WAIT_YIELD, Host
+    sources: list[Any] = []
+
+    def source() -> Any:
+        from hftpipe.alpaca import session
+        from hftpipe.alpaca._codec import Decoder
+        from hftpipe.alpaca._source import SocketSource
+        venue = context.private["venue"]
+        key, secret = credentials(context)
+        symbols = [row["symbol"].decode() for row in context.table]
+        made = SocketSource(
+            lambda: session.open_data_stream(venue["data_stream"], key, secret, symbols),
+            Decoder(context.table))
+        made.open()
+        sources.append(made)
+        return made
+
+    made = build.stages(
+        context.stages, context.links, context.config, context.table, control=context.control,
+        strategies=lambda: strategies(context.config, context.table),
+        wire=lambda _: alpaca_wire(context), source=source if "feed" in context.stages else None)
+    if sources:
+        context.control.stage(topology.INDEX["feed"]).set("connected", 1)
+    waits = {topology.SPIN: WAIT_SPIN, topology.YIELD: WAIT_YIELD, topology.SLEEP: WAIT_SLEEP}
+    after = sorted({topology.INDEX[before] for stage in context.stages
+                    for before in DRAIN_AFTER.get(stage, ()) if before not in context.stages})
+    gc.collect()
+    gc.freeze()                 # a collection with large libraries loaded costs milliseconds
+    context.log.info("running", stages=list(context.stages), core=context.core)
+    Host(made, context.control, waits[context.wait], after).run()
+    for one in sources:
+        one.close()
+    return Exit.OK
+
+
+# ---------------------------------------------------------------- the sleeping processes
+
+def _settle(context: Context, name: str, state: int) -> None:
+    context.control.stage(topology.INDEX[name]).state = state
+
+
+async def _beat(context: Context, name: str, done: Callable[[], bool],
+                work: Callable[[], object] | None = None) -> None:
+    """Heartbeat until *done*; *work* is called every time."""
+    block = context.control.stage(topology.INDEX[name])
+    while not done():
+        block.heartbeat = _clock.now_ns()
+        if work is not None:
+            work()
+        await asyncio.sleep(TICK)
+
+
+def feed(context: Context) -> Exit:
+    """Market data through picows, in a process that sleeps between frames."""
+    from hftpipe.alpaca._codec import Decoder
+    from hftpipe.alpaca.feed import Feed
+    (stage,) = build.stages(("feed",), context.links, context.config, context.table,
+                            control=context.control)
+    return asyncio.run(_feed(context, stage, Feed, Decoder(context.table)))  # type: ignore[arg-type]
+
+
+async def _feed(context: Context, stage: FeedStage, feed_type: Any, decoder: Any) -> Exit:
+    venue = context.private["venue"]
+    key, secret = credentials(context)
+    block = context.control.stage(topology.INDEX["feed"])
+    waiting: deque[Any] = deque()       # records that found no credit, oldest first
+    lost = False
+
+    def push(records: Any) -> None:
+        nonlocal lost
+        if not len(records):
+            return
+        if lost or (not waiting and stage.put_many(records)):
+            return
+        waiting.append(records)
+        if len(waiting) > BACKLOG:      # a gap is honest, late prices are not
+            waiting.clear()
+            lost = True
+            context.log.error("links are full: market data dropped, books stale until resync")
+
+    def retry() -> None:
+        nonlocal lost
+        if lost and stage.put_many(decoder.gap(_clock.now_ns())):
+            lost = False
+        while waiting and stage.put_many(waiting[0]):
+            waiting.popleft()
+        counters = decoder.counters()
+        block.set("drops", counters["drops"])
+        block.set("errors", counters["errors"])
+        block.set("reconnects", client.reconnects)
+        block.set("connected", int(client.live))
+
+    def on_frame(payload: Any, ts_recv: int) -> None:
+        block.count("frames")
+        push(decoder.records(payload, ts_recv) if binary
+             else decoder.records_json(bytes(payload), ts_recv))
+
+    binary = context.config.venue.encoding == "msgpack"
+    client = feed_type(
+        venue["data_stream"], key, secret, [row["symbol"].decode() for row in context.table],
+        on_frame, lambda ts_recv: push(decoder.gap(ts_recv)),
+        encoding=context.config.venue.encoding)
+    stop = asyncio.Event()
+    task = asyncio.create_task(client.run(stop))
+    _settle(context, "feed", _control.RUNNING)
+    await _beat(context, "feed",
+                lambda: bool(context.control.stop) or task.done(), retry)
+    stop.set()
+    await task                  # raises what ended it
+    retry()
+    _settle(context, "feed", _control.STOPPED)
+    return Exit.OK
+
+
+def updates(context: Context) -> Exit:
+    """``trade_updates`` through picows."""
+    from hftpipe.alpaca.updates import Updates
+    (stage,) = build.stages(("updates",), context.links, context.config, context.table,
+                            control=context.control)
+    return asyncio.run(_updates(context, stage, Updates))  # type: ignore[arg-type]
+
+
+async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> Exit:
+    venue = context.private["venue"]
+    key, secret = credentials(context)
+    block = context.control.stage(topology.INDEX["updates"])
+    waiting: list[Any] = []
+
+    def retry() -> None:
+        while waiting:
+            taken = stage.put_many(waiting[0])
+            if taken < len(waiting[0]):
+                waiting[0] = waiting[0][taken:]
+                break
+            waiting.pop(0)
+        block.set("reconnects", client.reconnects)
+        block.set("connected", int(client.live))
+
+    def on_updates(rows: Any) -> None:
+        waiting.append(rows)
+        retry()
+
+    client = updates_type(
+        venue["updates_stream"], key, secret, context.run.run,
+        {row["symbol"].decode(): i for i, row in enumerate(context.table)}, on_updates)
+    stop = asyncio.Event()
+    task = asyncio.create_task(client.run(stop))
+    _settle(context, "updates", _control.RUNNING)
+
+    def done() -> bool:
+        if task.done():
+            return True
+        drained = context.ended(*DRAIN_AFTER["updates"]) and not waiting
+        return context.control.stop == _control.QUIT or bool(context.control.stop and drained)
+
+    await _beat(context, "updates", done, retry)
+    stop.set()
+    await task
+    _settle(context, "updates", _control.STOPPED)
+    return Exit.OK
+
+
+# ---------------------------------------------------------------- the store
+
+def store_run(run: Run, control: Control | None, table: Any) -> Any:
+    """What the database should know of *run*."""
+    from hftpipe.store.writer import Run as StoreRun
+    offset = control.utc_offset if control is not None else int(run.info.get("utc_offset", 0))
+    return StoreRun(run.run, offset, run.profile, tuple(
+        (row["symbol"].decode(), int(row["tick"]), int(row["lot"])) for row in table))
+
+
+def store_links(links: Any) -> dict[int, Any]:
+    """Consumer ends of all store links by stream."""
+    return {getattr(schema.STREAM, link.producer.upper()): links.consumer(link.name)
+            for link in topology.LINKS if link.consumer == "store"}
+
+
+class Tap:
+    """A link that also writes what is released from it into a recording."""
+
+    def __init__(self, link: Any, stream: int, writer: Any) -> None:
+        self._link, self._stream, self._writer = link, stream, writer
+        self.record = link.record
+
+    def peek(self, count: int = 1) -> Any:
+        return self._link.peek(count)
+
+    def release(self, count: int = 1) -> None:
+        done = 0
+        while done < count:     # a peek ends at the end of the ring's memory
+            slots = self._link.peek(count - done)
+            # A store that was killed may have recorded some of these, and not released them.
+            old = int((slots["event"] <= self._writer.last.get(self._stream, 0)).sum())
+            self._writer.write(self._stream, recording.raw(slots[old:], self.record))
+            self._link.release(len(slots))
+            done += len(slots)
+
+    def flush(self) -> None:
+        self._link.flush()
+
+    def __len__(self) -> int:
+        return len(self._link)
+
+
+def store(context: Context) -> Exit:
+    """Store links into PostgreSQL until everybody else has ended and nothing is left."""
+    from hftpipe.store.writer import StoreWriter, Totals
+    links = store_links(context.links)
+    path = context.private.get("record")
+    writer = None
+    if path:
+        writer = recording.Writer.resume(path) if Path(path).exists() else recording.Writer(
+            path, context.table, context.run.run, context.control.utc_offset, context.run.profile,
+            {"toml": context.private["config"]})
+        links = {stream: Tap(link, stream, writer) for stream, link in links.items()}
+    block = context.control.stage(topology.INDEX["store"])
+    said = ""
+
+    def observe(totals: Totals) -> None:
+        nonlocal said
+        block.heartbeat = _clock.now_ns()
+        block.set("rows_stored", totals.rows)
+        block.set("batches_stored", totals.batches)
+        block.set("store_lag", totals.lag)
+        block.set("errors", totals.errors)
+        block.set("connected", int(totals.connected))
+        if totals.last_error != said:
+            said = totals.last_error
+            if said:
+                context.log.warning("database", error=said)
+
+    def idle(seconds: float) -> None:
+        block.heartbeat = _clock.now_ns()
+        time.sleep(seconds)
+
+    out = StoreWriter(links, context.private["conninfo"],
+                      store_run(context.run, context.control, context.table), observe)
+    block.state = _control.RUNNING
+    try:
+        out.serve(lambda: context.control.stop == _control.QUIT
+                  or (context.control.stop and context.ended(*DRAIN_AFTER["store"])), idle)
+        block.state = _control.DRAINING
+        out.drain(5.0)
+        out.finish()
+        if writer is not None:
+            writer.close()      # with its end mark: the recording is whole
+    finally:
+        out.close()
+    block.state = _control.STOPPED
+    return Exit.OK
+
+
+def recording_path(path: str) -> Path:
+    """*path*, which must not exist and whose directory must."""
+    out = Path(path).absolute()
+    if out.exists():
+        raise ConfigError(f"recording {path}: wanted a new file, found one")
+    if not out.parent.is_dir():
+        raise ConfigError(f"recording {path}: no directory {out.parent}")
+    return out

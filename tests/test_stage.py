@@ -1,0 +1,170 @@
+"""Stages joined by rings: a tick becomes an order, a fill, a position; no link loses anything."""
+import ctypes
+
+import pytest
+
+from hftpipe import schema
+from hftpipe._stage import checksum
+from hftpipe.errors import SchemaError
+from tests.chain import NANO, Chain, quote
+
+BUY = {"side": 1, "type": schema.ORDER_TYPE.LIMIT, "tif": schema.TIF.IOC,
+       "action": schema.ACTION.NEW}
+KIND = schema.ORDER_EVENT_KIND
+
+
+def buy_at_ask(qty=10):
+    def on_event(c, add):
+        if c.event == 1 and c.book["ask"]:
+            add(**BUY, price=int(c.book["ask"]), qty=qty * NANO)
+    return on_event
+
+
+def once(f):
+    """*f* at the first book only."""
+    done = []
+
+    def on_event(c, add):
+        if c.event == 1 and not done:
+            done.append(1)
+            f(c, add)
+    return on_event
+
+
+@pytest.fixture(autouse=True)
+def real_clock():
+    yield
+    from hftpipe import _clock
+    _clock.unset_virtual()
+
+
+def test_one_tick_becomes_an_order_a_fill_and_a_position():
+    chain = Chain(once(buy_at_ask()))
+    chain.inline.run(quote(1000, 10000, 10001))
+    chain.inline.finish()
+    (intent,) = chain.bodies("signal", schema.INTENT)
+    (verdict,) = chain.bodies("risk", schema.VERDICT)
+    events = chain.bodies("gateway", schema.ORDER_EVENT)
+    positions = chain.bodies("ledger", schema.POSITION)
+    assert verdict["reason"] == 0 and verdict["order"] == intent["event"]
+    assert [int(e["kind"]) for e in events] == [KIND.SENT, KIND.ACKED, KIND.FILL]
+    assert {int(e["order"]) for e in events} == {int(intent["event"])}
+    # The order names the record that completed the quote.
+    assert schema.split_event(int(intent["cause"])) == (schema.STREAM.FEED, 2)
+    assert all(int(e["cause"]) == int(intent["cause"]) for e in events)
+    assert int(events[-1]["price"]) == 10001 * NANO // 100
+    assert int(positions[-1]["qty"]) == 10 * NANO
+    assert chain.signal.holding(0)["qty"] == 10 * NANO
+    assert chain.signal.holding(0)["open_buy"] == 0
+    assert chain.risk.counters["approved"] == 1 and chain.gateway.counters["fills"] == 1
+
+
+def test_every_stream_is_numbered_without_holes_and_its_checksums_are_right():
+    chain = Chain(buy_at_ask(1))
+    for i in range(200):
+        chain.inline.run(quote(1000 + i * 20_000_000, 10000 + i % 3, 10001 + i % 3))
+    chain.inline.finish()
+    for stage in chain.stages:
+        stored = chain.stored(stage.name)
+        seqs = [int(h["event"]) & ((1 << schema.SEQ_BITS) - 1) for h, _ in stored]
+        assert seqs == list(range(1, len(seqs) + 1)), stage.name
+        total = 0
+        for head, body in stored:
+            assert checksum(body.tobytes()) == int(head["checksum"])
+            total += int(head["checksum"])
+        assert stage.stored == (len(stored), total % 2**64)
+        assert stage.counters["events_stored"] == len(stored)
+
+
+def test_refused_intents_are_told_to_the_strategy():
+    seen = []
+
+    def on_event(c, add):
+        if c.event == 1 and not seen:
+            add(**BUY, price=int(c.book["ask"]), qty=5000 * NANO)
+            seen.append(None)
+        if c.event == 3:
+            seen.append((int(c.order_event["kind"]), int(c.order_event["reason"]), c.open_buy))
+
+    chain = Chain(on_event)
+    chain.inline.run(quote(1000, 10000, 10001))
+    assert seen[1:] == [(KIND.DENIED, schema.REASON.ORDER_SIZE, 0)]
+    assert chain.risk.counters["denied"] == 1
+    assert chain.wire.submitted == 0
+
+
+def test_an_exception_in_a_python_strategy_stops_the_stage():
+    def boom(c, add):
+        raise RuntimeError("no model loaded")
+
+    chain = Chain(boom)
+    with pytest.raises(RuntimeError, match="no model loaded"):
+        chain.inline.run(quote(1000, 10000, 10001))
+    assert chain.wire.submitted == 0
+
+
+@pytest.mark.parametrize("link", [
+    "feed.book", "book.signal", "book.risk", "book.ledger", "signal.risk", "risk.gateway",
+    "gateway.signal", "gateway.risk", "gateway.ledger", "ledger.risk"])
+def test_each_link_filled_in_turn_loses_nothing(link):
+    """The reader of one link stands still until everything upstream stands still too."""
+    reader = link.split(".")[1]
+    chain = Chain(buy_at_ask(1), capacity={link: 4096 if link == "feed.book" else 32})
+    frozen = [s for s in chain.stages if s.name != reader]
+    sent = 0
+    idle = 0
+    quotes = 600
+    i = 0
+    while idle < 50 and i < quotes:
+        taken = chain.feed.put_many(quote(10**9 + i, 10000 + i % 5, 10001 + i % 5))
+        if taken:
+            sent += taken
+            i += 1
+        moved = sum(s.do_work(8) for s in frozen)
+        idle = 0 if taken or moved else idle + 1
+    for _ in range(20_000):                         # now the reader wakes up
+        moved = sum(s.do_work(8) for s in chain.stages)
+        if not moved:
+            for s in chain.stages:
+                s.flush()                       # what the loop's host does when idle
+            if not sum(s.do_work(8) for s in chain.stages):
+                break
+    assert chain.book.counters["records_in"] == sent
+    intents = chain.signal.counters["intents"]
+    risk = chain.risk.counters
+    assert risk["approved"] + risk["denied"] == intents > 0
+    events = chain.bodies("gateway", schema.ORDER_EVENT)
+    firsts = [int(e["order"]) for e in events
+              if int(e["kind"]) in (KIND.SENT, KIND.DENIED, KIND.DROPPED)]
+    assert sorted(firsts) == sorted(set(firsts)) and len(firsts) == intents
+
+
+def test_a_full_store_link_stops_the_stage_and_says_so():
+    chain = Chain(buy_at_ask(1), capacity={"book.store": 64, "feed.store": 128})
+    for i in range(100):
+        chain.feed.put_many(quote(1000 + i, 10000, 10001))
+    taken = chain.feed.counters["records_out"]
+    assert 0 < taken < 200 and chain.feed.counters["credit_stalls"] > 0
+    chain.stored("feed")
+    assert chain.feed.put_many(quote(5000, 10000, 10001)) == 2
+
+
+def test_a_link_of_another_record_is_refused():
+    from hftpipe import build, config
+    from tests.chain import table
+    links = build.PrivateLinks()
+    links._ends["feed.book"] = links._ends["signal.risk"]
+    with pytest.raises(SchemaError, match="must be the producer end of market"):
+        build.stages(("feed",), links, config.loads("", env={}), table())
+
+
+def test_a_corrupt_sequence_number_stops_the_stage():
+    chain = Chain(lambda c, add: None)
+    chain.feed.put_many(quote(1000, 10000, 10001))
+    view = chain.links.producer("feed.book").claim(1)
+    # The array leaves out the slot's first word, the ring's own: find it from a field's place.
+    at = view["event"].__array_interface__["data"][0] - schema.MARKET.offsets["event"]
+    assert ctypes.c_uint64.from_address(at - 64).value == 2     # the record before it
+    ctypes.c_uint64.from_address(at).value = 1 << 40
+    with pytest.raises(SchemaError, match="corrupt"):
+        chain.book.do_work(64)
