@@ -84,7 +84,7 @@ def segment_name(run: int, link: str) -> str:
 @contextmanager
 def _translated(name: str, doing: str) -> Iterator[None]:
     """Turn what posix_ipc and the kernel say about *name* into one of our errors."""
-    import posix_ipc
+    import posix_ipc  # type: ignore[import-not-found]
     try:
         yield
     except posix_ipc.ExistentialError as e:

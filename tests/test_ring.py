@@ -1,4 +1,4 @@
-"""The ring against a deque in every form of its interface, and every kind of foreign memory refused."""
+"""The ring against a deque in every form it has; every kind of foreign memory is refused."""
 import mmap
 import os
 import struct
@@ -333,7 +333,7 @@ def test_header_that_does_not_fit_is_refused(word, value, message, producer):
 def test_ring_of_another_record_is_refused():
     memory = region(8)
     _ring.format(memory, R)
-    with pytest.raises(SchemaError, match="made by schema.*this build's intent"):
+    with pytest.raises(SchemaError, match=r"made by schema.*this build's intent"):
         Ring(memory, schema.INTENT, producer=False)
 
 

@@ -264,7 +264,8 @@ def test_a_ring_of_another_run_boot_or_record_is_refused_by_name(run, monkeypatc
     boot = shm.boot_id()
     with monkeypatch.context() as m:
         m.setattr(shm, "boot_id", lambda: boot ^ 1)
-        with pytest.raises(SchemaError, match=f"made in boot {boot:#x}, this is boot {boot ^ 1:#x}"):
+        found = f"made in boot {boot:#x}, this is boot {boot ^ 1:#x}"
+        with pytest.raises(SchemaError, match=found):
             shm.ring(run, "a.b", schema.MARKET, producer=True)
     other = run ^ 2
     os.rename(path(name), path(shm.segment_name(other, "a.b")))
@@ -301,7 +302,8 @@ def test_control_page_in_a_segment(run):
     with pytest.raises(BusyError):
         shm.create_control(run, stages=())
     os.truncate(path(shm.segment_name(run, "control")), _control.SIZE - 4096)
-    with pytest.raises(SchemaError, match=f"control: control page has version .* {_control.SIZE} B"):
+    wanted = rf"\.control: control page has version .* {_control.SIZE} B"
+    with pytest.raises(SchemaError, match=wanted):
         shm.control(run)
 
 
