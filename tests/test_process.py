@@ -1,4 +1,5 @@
 """However a run ends, no process outlives it, and shared memory stays only if it holds events."""
+import json
 import os
 import signal
 
@@ -48,6 +49,8 @@ def test_children_have_their_own_process_group_and_core(start):
     if len(os.sched_getaffinity(0)) > 1:
         assert os.sched_getaffinity(driver.pids["hot"]) == {1}
         assert os.sched_getaffinity(driver.pids["store"]) == {0}
+        assert os.sched_getaffinity(driver.popen.pid) == {0}, "the supervisor keeps house"
+        assert shm.control(driver.run).stage(9).core == 0
 
 
 # ---------------------------------------------------------------- a stage dies
@@ -199,6 +202,7 @@ def test_a_halt_is_latched_across_a_restart(start):
     control = shm.control(again.run)
     assert control.trading == "halted"
     assert control.halt_epoch == epoch and control.armed_epoch == epoch - 1
+    assert json.loads(control.text)["halt"] == driver.directory.latch().halt
     assert not control.resume(epoch - 1), "the epoch before the halt does not arm"
     assert control.resume(epoch)
 
