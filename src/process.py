@@ -323,8 +323,10 @@ class Supervisor:
                 os.close(fd)
 
     def _end(self, error: BaseException | None) -> None:
-        """Kill what is left, unlink what is stored, say how the run ended."""
-        if self._children:
+        """Stop what is left, unlink what is stored, say how the run ended."""
+        if error is not None and self._children and not self._stopping:
+            self.stop(getattr(error, "exit_code", Exit.ERROR), str(error))
+        if self._children:                      # left early, without watch or stop
             self.control.request_stop(_control.QUIT)
             self._kill([c for c in self._children if c.child.phase != SERVICE])
             self._terminate([c for c in self._children if c.child.phase == SERVICE])
@@ -338,7 +340,6 @@ class Supervisor:
                            segments=len(self._segments))
         if error is not None:
             self.code = getattr(error, "exit_code", Exit.ERROR)
-            self.cause = self.cause or str(error)
         own = self.control.stage(INDEX["supervisor"])
         own.state = _control.STOPPED if self.code == Exit.OK else _control.FAILED
         self.run_dir.write_run(replace(self.run, ended=utc_text(), exit=int(self.code)))
@@ -585,6 +586,10 @@ class Supervisor:
         self.log.info("stopping", cause=cause, code=int(code))
         began = _clock.now_ns()
         end = began + int(self.grace * SECOND)
+        started = {i for c in self._children for i in c.child.stages}
+        for block in self.control.stages:       # who was never started will produce nothing
+            if block.state == _control.VOID and block.index not in started:
+                block.state = _control.STOPPED
         self.control.request_stop(_control.DRAIN)
 
         def of(*phases: int) -> list[_Running]:

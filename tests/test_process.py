@@ -149,15 +149,35 @@ def test_sigquit_does_not_wait_at_all(start):
 
 # ---------------------------------------------------------------- it never came up
 
-def test_a_child_that_cannot_start_gives_its_own_words_and_code(start):
-    driver = start("hot=die:4", "store=ok")
+@pytest.mark.parametrize("store", ["store", "ok"])
+def test_a_child_that_cannot_start_gives_its_own_words_and_code(start, store):
+    driver = start("hot=die:4", f"store={store}")
     driver.popen.wait(DEADLINE)
     assert driver.popen.returncode == 4
     assert driver.popen.stderr.read() == \
         "error: hot did not start (exit code 4): hot cannot go on\n"
     run = driver.directory.read_run()
     assert run.exit == 4
-    until(lambda: run.run not in shm.runs(), "nothing was made: nothing stays")
+    assert run.run not in shm.runs(), "what the others had made was stored first"
+
+
+def test_a_store_that_cannot_start_leaves_nothing(start):
+    driver = start("store=die:4")
+    driver.popen.wait(DEADLINE)
+    assert driver.popen.returncode == 4
+    assert driver.directory.read_run().run not in shm.runs()
+
+
+def test_a_signal_while_starting_drains_too(start):
+    driver = start("hot=late")
+    run = driver.directory
+    until(lambda: (run.path / "run.json").exists()
+          and "control" in shm.runs().get(run.read_run().run, ()), "the page is there")
+    _, control = run.control()
+    until(lambda: control.stage(7).state == _control.RUNNING, "the store runs")
+    driver.popen.terminate()
+    assert driver.end() == (130, "error: SIGTERM while starting\n")
+    assert control.run not in shm.runs()
 
 
 # ---------------------------------------------------------------- the supervisor dies
@@ -174,7 +194,6 @@ def test_kill_9_of_the_supervisor_takes_every_child_and_leaves_the_rings(start):
     assert left.latch.halted, "a halt that only the page knew is latched"
     again = start().up()
     assert again.first["leftovers"] == list(left.links)
-    again.pids.clear() if "pids" in again.first else again.first.update(pids={})
     assert again.end()[0] == 0
 
 
