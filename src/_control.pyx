@@ -530,8 +530,8 @@ cdef class Histogram:
             raise ValueError(f"p must be in [0, 100], was {p}")
         if self._count == 0:
             return 0
-        share = int(p * 10_000 + 0.5)           # whole millionths: 99.9 % of 1,000 is the 999th
-        rank = -(-share * self._count // 1_000_000)
+        # In whole millionths, rounded up: 99.9 % of 1,000 is the 999th.
+        rank = (<uint64_t>(p * 10_000 + 0.5) * self._count + 999_999) // 1_000_000
         if rank <= 1:
             return self._min
         for i in range(HISTOGRAM_BUCKETS - 1):

@@ -75,6 +75,8 @@ cdef class PyStrategy(Strategy):
                        _view(&self._intents[0], schema.INTENT, 16), Context())
 
     cdef int on_event(self, const hp_context_t *context, hp_out_t *out) noexcept nogil:
+        if context.event == STRATEGY_IDLE:
+            return 0
         with gil:
             try:
                 self._call(context, out)
