@@ -185,7 +185,7 @@ def _venue(supervisor: Supervisor, config: Config, plan: Plan, run_dir: RunDir,
                 "updates_stream": config.venue.updates_stream}
     argv = [sys.executable, "-m", "hftpipe", "venue", "-o", "json", "--die-with-parent",
             "--symbols", ",".join(item.symbol for item in config.instruments),
-            "--rate-limit", "0"]
+            "--rate-limit", "0", "--state", str(run_dir.path / "venue")]
     if seed is not None:
         argv += ["--seed", str(seed)]
     if rate is not None:
