@@ -71,8 +71,7 @@ class Context:
         self.wait: str = spec["wait"]
         affinity = spec["affinity"]
         self.core: int | None = affinity[0] if len(affinity) == 1 else None
-        self.private: dict[str, Any] = json.loads(
-            (self.run_dir.path / PRIVATE).read_text(encoding="utf-8"))
+        self.private = self.read_private()
         self.config = config.loads(self.private["config"], "run configuration", env={})
         self.control: Control = shm.control(self.run.run, writer=True)
         self.links = ShmLinks(self.run.run)
@@ -80,6 +79,12 @@ class Context:
         self.log = log.setup(process, run=self.run.run, directory=self.run_dir.logs,
                              level=self.config.observe.log_level,
                              form=self.config.observe.log_format, stream=None)
+
+    def read_private(self) -> dict[str, Any]:
+        """What the supervisor tells its processes, and nobody else."""
+        found: dict[str, Any] = json.loads(
+            (self.run_dir.path / PRIVATE).read_text(encoding="utf-8"))
+        return found
 
     def enter(self) -> None:
         """Sign this process's blocks of the control page."""
@@ -392,10 +397,10 @@ def store(context: Context) -> Exit:
             {"toml": context.private["config"]})
         links = {stream: Tap(link, stream, writer) for stream, link in links.items()}
     block = context.control.stage(topology.INDEX["store"])
-    said = ""
+    said, failed = "", 0
 
     def observe(totals: Totals) -> None:
-        nonlocal said
+        nonlocal said, failed
         block.heartbeat = _clock.now_ns()
         block.set("rows_stored", totals.rows)
         block.set("batches_stored", totals.batches)
@@ -406,6 +411,10 @@ def store(context: Context) -> Exit:
             said = totals.last_error
             if said:
                 context.log.warning("database", error=said)
+        if totals.errors != failed:
+            failed = totals.errors
+            # A server that was started again may answer in another place.
+            out.conninfo = context.read_private()["conninfo"]
 
     def idle(seconds: float) -> None:
         block.heartbeat = _clock.now_ns()
