@@ -56,8 +56,7 @@ def main() -> None:
     from hftpipe.models import DEMO
 
     cfg = config.loads(
-        "[[instruments]]\nsymbol = 'ACME'\n[risk]\nmax_orders_per_minute = 1000000\n"
-        "max_order_notional = 1000000\nmax_open_orders = 1000", env={})
+        "[[instruments]]\nsymbol = 'ACME'\n[risk]\nmax_orders_per_minute = 1000000", env={})
     table = build.instruments(cfg)
     aligned = shm.create_control(1, stages=[s.name for s in topology.STAGES], started=1,
                                  token_key=99)
