@@ -1,6 +1,5 @@
 """The ring against a deque in every form of its interface, and every kind of foreign memory refused."""
 import mmap
-import os
 import struct
 from collections import deque
 
@@ -9,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hftpipe import _ring, schema
-from hftpipe._ring import Ring, footprint, pair
-from hftpipe.errors import BusyError, SchemaError
+from hftpipe import schema
+from hftpipe._ring import footprint, pair
 
 R = schema.MARKET
 WORDS = struct.Struct("<8Q")
