@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from hftpipe._control import Control
     from hftpipe._ring import Ring
-    from hftpipe._stage import FeedStage, Stage, UpdatesStage
+    from hftpipe._stage import FeedStage, UpdatesStage
     from hftpipe._strategy import Strategy
     from hftpipe._wire import Wire
     from hftpipe.rundir import Run

@@ -1,6 +1,5 @@
 """The ring against a deque in every form it has; every kind of foreign memory is refused."""
 import mmap
-import os
 import struct
 import subprocess
 import sys
@@ -11,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hftpipe import _ring, schema
-from hftpipe._ring import Ring, footprint, pair
-from hftpipe.errors import BusyError, SchemaError
+from hftpipe import schema
+from hftpipe._ring import footprint, pair
 
 R = schema.MARKET
 

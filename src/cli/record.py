@@ -1,4 +1,4 @@
-"""``hftpipe record``: market data into a recording of ours, from a live feed or another recording."""
+"""``hftpipe record``: market data into a recording of ours, from a feed or another recording."""
 from __future__ import annotations
 
 import asyncio
@@ -164,7 +164,7 @@ def convert(data: str | Path, out: Path, symbols: list[str] | None,
         If *data* is unreadable, malformed or cut off, or *out* cannot be written.
     """
     from hftpipe import recording
-    from hftpipe.backtest import run            # knows our own format too
+    from hftpipe.backtest import run  # knows our own format too
     reader = run.open_recording(data, symbols=symbols)
     table = reader.instruments
     with recording.Writer(out, table, run=1, utc_offset=int(getattr(reader, "utc_offset", 0)),
