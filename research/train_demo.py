@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -47,7 +48,7 @@ from hftpipe.venue.traders import Instrument  # noqa: E402
 
 Array = NDArray[Any]
 VERSION = "1.0.0"
-TRAINED = "2025-11-20"          # date of the version above; a clock would change the bytes
+TRAINED = "2026-11-20"          # date of the version above; a clock would change the bytes
 CLASSES = ("down", "flat", "up")
 KINDS = ("quotes", "levels", "zero")
 SIZES = (64, 32)
@@ -77,7 +78,7 @@ def venue_market(seed: int, states: int, deep: bool) -> Array:
     def apply(kind: int, side: int, price: int, qty: int, flags: int) -> None:
         record["kind"], record["side"], record["flags"] = kind, side, flags
         record["price"], record["qty"], record["ts_recv"] = price, qty, now
-        book.apply(record.view(np.uint8))
+        book.apply(record.view(np.uint8).data)
 
     rows: list[tuple[int, ...]] = []
 
@@ -257,7 +258,7 @@ def train(x: Array, y: Array, x_held: Array, y_held: Array, seed: int, epochs: i
     random = np.random.default_rng(seed)
     widths = (x.shape[1], *SIZES, len(CLASSES))
     layers: list[Array] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in itertools.pairwise(widths):
         layers += [random.standard_normal((a, b)) * math.sqrt(2 / a), np.zeros(b)]
     first = [np.zeros_like(w) for w in layers]
     second = [np.zeros_like(w) for w in layers]
@@ -328,7 +329,8 @@ def stamp(model: Any, card: dict[str, Any]) -> bytes:
     for key, value in card.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = f"hftpipe.{key}", json.dumps(value)
-    return model.SerializeToString(deterministic=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def describe(record: schema.Record, mean: Array, std: Array, training: dict[str, Any],

@@ -66,7 +66,7 @@ cdef struct ledger_t:
     uint64_t fills
     uint64_t duplicates                     # events not newer than last_event
     uint64_t unknown                        # instrument not in the table
-    uint64_t broken                         # fills and marks refused: malformed or out of range; halt
+    uint64_t broken                         # refused for want of range, or malformed: halt
 
 # Apply one step of an order.  Fills move the position, others nothing.  Events of a stream are
 # numbered, so one that is not newer than the last is a duplicate; event 0 = not numbered.

@@ -438,9 +438,9 @@ cdef class Model:
         return code
 
     cdef int touch(self, int n) noexcept nogil:
-        cdef int i, code = MODEL_OK
+        cdef int _i, code = MODEL_OK
         memcpy(self._input, self._warm, self.count * sizeof(float))
-        for i in range(n):
+        for _i in range(n):
             code |= self._run()
         return code
 

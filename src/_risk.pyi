@@ -1,5 +1,5 @@
 from collections.abc import Mapping
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Self, final
 
 from typing_extensions import Buffer
 
@@ -18,16 +18,18 @@ class Use(NamedTuple):
     use: int
 
 LIMITS: list[Limit]
+RANGES: dict[str, tuple[int, int]]
+NOT_ABOVE: tuple[tuple[str, str], ...]
 
 def default_limits() -> dict[str, int | str | bool]: ...
 def parse_limits(mapping: Mapping[str, object]) -> dict[str, int]: ...
 def token(key: int, order: Buffer, halt_epoch: int, limits_version: int) -> int: ...
 @final
 class Risk:
-    def __init__(
-        self, limits: Mapping[str, object], instruments: Any, control: Control | None = None,
+    def __new__(
+        cls, limits: Mapping[str, object], instruments: Any, control: Control | None = None,
         stage_count: int = 0, capacity: int = 4096,
-    ) -> None: ...
+    ) -> Self: ...
     def seed(self, instrument: int, qty: int, price: int) -> None: ...
     def check(self, intent: Buffer, now: int) -> tuple[int, Any, Any]: ...
     def mark(self, book: Buffer) -> None: ...

@@ -18,7 +18,7 @@ from ._ring cimport (
 from ._risk cimport risk_check, risk_mark, risk_order_event, risk_position
 from ._schema cimport *
 from ._strategy cimport (
-    STRATEGY_BOOK, STRATEGY_ORDER, STRATEGY_TRADE, STRATEGY_VERSION, hp_context_t, hp_out_t)
+    STRATEGY_BOOK, STRATEGY_IDLE, STRATEGY_ORDER, STRATEGY_TRADE, STRATEGY_VERSION, hp_context_t, hp_out_t)
 from ._token cimport token_of
 from ._wire cimport WIRE_BUSY, WIRE_SENT
 
@@ -83,6 +83,8 @@ cdef enum:
     DRAINED_NS = 100_000_000    # idle this long while draining means there is nothing left
     PENDING_NS = 2_000_000_000  # a drain waits this long for orders without an end
     HEARTBEAT_PASSES = 512
+    FLUSH_PASSES = 64           # idle passes after which credit is returned ...
+    WARM_PASSES = 256           # ... and again, with the models kept warm, every so many
 
 
 def checksum(body) -> int:
@@ -666,9 +668,22 @@ cdef class SignalStage(Stage):
         Stage.check(self)
 
     cdef void idle(self) noexcept nogil:
+        cdef hp_context_t context
+        cdef hp_out_t out
+        cdef int k
         ring_flush(self.books)
         if self.order_events != NULL:
             ring_flush(self.order_events)
+        if self.instruments == 0:
+            return
+        memset(&context, 0, sizeof(context))
+        context.version, context.event = STRATEGY_VERSION, STRATEGY_IDLE
+        context.book, context.holding = &self.newest[0], &self.holdings[0]
+        context.spec = &self.specs[0]
+        out.intents, out.room, out.count = self.scratch, 0, 0
+        for k in range(self.strategy_count):
+            if (<Strategy>self.strategy_pointers[k]).on_event(&context, &out) < 0:
+                self.failed = 1
 
 
 cdef bint _terminal(uint8_t state) noexcept nogil:
@@ -930,7 +945,7 @@ cdef class GatewayStage(Stage):
         """Send or refuse one order; 0 = not now."""
         cdef order_t *order
         cdef hp_order_event_t e
-        cdef int64_t now = clock_now()
+        cdef int64_t now = clock_now(), after
         cdef int rc
         cdef uint8_t reason = HP_REASON_NONE
         cdef uint8_t kind
@@ -973,7 +988,8 @@ cdef class GatewayStage(Stage):
         if reason == HP_REASON_NONE:
             rc = self.wire.submit(o, now)
             if rc == WIRE_SENT:
-                now = clock_now()
+                after = clock_now()
+                now = self.wire.handed if self.wire.handed else after
                 order.ts_sent = now
                 order_step(&self.table.o, o.order, HP_ORDER_EVENT_SENT, 0, &e)
                 self._emit(&e, now, o.ts_recv + o.hop)
@@ -981,6 +997,7 @@ cdef class GatewayStage(Stage):
                                  now - o.ts_recv - o.hop)
                 histogram_record(&self.block.histograms[HP_HISTOGRAM_TICK_TO_ORDER],
                                  now - o.ts_recv)
+                histogram_record(&self.block.histograms[HP_HISTOGRAM_SEND], after - now)
                 return 1
             if rc == WIRE_BUSY:
                 return 0
@@ -1220,9 +1237,11 @@ cdef class Host:
         WAIT_SPIN, WAIT_YIELD or WAIT_SLEEP.
     after : sequence of int
         Blocks of stages elsewhere that must have ended before a drain here is done.
+    every : callable, optional
+        Called every few milliseconds, with the GIL, in this thread.
     """
 
-    def __init__(self, stages, Control control not None, int wait=SPIN, after=()):
+    def __init__(self, stages, Control control not None, int wait=SPIN, after=(), every=None):
         cdef Stage stage
         self.stages = list(stages)
         for stage in self.stages:
@@ -1232,6 +1251,7 @@ cdef class Host:
         for i, index in enumerate(after):
             self.after[i] = control.block(index)
         self.after_count = len(after)
+        self.every = every
         self._control, self.header, self.wait = control, control.header, wait
 
     def run(self):
@@ -1278,7 +1298,7 @@ cdef class Host:
                         if failed:
                             break
                         if idle:
-                            if idle == 64:
+                            if idle % WARM_PASSES == FLUSH_PASSES:
                                 for i in range(count):
                                     (<Stage>pointers[i]).idle()
                             if stop and now - worked > DRAINED_NS:
@@ -1310,6 +1330,8 @@ cdef class Host:
                     if stop:
                         stage.block.state = STAGE_DRAINING
                     stage.maintain()
+                if self.every is not None:
+                    self.every()
                 PyErr_CheckSignals()
                 if failed:
                     for stage in self.stages:

@@ -77,19 +77,47 @@ class Writer:
             raise DataError(f"cannot write recording {path}: {error.strerror}") from None
         self.path = Path(path)
         self.events = 0
+        self.last: dict[int, int] = {}          # identity of the newest event of each stream
         self._file.write(MAGIC + struct.pack("<II", len(text), zlib.crc32(text)) + text)
 
     def write(self, stream: int, slots: Any) -> None:
-        """Append *slots*, a contiguous array of STORED or STORED_WIDE of one stream."""
+        """Append *slots* of one stream: (n, slot_size) bytes, see :func:`raw`."""
         if not len(slots):
             return
-        data = slots.tobytes()
-        self._block(b"BLK1", len(slots), len(data) // len(slots), stream, data)
-        self.events += len(slots)
+        self._block(b"BLK1", len(slots), slots.shape[1], stream, slots.tobytes())
+        self._note(stream, slots)
 
     def _block(self, kind: bytes, count: int, slot: int, stream: int, data: bytes) -> None:
         head = _BLOCK.pack(kind, count, slot, stream, 0, 0)[:-4]
         self._file.write(head + struct.pack("<I", zlib.crc32(data, zlib.crc32(head))) + data)
+
+    @classmethod
+    def resume(cls, path: str | Path) -> Writer:
+        """Go on with a recording whose writer was killed; a torn block at its end is cut off.
+
+        Raises
+        ------
+        DataError
+            If *path* is no recording.
+        """
+        found = Recording(path)
+        out = cls.__new__(cls)
+        out.path, out.events, out.last = Path(path), 0, {}
+        end = found._start
+        try:
+            for stream, slots in found.blocks():
+                out._note(stream, slots)
+                end = found.position
+        except DataError:
+            pass                                # cut off there
+        out._file = open(path, "r+b")
+        out._file.truncate(end)
+        out._file.seek(end)
+        return out
+
+    def _note(self, stream: int, slots: Any) -> None:
+        self.events += len(slots)
+        self.last[stream] = int.from_bytes(slots[-1, 8:16].tobytes(), "little")
 
     def flush(self) -> None:
         """Hand everything to the operating system."""
@@ -106,6 +134,25 @@ class Writer:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def raw(slots: Any, slot: schema.Record) -> Any:
+    """What a store link's ``peek`` gave, as (n, slot_size) bytes with the ring's word zero.
+
+    Parameters
+    ----------
+    slots : (n,) structured array
+        A view of ring memory that leaves out each slot's first word.
+    slot : schema.Record
+        STORED or STORED_WIDE.
+    """
+    import numpy
+    out = numpy.zeros((len(slots), slot.size // 8), "<u8")
+    if len(slots):
+        first = slots[slot.fields[1].name]      # behind the ring's word
+        out[:, 1:] = numpy.lib.stride_tricks.as_strided(
+            first, (len(slots), slot.size // 8 - 1), (first.strides[0], 8), writeable=False)
+    return out.view("u1")
 
 
 class Recording:
@@ -185,6 +232,7 @@ class Recording:
                 if found != crc:
                     raise DataError(f"{self.path}: block at byte {at}: checksum wanted "
                                     f"{crc:#010x}, found {found:#010x}")
+                self.position = file.tell()     # behind the newest whole block
                 if kind == b"END1":
                     return
                 yield stream, numpy.frombuffer(data, "u1").reshape(count, slot)

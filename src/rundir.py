@@ -11,7 +11,8 @@ Files, all of them 0600 in a directory 0700 that belongs to this user::
 What decides whether orders pass is the control page (``halt_epoch`` against ``armed_epoch``);
 ``halt.json`` is its copy for the next run.  Of two copies the higher epoch wins.
 
-``halt``, ``status`` and ``ready`` import this, so it imports little.
+``halt``, ``status`` and ``ready`` import this, so it imports little; pathlib, as long as the whole
+of click, only for who asks for a Path.
 """
 from __future__ import annotations
 
@@ -19,29 +20,32 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hftpipe import _clock, shm
-from hftpipe.errors import AccessError, BusyError, ConfigError, NotRunningError
+from hftpipe.errors import AccessError, BusyError, ConfigError, NotRunningError, SchemaError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hftpipe._control import Control
 
 REASON = 300                    # characters of a reason that are kept
+FORMATTING = 200_000_000        # ns between a page's name and its contents, at most
 
 
-def default(path: str | os.PathLike[str] | None = None) -> Path:
+def default(path: str | os.PathLike[str] | None = None) -> str:
     """The run directory: *path*, ``$HFTPIPE_RUN_DIR``, or ``hftpipe`` in the user's state."""
     chosen = path or os.environ.get("HFTPIPE_RUN_DIR")
     if chosen:
-        return Path(chosen).absolute()
+        return os.path.abspath(chosen)
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(state).absolute() / "hftpipe"
+    return os.path.join(os.path.abspath(state), "hftpipe")
 
 
 def who() -> str:
@@ -108,12 +112,25 @@ def entry(reason: str, by: str = "") -> dict[str, str]:
 
 # ---------------------------------------------------------------- the directory
 
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
 class RunDir:
     """Handle on a run directory; :meth:`prepare` makes it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.name = os.fspath(path)
         self._lock: int | None = None
+
+    @property
+    def path(self) -> Path:
+        from pathlib import Path
+        return Path(self.name)
+
+    def _at(self, file: str) -> str:
+        return os.path.join(self.name, file)
 
     def prepare(self) -> None:
         """Make the directory, or refuse one that others could reach into.
@@ -124,19 +141,19 @@ class RunDir:
             If it cannot be made, is no directory, or is not this user's alone.
         """
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = os.lstat(self.path)
-            if not self.path.is_dir() or self.path.is_symlink():
-                raise AccessError(f"run directory {self.path} is not a directory")
+            os.makedirs(self.name, 0o700, exist_ok=True)
+            found = os.lstat(self.name)
+            if not stat.S_ISDIR(found.st_mode):
+                raise AccessError(f"run directory {self.name} is not a directory")
             if found.st_uid != os.geteuid() or found.st_mode & 0o077:
                 raise AccessError(
-                    f"run directory {self.path} must be this user's and mode 0700, was uid "
+                    f"run directory {self.name} must be this user's and mode 0700, was uid "
                     f"{found.st_uid} mode {found.st_mode & 0o777:04o}")
-            self.logs.mkdir(mode=0o700, exist_ok=True)
+            os.makedirs(self._at("logs"), 0o700, exist_ok=True)
         except FileExistsError:
-            raise AccessError(f"run directory {self.path} is not a directory") from None
+            raise AccessError(f"run directory {self.name} is not a directory") from None
         except OSError as e:
-            raise AccessError(f"run directory {self.path}: {e.strerror}") from None
+            raise AccessError(f"run directory {self.name}: {e.strerror}") from None
 
     @property
     def logs(self) -> Path:
@@ -158,7 +175,7 @@ class RunDir:
         except BlockingIOError:
             os.close(fd)
             pid, _ = self._lock_holder()
-            raise BusyError(f"{self.path} has a run already: supervisor "
+            raise BusyError(f"{self.name} has a run already: supervisor "
                             f"{pid or '(starting)'}; stop it with `hftpipe stop` or take "
                             "another --run-dir") from None
         pid = os.getpid()
@@ -175,25 +192,25 @@ class RunDir:
     def _lock_holder(self) -> tuple[int, int]:
         """``(pid, start)`` that the lock file names; zeros when it names none."""
         try:
-            pid, start = (self.path / "lock").read_text().split()
+            pid, start = _read(self._at("lock")).split()
             return int(pid), int(start)
         except (OSError, ValueError):
             return 0, 0
 
     def _open(self, name: str) -> int:
         try:
-            return os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
+            return os.open(self._at(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
                            0o600)
         except FileNotFoundError:
-            raise NotRunningError(f"no run directory {self.path}") from None
+            raise NotRunningError(f"no run directory {self.name}") from None
         except OSError as e:
-            raise AccessError(f"{self.path / name}: {e.strerror}") from None
+            raise AccessError(f"{self._at(name)}: {e.strerror}") from None
 
     # ------------------------------------------------------------ files
 
     def write(self, name: str, text: str) -> None:
         """Replace file *name* by *text*: whole or not at all, on disk when this returns."""
-        target, temporary = self.path / name, self.path / f".{name}.{os.getpid()}"
+        target, temporary = self._at(name), self._at(f".{name}.{os.getpid()}")
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
@@ -204,7 +221,7 @@ class RunDir:
             finally:
                 os.close(fd)
             os.rename(temporary, target)
-            directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            directory = os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(directory)
             finally:
@@ -215,15 +232,15 @@ class RunDir:
     def _json(self, name: str) -> dict[str, Any] | None:
         """Content of a JSON file; None when there is none."""
         try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+            found = json.loads(_read(self._at(name)))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as e:
-            raise AccessError(f"{self.path / name}: {e.strerror}") from None
+            raise AccessError(f"{self._at(name)}: {e.strerror}") from None
         except ValueError as e:
-            raise ConfigError(f"{self.path / name} is not JSON: {e}") from None
+            raise ConfigError(f"{self._at(name)} is not JSON: {e}") from None
         if not isinstance(found, dict):
-            raise ConfigError(f"{self.path / name} must hold a JSON object")
+            raise ConfigError(f"{self._at(name)} must hold a JSON object")
         return found
 
     def write_run(self, run: Run) -> None:
@@ -251,7 +268,7 @@ class RunDir:
                        tuple(found["segments"]), tuple(found["processes"]), found["info"],
                        found["ended"], found["exit"])
         except (KeyError, TypeError, ValueError) as e:
-            raise ConfigError(f"{self.path / 'run.json'} is damaged: {e!r}") from None
+            raise ConfigError(f"{self._at('run.json')} is damaged: {e!r}") from None
 
     # ------------------------------------------------------------ the control page
 
@@ -272,13 +289,20 @@ class RunDir:
             if run is None:
                 raise
         if run is None:
-            raise NotRunningError(f"no run in {self.path}")
+            raise NotRunningError(f"no run in {self.name}")
+        deadline = _clock.now_ns() + FORMATTING
         try:
-            return run, shm.control(run.run)
+            while True:
+                try:
+                    return run, shm.control(run.run)
+                except SchemaError:
+                    if _clock.now_ns() >= deadline or not run.alive:
+                        raise
+                    time.sleep(0.005)           # it is just being made
         except NotRunningError:
             how = (f"ended {run.ended} with exit code {run.exit}" if run.ended
                    else "left nothing behind")
-            raise NotRunningError(f"no run in {self.path}; the last one, {run.run:x}, "
+            raise NotRunningError(f"no run in {self.name}; the last one, {run.run:x}, "
                                   f"{how}") from None
 
     def _by_lock(self) -> Run | None:
@@ -331,13 +355,17 @@ class RunDir:
             "armed_epoch": latch.armed_epoch, "halt": latch.halt, "resume": latch.resume},
             indent=1) + "\n")
 
-    def record_halt(self, epoch: int, why: Mapping[str, Any]) -> Latch:
-        """Latch the halt *epoch*; 0 = one more than the file's.  The higher one wins."""
+    def record_halt(self, epoch: int, why: Mapping[str, Any], *, seen: bool = False) -> Latch:
+        """Latch the halt *epoch*; 0 = one more than the file's.  The higher one wins.
+
+        *seen*: the caller only saw the halt.  What its maker says about it counts more,
+        whichever of the two comes first.
+        """
         with self.operator():                   # got or not: a halt is written
             old = self.latch()
             epoch = epoch or max(old.halt_epoch, 1) + 1
-            if old.halt_epoch >= epoch and old.halted:
-                return old                      # a later halt stands there
+            if old.halt_epoch > epoch or (seen and old.halt_epoch == epoch):
+                return old                      # a later halt, or this one's maker, stands there
             armed = min(max(old.armed_epoch, 1), epoch - 1)
             new = Latch(epoch, armed, dict(why), old.resume)
             self._write_latch(new)

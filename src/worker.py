@@ -8,12 +8,12 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftpipe import _clock, _control, build, config, log, schema, shm, topology
-from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError
+from hftpipe import _clock, _control, build, config, log, recording, schema, shm, topology
+from hftpipe.errors import ConfigError, Exit, HftpipeError
 from hftpipe.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ class Context:
         self.wait: str = spec["wait"]
         affinity = spec["affinity"]
         self.core: int | None = affinity[0] if len(affinity) == 1 else None
-        self.private: dict[str, Any] = json.loads(
-            (self.run_dir.path / PRIVATE).read_text(encoding="utf-8"))
+        self.private = self.read_private()
         self.config = config.loads(self.private["config"], "run configuration", env={})
         self.control: Control = shm.control(self.run.run, writer=True)
         self.links = ShmLinks(self.run.run)
@@ -80,6 +79,12 @@ class Context:
         self.log = log.setup(process, run=self.run.run, directory=self.run_dir.logs,
                              level=self.config.observe.log_level,
                              form=self.config.observe.log_format, stream=None)
+
+    def read_private(self) -> dict[str, Any]:
+        """What the supervisor tells its processes, and nobody else."""
+        found: dict[str, Any] = json.loads(
+            (self.run_dir.path / PRIVATE).read_text(encoding="utf-8"))
+        return found
 
     def enter(self) -> None:
         """Sign this process's blocks of the control page."""
@@ -121,16 +126,32 @@ def run(run_dir: str | os.PathLike[str], process: str) -> Exit:
 
 # ---------------------------------------------------------------- the spinning processes
 
-def strategies(settings: config.Config, table: numpy.ndarray[Any, Any]) -> list[Strategy]:
-    """The strategies a configuration asks for, made for an instrument table."""
+def strategies(settings: config.Config, table: numpy.ndarray[Any, Any],
+               names: Sequence[str] = (), in_lots: bool = False) -> list[Strategy]:
+    """The strategies a configuration asks for, made for an instrument table.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Only these; default all.
+    in_lots : bool
+        The table is a recording's, not the configuration's: quantities of the strategies that
+        ship count lots, and they see every instrument.
+    """
     from hftpipe import strategies as registry
     out = []
     for item in settings.strategy:
+        if names and item.name not in names:
+            continue
         params = dict(item.params)
-        if item.kind == "onnx":
+        ships = item.kind in ("imbalance", "onnx")
+        if item.kind == "onnx" and params["model"] != "demo":
             params["model"] = str(config.model_path(
-                str(params.get("model") or "demo.onnx"),
-                settings.path.parent if settings.path else None))
+                str(params["model"]), settings.path.parent if settings.path else None))
+        if item.symbols and ships and not in_lots:
+            params["symbols"] = list(item.symbols)
+        if in_lots and ships:
+            params["in_lots"] = True
         name = item.entry if item.kind in ("python", "native") else item.kind
         out.append(registry.load(name, params, table))
     return out
@@ -351,9 +372,9 @@ class Tap:
         done = 0
         while done < count:     # a peek ends at the end of the ring's memory
             slots = self._link.peek(count - done)
-            data = slots.view("u1").reshape(len(slots), slots.dtype.itemsize).copy()
-            data[:, :8] = 0     # the ring's own word
-            self._writer.write(self._stream, data)
+            # A store that was killed may have recorded some of these, and not released them.
+            old = int((slots["event"] <= self._writer.last.get(self._stream, 0)).sum())
+            self._writer.write(self._stream, recording.raw(slots[old:], self.record))
             self._link.release(len(slots))
             done += len(slots)
 
@@ -366,21 +387,20 @@ class Tap:
 
 def store(context: Context) -> Exit:
     """Store links into PostgreSQL until everybody else has ended and nothing is left."""
-    from hftpipe import recording
     from hftpipe.store.writer import StoreWriter, Totals
     links = store_links(context.links)
     path = context.private.get("record")
     writer = None
     if path:
-        writer = recording.Writer(
+        writer = recording.Writer.resume(path) if Path(path).exists() else recording.Writer(
             path, context.table, context.run.run, context.control.utc_offset, context.run.profile,
             {"toml": context.private["config"]})
         links = {stream: Tap(link, stream, writer) for stream, link in links.items()}
     block = context.control.stage(topology.INDEX["store"])
-    said = ""
+    said, failed = "", 0
 
     def observe(totals: Totals) -> None:
-        nonlocal said
+        nonlocal said, failed
         block.heartbeat = _clock.now_ns()
         block.set("rows_stored", totals.rows)
         block.set("batches_stored", totals.batches)
@@ -391,6 +411,10 @@ def store(context: Context) -> Exit:
             said = totals.last_error
             if said:
                 context.log.warning("database", error=said)
+        if totals.errors != failed:
+            failed = totals.errors
+            # A server that was started again may answer in another place.
+            out.conninfo = context.read_private()["conninfo"]
 
     def idle(seconds: float) -> None:
         block.heartbeat = _clock.now_ns()
@@ -405,13 +429,10 @@ def store(context: Context) -> Exit:
         block.state = _control.DRAINING
         out.drain(5.0)
         out.finish()
-    except DeadlineError:
-        block.state = _control.FAILED
-        raise
+        if writer is not None:
+            writer.close()      # with its end mark: the recording is whole
     finally:
         out.close()
-        if writer is not None:
-            writer.close()
     block.state = _control.STOPPED
     return Exit.OK
 

@@ -42,7 +42,7 @@ def test_the_shipped_file_has_every_key_under_a_paragraph():
             if not table or (header[1] != table and not header[1].startswith(table + ".")):
                 assert header[1] == "instruments" or previous.startswith("#") or not previous
             table = header[1]
-        elif key := re.match(r"(?:# )?([a-z_]+) = ", line):
+        elif key := re.match(r"(?:# )?([a-z0-9_]+) = ", line):
             name = f"{table}.{key[1]}".lstrip(".")
             if name not in seen:
                 assert previous.startswith("#"), f"{name} has no paragraph"
@@ -167,8 +167,8 @@ def test_shares_are_basis_points(value, bp):
     ("instruments = 4", "f.toml:1: instruments must be tables [[instruments]], was 4"),
     ("[instruments]\nsymbol = 'A'", "f.toml:2: instruments must be tables [[instruments]], "
      "was a table"),
-    ("[[strategy]]\nname = 'm'\nkind = 'onnx'",
-     "f.toml:2: strategy.0.params.model must name a model file, was empty"),
+    ("[[strategy]]\nname = 'm'\nkind = 'onnx'\nparams = {model = ''}",
+     "f.toml:4: strategy.0.params.model must name a model file, was empty"),
     ("[[strategy]]\nname = 'm'\nkind = 'imbalance'\n[strategy.params]\nthreshold = 1.5",
      "f.toml:5: strategy.0.params.threshold must be a number from 0 to 1, was 1.5"),
     ("[[strategy]]\nname = 'm'\n[strategy.params]\ntreshold = 0.5",

@@ -50,7 +50,7 @@ def check(rows) -> Features:
 
 
 def walk(n, seed, price=61_500 * 10**9, tick=10**8, quantum=10**6):
-    """BOOK rows like Binance's bookTicker of BTCUSDT: most states move a quantity, few the price."""
+    """BOOK rows like Binance's bookTicker of BTCUSDT: most move a quantity, few the price."""
     random = numpy.random.default_rng(seed)
     bid, spread, ts, volume = price, tick, 10**15, 0
     bid_qty, ask_qty = (int(q) for q in random.integers(1, 9_000, 2) * quantum)

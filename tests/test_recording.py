@@ -102,3 +102,17 @@ def test_missing_and_foreign_files(tmp_path):
     other.write_bytes(b"PK\x03\x04 something else")
     with pytest.raises(DataError, match="wanted a recording"):
         recording.Recording(other)
+
+
+def test_a_killed_writer_is_resumed_behind_its_last_whole_block(file, tmp_path):
+    data = file.read_bytes()
+    whole = [(s, b.tobytes()) for s, b in recording.Recording(file).blocks()]
+    for cut in (len(data) - 1, len(data) - 30, len(data) - 700):
+        torn = tmp_path / f"torn{cut}.rec"
+        torn.write_bytes(data[:cut])
+        with recording.Writer.resume(torn) as out:
+            kept = out.events // 3
+            assert sorted(out.last) == sorted({s for s, _ in whole[:kept]})
+            for stream, block in whole[kept:]:
+                out.write(stream, numpy.frombuffer(block, "u1").reshape(3, -1))
+        assert [(s, b.tobytes()) for s, b in recording.Recording(torn).blocks()] == whole

@@ -1,4 +1,4 @@
-"""The shipped strategies decide as their rules read, never beyond them, and bad ones are refused."""
+"""The shipped strategies decide as their rules read, within their limits; bad ones are refused."""
 import sys
 import types
 
@@ -124,17 +124,6 @@ def test_position_stays_within_its_limits_whatever_fills(short, lots, steps):
             assert short or worst >= 0
 
 
-@pytest.mark.parametrize("name", ["imbalance", "onnx"])
-def test_instruments_that_are_not_named_are_not_seen(name):
-    table = instruments(NANO, NANO)
-    p = probe(name, table=table, symbols=["S1"], threshold=0.0)
-    good = np.array(Model(DEMO).card["parity"]["inputs"][0], np.float32)
-    good[NAMES.index("imbalance_depth")] = 0.9
-    assert p.ask(book(1), good)[1] is None and not len(p.ask(book(1), good)[0])
-    intents, signal = p.ask(book(1, instrument=1), good)
-    assert len(intents) == 1 if name == "imbalance" else signal is not None
-
-
 def test_cooldown_is_event_time_and_per_instrument():
     table = instruments(NANO, NANO)
     p = probe(table=table, cooldown=2_000_000)
@@ -206,8 +195,9 @@ def test_onnx_decides_as_the_rule_reads(row, threshold, leave, lots, short, trad
     assert p.strategy.last["decision"] == decision
 
 
-ONNX = {(t, l, s): probe("onnx", threshold=t, leave=l, allow_short=s)
-        for t in (0.2, 0.5, 0.6, 0.9) for l in (0.1, 0.45) for s in (False, True)}
+ONNX = {(threshold, leave, short): probe("onnx", threshold=threshold, leave=leave,
+                                         allow_short=short)
+        for threshold in (0.2, 0.5, 0.6, 0.9) for leave in (0.1, 0.45) for short in (False, True)}
 CLOCK = iter(range(1, 10**6))
 
 
@@ -286,7 +276,7 @@ def test_a_model_that_fails_stops_the_strategy(tmp_path):
 
 @pytest.mark.parametrize(("name", "params", "message"), [
     ("imbalance", {"treshold": 0.5}, "unknown parameter 'treshold', did you mean threshold?"),
-    ("imbalance", {"zzz": 1}, "unknown parameter 'zzz' (wanted threshold, leave, symbols"),
+    ("imbalance", {"zzz": 1}, "unknown parameter 'zzz' (wanted threshold, leave, qty"),
     ("imbalance", {"sha256": "0"}, "unknown parameter 'sha256'"),
     ("imbalance", {"threshold": "0.5"}, "threshold must be float, was '0.5'"),
     ("imbalance", {"threshold": 1.5}, "threshold must be between 0 and 1, was 1.5"),
@@ -302,8 +292,6 @@ def test_a_model_that_fails_stops_the_strategy(tmp_path):
     ("imbalance", {"max_qty": 2**62}, "max_qty must be between 1e+09 and 2.30584e+18"),
     ("imbalance", {"cooldown": -1}, "cooldown must be between 0 and 8.64e+13, was -1"),
     ("imbalance", {"cooldown": "1s"}, "cooldown must be int, was '1s'"),
-    ("imbalance", {"symbols": ["S0", "X"]}, "symbols names X, wanted some of S0"),
-    ("imbalance", {"symbols": "S0"}, "symbols must be a list of names, was 'S0'"),
     ("imbalance", {"allow_short": 1}, "allow_short must be bool, was 1"),
     ("onnx", {"modell": "x"}, "unknown parameter 'modell', did you mean model?"),
     ("onnx", {"model": ""}, "model must be \"demo\" or a path, was empty"),
@@ -418,9 +406,58 @@ def test_a_plain_python_class_is_wrapped(others, monkeypatch):
     for strategy, qty in ((by_entry, 7), (by_path, 8)):
         assert isinstance(strategy, PyStrategy)
         assert Probe(strategy, ONE).ask(book(1))[0]["qty"].tolist() == [qty]
-    for place, message in (("mine:None_", "has no attribute"), ("no.such:Class", "No module named")):
+    for place, message in (("mine:None_", "has no attribute"), ("no.such:C", "No module named")):
         with pytest.raises(ConfigError, match=f"strategy {place} cannot be loaded: .*{message}"):
             strategies.load(place, {}, ONE)
+
+
+def item(kind="imbalance", entry="", symbols=(), **params):
+    return types.SimpleNamespace(name="mine", kind=kind, entry=entry, symbols=symbols,
+                                 params=params)
+
+
+def test_a_configuration_becomes_strategies_in_its_order(others, tmp_path):
+    others("momentum", Plain)
+    made = strategies.make(
+        [item(threshold=0.3), item("native", "momentum", qty=3), item("onnx", model="demo")], ONE)
+    assert isinstance(made[0], Imbalance) and made[0].threshold == 0.3
+    assert isinstance(made[1], PyStrategy) and isinstance(made[2], Onnx)
+    asked = []
+
+    def find(name):
+        asked.append(name)
+        return DEMO
+
+    (found,) = strategies.make([item("onnx", model="best.onnx")], ONE, find)
+    assert asked == ["best.onnx"] and found.model.path == str(DEMO)
+    with pytest.raises(ConfigError, match=r"model best\.onnx: no such file"):
+        strategies.make([item("onnx", model="best.onnx")], ONE)
+
+
+def test_instruments_that_are_not_named_are_not_seen():
+    table = instruments(NANO, NANO)
+    imbalance, onnx = (Probe(s, table) for s in strategies.make(
+        [item(symbols=["S1"]), item("onnx", symbols=("S1",), threshold=0.0)], table))
+    sure = np.array(Model(DEMO).card["parity"]["inputs"][0], np.float32)
+    assert not len(imbalance.ask(book(1), vector(0.9))[0])
+    assert onnx.ask(book(1), sure)[1] is None
+    assert len(imbalance.ask(book(1, instrument=1), vector(0.9))[0]) == 1
+    signal = onnx.ask(book(1, instrument=1), sure)[1]
+    assert signal["p_up"] == np.float32(onnx.strategy.inner.last["p_up"])
+    assert onnx.ask(book(2), sure)[1] is None           # and the answer is not given twice
+    with pytest.raises(ConfigError, match="strategy mine: S7 is none of the instruments S0, S1"):
+        strategies.make([item(symbols=["S7"])], table)
+
+
+def test_what_stops_a_hidden_strategy_is_passed_on(others):
+    class Fails(Plain):
+        def on_event(self, context, add):
+            raise ZeroDivisionError("mine")
+
+    others("momentum", Fails)
+    (made,) = strategies.make([item("native", "momentum", ["S0"], qty=1)], ONE)
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        Probe(made, ONE).ask(book(3))
 
 
 def test_a_shipped_strategy_cannot_be_replaced(others):
@@ -432,7 +469,7 @@ def test_unknown_names_are_refused_with_the_nearest(others):
     with pytest.raises(ConfigError, match="unknown strategy 'onxx', did you mean onnx"):
         strategies.load("onxx", {}, ONE)
     others("momentum", Quiet)
-    with pytest.raises(ConfigError, match="unknown strategy 'zzz'.*imbalance, momentum, onnx"):
+    with pytest.raises(ConfigError, match=r"unknown strategy 'zzz'.*imbalance, momentum, onnx"):
         strategies.load("zzz", {}, ONE)
 
 

@@ -543,6 +543,7 @@ cdef class AlpacaWire(Wire):
             k.cancelling = 0
             k.order, k.instrument, k.side = order.order, order.instrument, order.side
             k.venue_id = k.venue_id_low = 0
+            self.handed = clock_now()
             outcome = self._send(k, <uint32_t>(p - k.order_text), now)
             if outcome == WIRE_SENT:
                 self._counters.sent += 1

@@ -34,13 +34,30 @@ class OwnReader(Reader):
         self.format = "hftpipe"
         self.instruments = self.recording.instruments
         self.utc_offset = self.recording.utc_offset
-        if symbols:
-            names = {row["symbol"].decode() for row in self.instruments}
-            missing = sorted(set(symbols) - names)
-            if missing:
-                raise DataError(f"{path}: no {', '.join(missing)}, found {', '.join(sorted(names))}")
+        self._index: dict[int, int] | None = None       # in the file -> in the table
+        if symbols is not None:
+            names = [row["symbol"].decode() for row in self.instruments]
+            self._missing(names)
+            chosen = [names.index(symbol) for symbol in symbols]
+            self._index = {old: new for new, old in enumerate(chosen)}
+            self.instruments = self.instruments[chosen]
 
     def __iter__(self) -> Iterator[numpy.ndarray[Any, Any]]:
+        # A block of the file ends where the store's batch did, which may be inside a message.
+        rest = numpy.zeros(0, schema.dtype(schema.MARKET))
+        for found in self._records():
+            if len(rest):
+                found = numpy.concatenate([rest, found])
+            ends = numpy.flatnonzero(found["flags"] & schema.MARKET_FLAG.LAST)
+            whole = int(ends[-1]) + 1 if len(ends) else 0
+            rest = found[whole:]
+            if whole:
+                yield self._chosen(found[:whole])
+        if len(rest):
+            yield self._chosen(rest)
+
+    def _records(self) -> Iterator[numpy.ndarray[Any, Any]]:
+        """MARKET records of this version as the file has them."""
         want = schema.dtype(schema.MARKET)
         for kind, _, found in self.recording.events(schema.STREAM.FEED):
             if self.recording.descriptors[kind]["name"] != schema.MARKET.name:
@@ -50,6 +67,17 @@ class OwnReader(Reader):
                 if name in (found.dtype.names or ()) and name != "link_seq":
                     out[name] = found[name]
             yield out
+
+    def _chosen(self, found: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
+        """Without instruments that were not asked for, the others renumbered."""
+        if self._index is None:
+            return found
+        out = found[numpy.isin(found["instrument"], list(self._index))]
+        if len(out):
+            places = numpy.zeros(max(self._index) + 1, "<u2")
+            places[list(self._index)] = list(self._index.values())
+            out["instrument"] = places[out["instrument"]]
+        return out
 
 
 def _is_own(path: Path, head: bytes) -> bool:
@@ -179,16 +207,9 @@ def _drain(links: build.PrivateLinks, writer: recording.Writer, above: float) ->
             continue
         stream = getattr(schema.STREAM, name.split(".")[0].upper())
         while len(slots := ring.peek(8192)):
-            writer.write(stream, _whole(slots))
+            writer.write(stream, recording.raw(slots, ring.record))
             ring.release(len(slots))
         ring.flush()
-
-
-def _whole(slots: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
-    """Slots of a link as bytes, the ring's own word zero."""
-    out = slots.view("u1").reshape(len(slots), slots.dtype.itemsize).copy()
-    out[:, :8] = 0
-    return out
 
 
 @dataclass

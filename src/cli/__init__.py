@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -38,8 +37,8 @@ class Lazy(click.Group):
     """A group that knows its commands' names and imports one when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        here = Path(__file__).parent
-        return [name for name in COMMANDS if (here / f"{name}.py").exists()]
+        here = os.path.dirname(__file__)
+        return [name for name in COMMANDS if os.path.exists(os.path.join(here, f"{name}.py"))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS or cmd_name not in self.list_commands(ctx):

@@ -29,7 +29,7 @@ def command(settings: Settings, mode: str, timeout: float) -> int:
     run_dir = settings.directory()
     run = run_dir.read_run()
     if run is None or not run.alive:
-        raise NotRunningError(f"no run in {run_dir.path}")
+        raise NotRunningError(f"no run in {run_dir.name}")
     try:
         fd = os.pidfd_open(run.pid)
     except ProcessLookupError:

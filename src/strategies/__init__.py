@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 from hftpipe._strategy import PyStrategy, Strategy
 from hftpipe.errors import ConfigError
@@ -28,6 +29,21 @@ GROUP = "hftpipe.strategies"
 BUILTIN = {"imbalance": "hftpipe.strategies._imbalance:Imbalance",
            "onnx": "hftpipe.strategies._onnx:Onnx"}
 VERSION = 1                     # STRATEGY_VERSION of this build; a test compares them
+
+
+class Item(Protocol):
+    """One ``[[strategy]]`` of the configuration, as `hftpipe.config.Strategy` is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def entry(self) -> str: ...
+    @property
+    def symbols(self) -> Sequence[str]: ...
+    @property
+    def params(self) -> Mapping[str, Any]: ...
 
 
 def found() -> dict[str, EntryPoint]:
@@ -93,3 +109,38 @@ def load(name: str, params: Mapping[str, Any], instruments: Any) -> Strategy:
         raise ConfigError(f"strategy {name}: built for interface version {strategy.version}, "
                           f"this is {VERSION}: rebuild it")
     return cast(Strategy, strategy)
+
+
+def make(items: Iterable[Item], instruments: Any,
+         model_path: Callable[[str], Path] | None = None) -> list[Strategy]:
+    """The strategies of a configuration, in its order.
+
+    Parameters
+    ----------
+    items : sequence
+        ``config.strategy``.  Kinds ``python`` and ``native`` are made from their `entry`, others
+        are names of shipped ones; one with `symbols` sees those instruments only.
+    instruments : (n,) array, dtype ``schema.dtype(schema.INSTRUMENT)``
+    model_path : callable, optional
+        Finds a parameter ``model`` of a shipped strategy; by default "demo" or a path as it is.
+
+    Raises
+    ------
+    ConfigError
+        Everything that :func:`load` refuses, and symbols that are no instruments.
+    """
+    from hftpipe.strategies._only import Only
+    out: list[Strategy] = []
+    for item in items:
+        shipped = item.kind in BUILTIN
+        params = dict(item.params)
+        if shipped and model_path and params.get("model", "demo") != "demo":
+            params["model"] = str(model_path(params["model"]))
+        strategy = load(item.kind if shipped else item.entry, params, instruments)
+        if item.symbols:
+            try:
+                strategy = Only(strategy, item.symbols, instruments)
+            except ValueError as error:
+                raise ConfigError(f"strategy {item.name}: {error}") from None
+        out.append(strategy)
+    return out

@@ -23,8 +23,7 @@ cdef class Imbalance(Strategy):
     ----------
     params : mapping
         ``threshold`` (0 to 1, 0.6), ``leave`` (0 to 1, 0.0), and those of
-        `hftpipe.strategies.sizes`: ``symbols``, ``qty``, ``max_qty``, ``cooldown``,
-        ``allow_short``.
+        `hftpipe.strategies.sizes`: ``qty``, ``max_qty``, ``cooldown``, ``allow_short``.
     instruments : (n,) array, dtype ``schema.dtype(schema.INSTRUMENT)``
 
     Raises
@@ -61,7 +60,7 @@ cdef class Imbalance(Strategy):
     cdef int on_event(self, const hp_context_t *c, hp_out_t *out) noexcept nogil:
         if c.event != STRATEGY_BOOK and c.event != STRATEGY_TRADE:
             return 0
-        if c.features == NULL or c.instrument >= self.count or self.takers[c.instrument].size == 0:
+        if c.features == NULL or c.instrument >= self.count:
             return 0
         cdef taker_t *t = &self.takers[c.instrument]
         if not taker_ready(t, c):

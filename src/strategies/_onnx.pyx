@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free
 
 from .._clock cimport clock_now
 from .._model cimport MODEL_OK
-from .._strategy cimport STRATEGY_BOOK, STRATEGY_TIMER, STRATEGY_TRADE, STRATEGY_VERSION
+from .._strategy cimport STRATEGY_BOOK, STRATEGY_IDLE, STRATEGY_TRADE, STRATEGY_VERSION
 from ._taker cimport TAKER_UNTRADABLE, taker_ready, taker_take
 
 from hftpipe._model import Model as _Model
@@ -31,8 +31,7 @@ cdef class Onnx(Strategy):
     params : mapping
         ``model`` ("demo", the one that ships, or a path), ``sha256`` (refuse any other file),
         ``threshold`` (0 to 1, 0.6), ``leave`` (0 to 1, 0.45), and those of
-        `hftpipe.strategies.sizes`: ``symbols``, ``qty``, ``max_qty``, ``cooldown``,
-        ``allow_short``.
+        `hftpipe.strategies.sizes`: ``qty``, ``max_qty``, ``cooldown``, ``allow_short``.
     instruments : (n,) array, dtype ``schema.dtype(schema.INSTRUMENT)``
 
     Raises
@@ -79,11 +78,11 @@ cdef class Onnx(Strategy):
                 "confidence": s.confidence, "decision": s.decision, "elapsed": s.elapsed}
 
     cdef int on_event(self, const hp_context_t *c, hp_out_t *out) noexcept nogil:
-        if c.event == STRATEGY_TIMER:
+        if c.event == STRATEGY_IDLE:
             return self._failed() if self.model.touch(1) != MODEL_OK else 0
         if c.event != STRATEGY_BOOK and c.event != STRATEGY_TRADE:
             return 0
-        if c.features == NULL or c.instrument >= self.count or self.takers[c.instrument].size == 0:
+        if c.features == NULL or c.instrument >= self.count:
             return 0
         if c.book.flags & TAKER_UNTRADABLE:
             return 0

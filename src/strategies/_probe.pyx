@@ -1,6 +1,5 @@
 """A strategy's test bench; see ``_probe.pxd``."""
 cimport cython
-from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
@@ -38,9 +37,11 @@ cdef class Probe:
     instruments : (n,) array, dtype ``schema.dtype(schema.INSTRUMENT)``
     """
 
-    def __cinit__(self, Strategy strategy not None, instruments):
+    def __cinit__(self):
         if posix_memalign(<void **>&self._intents, 64, PROBE_ROOM * sizeof(hp_intent_t)):
             raise MemoryError
+
+    def __init__(self, Strategy strategy not None, instruments):
         self.strategy, self._instruments = strategy, instruments
 
     def __dealloc__(self):

@@ -20,7 +20,7 @@ cdef enum:
         HP_BOOK_FLAG_STALE | HP_BOOK_FLAG_CROSSED | HP_BOOK_FLAG_EMPTY | HP_BOOK_FLAG_HALTED)
 
 cdef struct taker_t:            # of one instrument
-    int64_t size                # nanoqty of an order, a multiple of lot; 0 = not for us
+    int64_t size                # nanoqty of an order, a multiple of lot
     int64_t most                # nanoqty held at most, long or short
     int64_t lot                 # nanoqty
     int64_t minimum             # nanoqty of the smallest order

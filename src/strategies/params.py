@@ -1,4 +1,4 @@
-"""Reading a strategy's parameters: every key known, every value in range, or one line saying why."""
+"""A strategy's parameters: every key known, every value in range, or one line saying why."""
 from __future__ import annotations
 
 import difflib
@@ -18,8 +18,7 @@ def read(strategy: str, params: Mapping[str, Any], defaults: Mapping[str, Any]) 
     params : mapping
         As the configuration has them.
     defaults : mapping
-        Every key there is.  A default of None accepts a string, a tuple a
-        list of strings.
+        Every key there is.  A default of None accepts a string.
 
     Raises
     ------
@@ -32,12 +31,6 @@ def read(strategy: str, params: Mapping[str, Any], defaults: Mapping[str, Any]) 
             near = difflib.get_close_matches(key, defaults, 1)
             hint = f", did you mean {near[0]}?" if near else f" (wanted {', '.join(defaults)})"
             raise ConfigError(f"strategy {strategy}: unknown parameter {key!r}{hint}")
-        if isinstance(defaults[key], tuple):
-            if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
-                raise ConfigError(f"strategy {strategy}: {key} must be a list of names, "
-                                  f"was {value!r}")
-            out[key] = tuple(value)
-            continue
         wanted = str if defaults[key] is None else type(defaults[key])
         number = wanted is float and isinstance(value, int) and not isinstance(value, bool)
         if type(value) is not wanted and not number:

@@ -5,6 +5,7 @@ Uses the writer of ``research/train_demo.py``; `forward` below is on its own, in
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ class Network:
         sizes = (count, *widths, 3)
         self.record = record
         self.layers = []
-        for a, b in zip(sizes, sizes[1:], strict=False):
+        for a, b in itertools.pairwise(sizes):
             self.layers += [(random.standard_normal((a, b)) * (2 / a) ** 0.5).astype(np.float32)
                             .astype(np.float64), random.standard_normal(b) * 0.1]
         self.mean = random.standard_normal(count) * 0.1

@@ -1,0 +1,51 @@
+"""Hide instruments from a strategy; see ``_only.pxd``."""
+cimport cython
+from libc.stdlib cimport calloc, free
+
+from .._strategy cimport STRATEGY_IDLE
+
+
+@cython.final
+cdef class Only(Strategy):
+    """Ask *inner* about the instruments in *symbols*, and about no other.
+
+    Parameters
+    ----------
+    inner : Strategy
+    symbols : sequence of str
+        Each must be in *instruments*.
+    instruments : (n,) array, dtype ``schema.dtype(schema.INSTRUMENT)``
+    """
+
+    def __init__(self, Strategy inner not None, symbols, instruments):
+        if self.seen != NULL:
+            raise ValueError("it is made once")
+        names = [row["symbol"].decode("ascii", "replace") for row in instruments]
+        for symbol in symbols:
+            if symbol not in names:
+                raise ValueError(f"{symbol} is none of the instruments {', '.join(names)}")
+        self.inner, self.version, self.count = inner, inner.version, len(names)
+        self.seen = <uint8_t *>calloc(len(names) or 1, 1)
+        if self.seen == NULL:
+            raise MemoryError
+        for i, name in enumerate(names):
+            self.seen[i] = name in symbols
+
+    def __dealloc__(self):
+        free(self.seen)
+
+    cdef int on_event(self, const hp_context_t *c, hp_out_t *out) noexcept nogil:
+        if c.event != STRATEGY_IDLE and (
+                c.instrument >= self.count or not self.seen[c.instrument]):
+            return 0
+        self.inner.asked = False
+        if self.inner.on_event(c, out) < 0:
+            return self._failed()
+        if self.inner.asked:
+            self.signal, self.asked = self.inner.signal, True
+        return 0
+
+    cdef int _failed(self) noexcept nogil:
+        with gil:
+            self.error = self.inner.error
+        return -1

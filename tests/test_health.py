@@ -1,0 +1,274 @@
+"""What the page holds is what Prometheus and a browser see, and one judgement serves all."""
+import http.client
+import json
+import mmap
+import os
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from hftpipe import _clock, _control, health, metrics, schema, shm
+from hftpipe.errors import BusyError, ConfigError, Exit
+from hftpipe.rundir import Run, RunDir
+from hftpipe.topology import STAGES
+from tests.models.driver import DEADLINE, ENV, until
+
+
+@pytest.fixture
+def page():
+    """A run that is well: its page, and this process as its supervisor and stages."""
+    memory = mmap.mmap(-1, _control.SIZE)
+    pid = os.getpid()
+    start = shm.process_start(pid)
+    now = _clock.now_ns()
+    _control.format(memory, run=77, pid=pid, start=start, stages=[s.name for s in STAGES],
+                    started=_clock.utc_ns(), utc_offset=_clock.utc_ns() - now)
+    control = _control.Control(memory)
+    for stage in control.stages:
+        stage.enter(pid, start)
+        stage.state = _control.RUNNING
+        stage.heartbeat = now
+        if stage.name in ("feed", "updates"):
+            stage.set("connected", 1)
+    control.resume(1)
+    return Run(77, pid, start, shm.boot_id(), "demo"), control
+
+
+def test_a_run_that_is_well(page):
+    found = health.survey(*page)
+    assert found["problems"] == [] and found["health"] == "OK"
+    assert (found["state"], found["trading"]) == ("RUNNING", "ARMED")
+    assert health.ready(found) and health.exit_code(found) is Exit.OK
+    json.dumps(found)
+
+
+def silence(control):
+    control.stage(1).heartbeat = _clock.now_ns() - 3 * 10**9
+
+
+def fill(control):
+    control.stage(4).store_full = True
+
+
+def disconnect(control):
+    control.stage(0).set("connected", 0)
+
+
+def mute(control):
+    control.stage(0).set("last_data", _clock.now_ns() - 90 * 10**9)
+
+
+def lose(control):
+    control.stage(4).set("orders_unknown", 2)
+
+
+def lag(control):
+    control.stage(7).set("store_lag", 10**6)
+
+
+def fail(control):
+    control.stage(6).state = _control.FAILED
+
+
+@pytest.mark.parametrize(("harm", "words"), [
+    (silence, "book has not beaten for 3.0 s"), (fill, "gateway: store link is full"),
+    (disconnect, "feed is not connected"), (mute, "no market data for 90 s"),
+    (lose, "2 orders without an answer"), (lag, "store is 1000000 events behind"),
+    (fail, "ledger is failed")])
+def test_each_trouble_is_named_and_degrades(page, harm, words):
+    harm(page[1])
+    found = health.survey(*page)
+    assert found["problems"] == [words]
+    assert health.exit_code(found) is Exit.DEGRADED
+    assert health.ready(found) is (harm is not fail)
+
+
+def test_halted_outranks_degraded_and_dead_outranks_both(page):
+    run, control = page
+    lose(control)
+    control.halt()
+    assert health.exit_code(health.survey(run, control)) is Exit.HALTED
+    memory = mmap.mmap(-1, _control.SIZE)
+    _control.format(memory, run=77, pid=2**22 + 1, start=1, stages=["feed"])
+    found = health.survey(run, _control.Control(memory))
+    assert found["state"] == "DEAD" and health.exit_code(found) is Exit.NOT_RUNNING
+
+
+def test_a_halt_before_the_first_arming_is_a_halt():
+    memory = mmap.mmap(-1, _control.SIZE)
+    _control.format(memory, run=77, pid=os.getpid(), start=shm.process_start(os.getpid()),
+                    stages=["feed"])
+    control = _control.Control(memory)
+    run = Run(77, 1, 1, 1)
+    assert health.survey(run, control)["trading"] == "DISARMED"
+    control.halt()
+    assert health.survey(run, control)["trading"] == "HALTED"
+
+
+def test_a_stage_that_was_planned_and_never_came_is_starting(page):
+    run, control = page
+    control.stage(3).state = _control.VOID
+    planned = Run(77, run.pid, run.start, run.boot,
+                  processes=({"name": "hot", "stages": ["risk"]},))
+    found = health.survey(planned, control)
+    assert found["state"] == "STARTING" and "risk has not started" in found["problems"]
+
+
+# ---------------------------------------------------------------- metrics
+
+def scrape(control):
+    from prometheus_client.exposition import generate_latest
+    text = generate_latest(metrics.registry(lambda: control)).decode()
+    return {(s.name, s.labels.get("stage"), s.labels.get("le")): s.value
+            for family in text_string_to_metric_families(text) for s in family.samples}
+
+
+def test_every_metric_of_the_schema_is_rendered_with_its_value(page):
+    _, control = page
+    for n, metric in enumerate(schema.METRICS):
+        for stage in control.stages:
+            stage.set(metric.name, 100 * stage.index + n)
+    found = scrape(control)
+    for n, metric in enumerate(schema.METRICS):
+        for stage in control.stages:
+            assert found[metric.prometheus, stage.name, None] == 100 * stage.index + n
+    assert found["hftpipe_armed", None, None] == 1
+    assert found["hftpipe_stage_up", "risk", None] == 1
+
+
+def test_negative_money_stays_negative(page):
+    page[1].stage(6).set("day_pnl", -5)
+    assert scrape(page[1])["hftpipe_day_pnl_nanocash", "ledger", None] == -5
+
+
+@given(st.lists(st.integers(0, 2**36), max_size=50))
+def test_histogram_buckets_count_exactly_what_is_at_or_below_their_bound(values):
+    memory = mmap.mmap(-1, _control.SIZE)
+    _control.format(memory, run=1, stages=["gateway"])
+    control = _control.Control(memory)
+    for value in values:
+        control.stage(0).record("gateway", value)
+    found = dict(metrics.buckets(control.stage(0).histogram("gateway")))
+    for bound in metrics.BOUNDS:
+        assert found[str(bound)] == sum(v <= bound for v in values)
+    assert found["+Inf"] == len(values)
+
+
+def test_histograms_have_sum_and_count(page):
+    _, control = page
+    for value in (100, 300, 5000):
+        control.stage(4).record("tick_to_order", value)
+    found = scrape(control)
+    assert found["hftpipe_tick_to_order_ns_sum", "gateway", None] == 5400
+    assert found["hftpipe_tick_to_order_ns_count", "gateway", None] == 3
+    assert found["hftpipe_tick_to_order_ns_bucket", "gateway", "511"] == 2
+
+
+# ---------------------------------------------------------------- over HTTP
+
+@contextmanager
+def monitor(directory, address="127.0.0.1:0"):
+    """A run whose only other process is the real monitor; yields (control, port)."""
+    run_dir = RunDir(directory)
+    run_dir.prepare()
+    number, pid = _clock.utc_ns(), os.getpid()
+    start = shm.process_start(pid)
+    run = Run(number, pid, start, shm.boot_id(), "demo", segments=("control",))
+    run_dir.write_run(run)
+    segment = shm.create_control(number, stages=[s.name for s in STAGES], started=number,
+                                 utc_offset=_clock.utc_ns() - _clock.now_ns())
+    control = _control.Control(segment.memory)
+    for stage in control.stages:
+        if stage.name != "monitor":
+            stage.enter(pid, start)
+            stage.state = _control.RUNNING
+            stage.heartbeat = _clock.now_ns() + 3600 * 10**9
+            stage.set("connected", 1)
+    control.resume(1)
+    program = (f"import sys\nfrom hftpipe.health import monitor_main\n"
+               f"from hftpipe.rundir import RunDir\n"
+               f"sys.exit(monitor_main(RunDir({str(directory)!r}), {address!r}))")
+    process = subprocess.Popen([sys.executable, "-c", program], env=ENV, stderr=subprocess.PIPE,
+                               text=True)
+    try:
+        until(lambda: control.stage(8).state == _control.RUNNING or process.poll() is not None,
+              "monitor runs")
+        yield control, process, directory / "monitor.address"
+    finally:
+        process.terminate()
+        process.communicate(timeout=DEADLINE)
+        segment.unlink()
+
+
+def get(file, path, method="GET"):
+    host, _, port = file.read_text().strip().rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=DEADLINE)
+    connection.request(method, path)
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    connection.close()
+    return answer.status, body
+
+
+def test_the_monitor_answers(tmp_path):
+    with monitor(tmp_path / "run") as (control, _, file):
+        status, body = get(file, "/health")
+        assert (status, json.loads(body)["problems"]) == (200, [])
+        assert get(file, "/ready")[0] == 200 and get(file, "/live")[0] == 200
+        control.stage(3).count("denied", 3)
+        status, body = get(file, "/metrics")
+        assert status == 200 and 'hftpipe_denied_total{stage="risk"} 3.0' in body
+        assert get(file, "/metrics", "HEAD") == (200, "")
+        assert get(file, "/nothing")[0] == 404
+        control.halt()
+        status, body = get(file, "/ready")
+        assert status == 503 and json.loads(body)["trading"] == "HALTED"
+        assert get(file, "/live")[0] == 200
+        control.stage(0).set("connected", 0)
+        status, body = get(file, "/health")
+        assert status == 503 and "feed is not connected" in json.loads(body)["problems"]
+        before = control.stage(8).heartbeat
+        until(lambda: control.stage(8).heartbeat > before, "the monitor beats")
+
+
+def test_a_mute_client_does_not_hold_up_the_others(tmp_path):
+    with monitor(tmp_path / "run") as (control, _, file):
+        host, _, port = file.read_text().strip().rpartition(":")
+        with socket.create_connection((host, int(port))) as mute_client:
+            mute_client.send(b"GET /me")
+            assert get(file, "/live")[0] == 200
+            before = control.stage(8).heartbeat
+            until(lambda: control.stage(8).heartbeat > before, "the monitor beats")
+
+
+def test_the_monitor_ends_with_the_run(tmp_path):
+    with monitor(tmp_path / "run") as (control, process, _):
+        control.request_stop()
+        for stage in control.stages:
+            if stage.name not in ("monitor", "supervisor"):
+                stage.state = _control.STOPPED
+        assert process.wait(DEADLINE) == 0
+        assert control.stage(8).state == _control.STOPPED
+
+
+def test_no_address_serves_nothing_and_lives(tmp_path):
+    with monitor(tmp_path / "run", "") as (control, process, file):
+        assert process.poll() is None and not file.exists()
+        assert control.stage(8).state == _control.RUNNING
+
+
+def test_a_port_in_use_is_told(page, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(BusyError, match=f"observe.prometheus: port {port} of 127.0.0.1 is in"):
+            health.server(RunDir(tmp_path), *page, f"127.0.0.1:{port}")
+    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1:1"):
+        health.server(RunDir(tmp_path), *page, "192.0.2.1:1")
