@@ -3,7 +3,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_pause, hp_store_relaxed, hp_store_release
+from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_pause, hp_store_release
 from ._book cimport Book, book_apply, book_view
 from ._clock cimport clock_now
 from ._control cimport (
@@ -18,7 +18,8 @@ from ._ring cimport (
 from ._risk cimport risk_check, risk_mark, risk_order_event, risk_position
 from ._schema cimport *
 from ._strategy cimport (
-    STRATEGY_BOOK, STRATEGY_IDLE, STRATEGY_ORDER, STRATEGY_TRADE, STRATEGY_VERSION, hp_context_t, hp_out_t)
+    STRATEGY_BOOK, STRATEGY_IDLE, STRATEGY_ORDER, STRATEGY_TRADE, STRATEGY_VERSION, hp_context_t,
+    hp_out_t)
 from ._token cimport token_of
 from ._wire cimport WIRE_BUSY, WIRE_SENT
 
@@ -640,7 +641,8 @@ cdef class SignalStage(Stage):
             if b == NULL:
                 self.failed |= self.books.broken != 0
                 break
-            if store_credit(&self.store) == 0 or ring_credit(self.intents, INTENTS_MAX) < INTENTS_MAX:
+            room = ring_credit(self.intents, INTENTS_MAX)
+            if store_credit(&self.store) == 0 or room < INTENTS_MAX:
                 control_count(self.block, HP_METRIC_CREDIT_STALLS, 1)
                 break
             i = b.instrument
@@ -1242,10 +1244,10 @@ cdef class Host:
     """
 
     def __init__(self, stages, Control control not None, int wait=SPIN, after=(), every=None):
-        cdef Stage stage
         self.stages = list(stages)
-        for stage in self.stages:
-            pass                                # every one must be a Stage
+        for item in self.stages:
+            if not isinstance(item, Stage):
+                raise TypeError(f"stages must be of type Stage, one was {type(item).__name__}")
         if len(after) > 16:
             raise ValueError(f"at most 16 stages to wait for, were {len(after)}")
         for i, index in enumerate(after):
@@ -1265,6 +1267,7 @@ cdef class Host:
         cdef Stage stage
         cdef int count = len(self.stages), i
         cdef void **pointers = <void **>calloc(count or 1, sizeof(void *))
+        cdef stage_block_t *block
         if pointers == NULL:
             raise MemoryError
         for i, stage in enumerate(self.stages):
@@ -1292,7 +1295,8 @@ cdef class Host:
                             beat = 0
                             now = clock_now()
                             for i in range(count):
-                                hp_store_release(&(<Stage>pointers[i]).block.heartbeat, <uint64_t>now)
+                                block = (<Stage>pointers[i]).block
+                                hp_store_release(&block.heartbeat, <uint64_t>now)
                             if done:
                                 worked = now
                         if failed:
