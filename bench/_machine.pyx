@@ -12,7 +12,9 @@ cdef extern from *:
     """
     #include <stdint.h>
     #include <x86intrin.h>
-    static inline uint64_t tsc_begin(void) { unsigned x; uint64_t t = __rdtscp(&x); _mm_lfence(); return t; }
+    static inline uint64_t tsc_begin(void) {
+      unsigned x; uint64_t t = __rdtscp(&x); _mm_lfence(); return t;
+    }
     static inline uint64_t tsc_end(void) { unsigned x; return __rdtscp(&x); }
     """
     uint64_t tsc_begin() noexcept nogil
@@ -31,8 +33,8 @@ def ns_per_tick(double seconds=0.05) -> float:
 
 def stamp_ns(double tick) -> float:
     """What a pair of stamps with nothing between them costs a loop."""
-    cdef uint64_t i, begin = tsc_begin(), t = 0
-    for i in range(100_000):
+    cdef uint64_t _i, begin = tsc_begin(), t = 0
+    for _i in range(100_000):
         t += tsc_begin()
         t -= tsc_end()
     return (tsc_end() - begin + (t & 0)) * tick / 100_000

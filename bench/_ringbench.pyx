@@ -17,12 +17,18 @@ cdef extern from *:
     #include <x86intrin.h>
     #define RELEASE(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     #define ACQUIRE(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
-    static inline void own_line(const void *p) { __asm__ __volatile__("prefetchw %0" : : "m"(*(const char *)p)); }
+    static inline void own_line(const void *p) {
+      __asm__ __volatile__("prefetchw %0" : : "m"(*(const char *)p));
+    }
     static inline void pauses(int n) { while (n-- > 0) _mm_pause(); }
-    static inline uint64_t tsc_begin(void) { unsigned x; uint64_t t = __rdtscp(&x); _mm_lfence(); return t; }
+    static inline uint64_t tsc_begin(void) {
+      unsigned x; uint64_t t = __rdtscp(&x); _mm_lfence(); return t;
+    }
     static inline uint64_t tsc_end(void) { unsigned x; return __rdtscp(&x); }
     static inline void fill(uint64_t *d, uint64_t v) { for (int i = 1; i < 8; i++) d[i] = v; }
-    static inline uint64_t sum(const uint64_t *d) { uint64_t s = 0; for (int i = 1; i < 8; i++) s += d[i]; return s; }
+    static inline uint64_t sum(const uint64_t *d) {
+      uint64_t s = 0; for (int i = 1; i < 8; i++) s += d[i]; return s;
+    }
 
     /* Line i of one direction, of the other 128 bytes on; `apart` lines are taken in turn, each
        for `stay` bounces: how far a line's home is from the two cores differs from line to line. */
@@ -157,10 +163,10 @@ def ping(Ring there, Ring back, uint64_t[::1] out, int pause):
 def pong(Ring there, Ring back, uint64_t count, int pause):
     cdef ring_t *a = &there.c
     cdef ring_t *b = &back.c
-    cdef uint64_t i, v
+    cdef uint64_t _i, v
     cdef uint64_t *d
     with nogil:
-        for i in range(count):
+        for _i in range(count):
             v = take(a, pause)[7]
             ring_release(a)
             d = <uint64_t *>ring_claim(b)

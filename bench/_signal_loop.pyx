@@ -46,9 +46,9 @@ def features(books):
 
 def clock(Py_ssize_t n):
     """ns of one clock read."""
-    cdef Py_ssize_t i
+    cdef Py_ssize_t _i
     cdef int64_t before = hp_read_monotonic(), after = 0
-    for i in range(n):
+    for _i in range(n):
         after = hp_read_monotonic()
     return (after - before) / n
 

@@ -65,36 +65,52 @@ class Bench:
         self.stamp = machine.stamp_ns(self.tick)
         self.near, self.far = h.two_cores()
 
-    def one_way(self, ping: Callable[[Any], int], pong: Callable[[], Any]) -> dict[str, float]:
+    def one_way(self, fresh: Callable[[], None], ping: Callable[[Any], int],
+                pong: Callable[[], Any]) -> dict[str, float]:
         """Half round trips in ns; the first tenth is warm-up."""
         def timed() -> tuple[int, Any]:
             out = np.zeros(PINGS, "u8")
             return ping(out), out
 
-        (elapsed, out), _ = h.pinned([(self.near, timed, ()), (self.far, pong, ())])
-        ns = out * (self.tick / 2)
-        # The loop is the stamped work and the stamps: less would mean that work was missed.
-        whole = (elapsed * self.tick / PINGS - self.stamp) / 2
-        assert ns.mean() > 0.9 * whole, f"stamps saw {ns.mean():.0f} of {whole:.0f} ns"
+        for _ in range(5):
+            fresh()
+            (elapsed, out), _ = h.pinned([(self.near, timed, ()), (self.far, pong, ())])
+            ns = out * (self.tick / 2)
+            # The loop is the stamped work and the stamps.  Less means that work was missed, or
+            # that the process was off its core between two stamps: then take it again.
+            whole = (elapsed * self.tick / PINGS - self.stamp) / 2
+            if ns.mean() > 0.9 * whole:
+                break
+        else:
+            if h.FULL:
+                raise RuntimeError(f"stamps saw {ns.mean():.0f} of {whole:.0f} ns, five times: "
+                                   "the machine is too busy to measure")
         return {**h.percentiles(ns[PINGS // 10:]), "agreement": float(ns.mean() / whole)}
 
     def bare(self, both: int, pause: int, stay: int, apart: int) -> dict[str, float]:
         memory = np.frombuffer(mmap.mmap(-1, 256 * apart), "u8")
-        memory[:] = 0
+
+        def fresh() -> None:
+            memory[:] = 0
+
         return self.one_way(
-            lambda out: self.c.bare_ping(memory, both, 1, pause, stay, apart, out),
-            lambda: self.c.bare_pong(memory, both, 1, pause, stay, apart, PINGS))
+            fresh, lambda out: self.c.bare_ping(touched(memory), both, 1, pause, stay, apart, out),
+            lambda: self.c.bare_pong(touched(memory), both, 1, pause, stay, apart, PINGS))
 
     def ring(self, capacity: int, pause: int) -> dict[str, float]:
         there, back = region(capacity), region(capacity)
+
+        def fresh() -> None:
+            _ring.format(there, R)
+            _ring.format(back, R)
 
         def ping(out: Any) -> int:
             elapsed, total = self.c.ping(end(there, True), end(back, False), out, pause)
             assert total == 7 * PINGS * (PINGS - 1) // 2, "records were torn or lost"
             return int(elapsed)
 
-        return self.one_way(ping, lambda: self.c.pong(end(there, False), end(back, True), PINGS,
-                                                      pause))
+        return self.one_way(fresh, ping, lambda: self.c.pong(
+            end(there, False), end(back, True), PINGS, pause))
 
     def streamed(self, produce: Callable[[], Any], consume: Callable[[], Any]) -> float:
         """ns per record, every word of every record summed."""
@@ -106,8 +122,8 @@ class Bench:
         memory = np.frombuffer(mmap.mmap(-1, 256 + 64 * capacity), "u8")
         memory[:] = 0
         return self.streamed(
-            lambda: self.c.bare_produce(memory, capacity, STREAM),
-            lambda: self.c.bare_consume(memory, capacity, STREAM, behind, pause))
+            lambda: self.c.bare_produce(touched(memory), capacity, STREAM),
+            lambda: self.c.bare_consume(touched(memory), capacity, STREAM, behind, pause))
 
     def ring_stream(self, capacity: int, behind: bool, burst: int, pause: int) -> float:
         memory = region(capacity)
@@ -123,8 +139,16 @@ def region(capacity: int) -> mmap.mmap:
 
 
 def end(memory: mmap.mmap, producer: bool) -> _ring.Ring:
-    """One end, taken in the process that uses it."""
+    """One end, taken in the process that uses it; pages mapped before anything is timed."""
+    touched(memory)
     return _ring.Ring(memory, R, producer)
+
+
+def touched(memory: Any) -> Any:
+    """*memory*, every page of it mapped in this process as ``shm.Segment`` does it."""
+    view = np.frombuffer(memory, "u8")
+    assert view[::512].sum() >= 0
+    return memory
 
 
 def best(runs: list[dict[str, Any]], key: str) -> Any:
@@ -253,6 +277,9 @@ class Channel:
 
     def receive(self) -> bytes:
         raise NotImplementedError
+
+    def finish(self) -> None:
+        """Give back what this process opened; both sides have everything by now."""
 
     def close(self) -> None:
         """Give everything back, in the process that made it."""
@@ -385,7 +412,6 @@ class Zmq(Channel):
         self.zmq: Any = importlib.import_module("zmq")
         self.directory = tempfile.TemporaryDirectory(prefix="hftpipe-bench-")
         self.address = f"ipc://{self.directory.name}/socket"
-        self.owner = os.getpid()
 
     def open(self, producer: bool) -> None:
         self.context = self.zmq.Context()
@@ -398,9 +424,12 @@ class Zmq(Channel):
     def receive(self) -> bytes:
         return bytes(self.socket.recv())
 
+    def finish(self) -> None:
+        self.socket.close(linger=0)
+        self.context.term()
+
     def close(self) -> None:
-        if os.getpid() == self.owner:
-            self.directory.cleanup()
+        self.directory.cleanup()
 
 
 class Iceoryx(Channel):
@@ -420,12 +449,13 @@ class Iceoryx(Channel):
                    .publish_subscribe(self.type).enable_safe_overflow(False)
                    .subscriber_max_buffer_size(1024).open_or_create())
         if producer:
-            self.end = service.publisher_builder().create()
-            while self.end.number_of_subscribers == 0 if hasattr(
-                    self.end, "number_of_subscribers") else service.dynamic_config is None:
-                pass
+            self.end = (service.publisher_builder()
+                        .backpressure_strategy(iox.BackpressureStrategy.RetryUntilDelivered).create())
+            deadline = time.monotonic() + 10
+            while service.dynamic_config.number_of_subscribers == 0:
+                assert time.monotonic() < deadline, "nobody subscribed"
         else:
-            self.end = service.subscriber_builder().create()
+            self.end = service.subscriber_builder().buffer_size(1024).create()
 
     def send(self, data: bytes) -> None:
         self.end.send_copy(self.type.from_buffer_copy(data))
@@ -433,7 +463,9 @@ class Iceoryx(Channel):
     def receive(self) -> bytes:
         while (sample := self.end.receive()) is None:
             pass
-        return bytes(sample.payload().contents)
+        data = bytes(sample.payload().contents)
+        sample.delete()
+        return data
 
 
 PEERS: tuple[type[Channel], ...] = (Ours, PythonRing, Queue, Pipe, FasterFifo, Zmq, Iceoryx)
@@ -446,7 +478,7 @@ def records(count: int) -> list[bytes]:
 def peer(b: Bench, kind: type[Channel]) -> dict[str, float]:
     """One-way ns and streaming ns per record of one peer, contents verified."""
     there, back = kind(), kind()
-    data = records(256)
+    data, both_done = records(256), fork.Barrier(2)
 
     def ping() -> Any:
         there.open(True)
@@ -459,6 +491,9 @@ def peer(b: Bench, kind: type[Channel]) -> dict[str, float]:
             got = back.receive()
             out[i] = time.perf_counter_ns() - t
             assert got[8:] == r[8:]
+        both_done.wait(30)
+        there.finish()
+        back.finish()
         return out
 
     def pong() -> None:
@@ -466,11 +501,16 @@ def peer(b: Bench, kind: type[Channel]) -> dict[str, float]:
         back.open(True)
         for _ in range(PEER_PINGS):
             back.send(there.receive())
+        both_done.wait(30)
+        there.finish()
+        back.finish()
 
     def produce() -> None:
         line.open(True)
         for i in range(PEER_STREAM):
             line.send(data[i & 255])
+        both_done.wait(60)
+        line.finish()
 
     def consume() -> float:
         line.open(False)
@@ -478,7 +518,10 @@ def peer(b: Bench, kind: type[Channel]) -> dict[str, float]:
         t = time.perf_counter_ns()
         for i in range(1, PEER_STREAM):
             assert line.receive()[8:] == data[i & 255][8:]
-        return (time.perf_counter_ns() - t) / (PEER_STREAM - 1)
+        spent = (time.perf_counter_ns() - t) / (PEER_STREAM - 1)
+        both_done.wait(60)
+        line.finish()
+        return spent
 
     try:
         out, _ = h.pinned([(b.near, ping, ()), (b.far, pong, ())])

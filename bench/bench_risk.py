@@ -12,9 +12,9 @@ each figure, what it costs stands beside it.
 """
 import importlib.util
 import json
+import mmap
 import os
 import platform
-import struct
 import subprocess
 import sys
 import tempfile
@@ -77,13 +77,15 @@ def books():
 
 
 def gate():
-    memory = bytearray(_control.SIZE)
-    for at, word in ((80, 0x5DEECE66D), (88, 1), (128, 1), (256, 1)):     # key, version, epochs
-        struct.pack_into("<Q", memory, at, word)
+    memory = mmap.mmap(-1, _control.SIZE)
+    _control.format(memory, run=1, token_key=0x5DEECE66D, limits_version=1,
+                    stages=[f"stage{i}" for i in range(10)])
+    control = Control(memory)
+    control.resume(control.halt_epoch)
     specs = np.zeros(SYMBOLS, schema.dtype(schema.INSTRUMENT))
     specs["tick"], specs["lot"], specs["min_qty"] = NANO // 100, NANO, NANO
     specs["flags"] = np.where(np.arange(SYMBOLS) % 20, 2, 0)
-    risk = Risk(LIMITS, specs, Control(memory), 10)
+    risk = Risk(LIMITS, specs, control, 10)
     for book in books():
         risk.mark(book)
     return risk

@@ -6,12 +6,14 @@ times move by a quarter between runs of the same machine.
 """
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import json
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import sysconfig
 import time
 import timeit
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -129,6 +132,7 @@ def two_cores() -> tuple[int, int]:
 def _child(core: int | None, function: Callable[..., Any], args: Sequence[Any], ready: Any,
            pipe: Any) -> None:
     try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG: never outlive the bench
         if core is not None:
             os.sched_setaffinity(0, {core})
         ready.wait(30)
@@ -150,7 +154,10 @@ def pinned(jobs: Sequence[tuple[int | None, Callable[..., Any], Sequence[Any]]],
     for core, function, args in jobs:
         ours, theirs = context.Pipe(duplex=False)
         p = context.Process(target=_child, args=(core, function, args, ready, theirs))
-        p.start()
+        with warnings.catch_warnings():
+            # From 3.12 on: numpy's idle threads count as threads that a fork could catch.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            p.start()
         theirs.close()
         running.append((p, ours))
     out: list[Any] = []

@@ -48,7 +48,7 @@ from hftpipe.venue.traders import Instrument  # noqa: E402
 
 Array = NDArray[Any]
 VERSION = "1.0.0"
-TRAINED = "2025-11-20"          # date of the version above; a clock would change the bytes
+TRAINED = "2026-11-20"          # date of the version above; a clock would change the bytes
 CLASSES = ("down", "flat", "up")
 KINDS = ("quotes", "levels", "zero")
 SIZES = (64, 32)

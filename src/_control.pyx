@@ -19,7 +19,8 @@ cdef uint64_t MAGIC = 0x326c727463706668ULL     # b"hfpctrl2"
 if sizeof(control_header_t) > CONTROL_HEADER_SIZE:
     raise ImportError(f"control header is {sizeof(control_header_t)} bytes, "
                       f"expected at most {CONTROL_HEADER_SIZE}")
-if <int>HP_METRIC_COUNT > <int>CONTROL_COUNTERS or <int>HP_HISTOGRAM_COUNT > <int>CONTROL_HISTOGRAMS:
+if (<int>HP_METRIC_COUNT > <int>CONTROL_COUNTERS
+        or <int>HP_HISTOGRAM_COUNT > <int>CONTROL_HISTOGRAMS):
     raise ImportError(f"{HP_METRIC_COUNT} counters and {HP_HISTOGRAM_COUNT} histograms do not "
                       f"fit {CONTROL_COUNTERS} and {CONTROL_HISTOGRAMS}")
 
@@ -96,7 +97,8 @@ def format(memory, *, uint64_t run, uint64_t boot=0, uint64_t pid=0, uint64_t st
         h.version, h.run, h.boot = CONTROL_VERSION, run, boot
         h.supervisor_pid, h.supervisor_start = pid, start
         h.schema, h.stages, h.started = schema_id(), <uint64_t>len(labels), started
-        h.utc_offset, h.token_key, h.limits_version = <uint64_t>utc_offset, token_key, limits_version
+        h.utc_offset, h.token_key = <uint64_t>utc_offset, token_key
+        h.limits_version = limits_version
         h.halt_epoch = halt_epoch
         memcpy(h.names, <char *>encoded, len(encoded))
         blocks = <stage_block_t *>(<char *>view.buf + CONTROL_HEADER_SIZE)
@@ -343,7 +345,7 @@ cdef class StageBlock:
     Made by :meth:`Control.stage`.
     """
 
-    def __init__(self):
+    def __init__(self, *args, **kwargs):
         raise TypeError("take Control.stage(index)")
 
     cdef int _counter(self, name) except -1:
@@ -530,8 +532,8 @@ cdef class Histogram:
             raise ValueError(f"p must be in [0, 100], was {p}")
         if self._count == 0:
             return 0
-        share = int(p * 10_000 + 0.5)           # whole millionths: 99.9 % of 1,000 is the 999th
-        rank = -(-share * self._count // 1_000_000)
+        # In whole millionths, rounded up: 99.9 % of 1,000 is the 999th.
+        rank = (<uint64_t>(p * 10_000 + 0.5) * self._count + 999_999) // 1_000_000
         if rank <= 1:
             return self._min
         for i in range(HISTOGRAM_BUCKETS - 1):

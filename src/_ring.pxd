@@ -154,7 +154,7 @@ cdef inline const void *ring_wait(ring_t *r, uint64_t polls, int pauses) noexcep
     """
     cdef uint64_t *slot = <uint64_t *>ring_slot(r, r.own)
     cdef uint64_t seq, expected = hp_expected(r.own + 1)
-    cdef int k
+    cdef int _k
     for _ in range(polls):
         seq = hp_load_acquire(slot)
         if seq == expected:
@@ -162,7 +162,7 @@ cdef inline const void *ring_wait(ring_t *r, uint64_t polls, int pauses) noexcep
         if seq > expected:
             r.broken = 1
             return NULL
-        for k in range(pauses):
+        for _k in range(pauses):
             hp_pause()
     return NULL
 

@@ -795,6 +795,7 @@ enum {
   HP_HISTOGRAM_RISK, /* hftpipe_risk_ns: Intent published to verdict. */
   HP_HISTOGRAM_GATEWAY, /* hftpipe_gateway_ns: Verdict to request handed to the socket. */
   HP_HISTOGRAM_TICK_TO_ORDER, /* hftpipe_tick_to_order_ns: Frame read to request handed to the socket. */
+  HP_HISTOGRAM_SEND, /* hftpipe_send_ns: The send() call itself. */
   HP_HISTOGRAM_ORDER_TO_ACK, /* hftpipe_order_to_ack_ns: Request handed to the socket to its answer. */
   HP_HISTOGRAM_ORDER_TO_FILL, /* hftpipe_order_to_fill_ns: Request handed to the socket to the first fill. */
   HP_HISTOGRAM_COUNT

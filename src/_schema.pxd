@@ -478,6 +478,7 @@ cdef extern from "_schema.h" nogil:
         HP_HISTOGRAM_RISK
         HP_HISTOGRAM_GATEWAY
         HP_HISTOGRAM_TICK_TO_ORDER
+        HP_HISTOGRAM_SEND
         HP_HISTOGRAM_ORDER_TO_ACK
         HP_HISTOGRAM_ORDER_TO_FILL
         HP_HISTOGRAM_COUNT

@@ -169,4 +169,5 @@ cdef class Host:
     cdef int wait               # WAIT_*
     cdef stage_block_t *after[16]       # stages that must have ended before a drain is done
     cdef int after_count
+    cdef object every           # called with the GIL every few milliseconds, or None
     cdef readonly uint64_t passes

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from typing_extensions import disjoint_base
@@ -101,7 +101,7 @@ class LedgerStage(Stage):
 class Host:
     def __init__(
         self, stages: Sequence[Stage], control: Control, wait: int = 0,
-        after: Sequence[int] = (),
+        after: Sequence[int] = (), every: Callable[[], object] | None = None,
     ) -> None: ...
     @property
     def passes(self) -> int: ...

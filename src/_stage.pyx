@@ -3,7 +3,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_pause, hp_store_relaxed, hp_store_release
+from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_pause, hp_store_release
 from ._book cimport Book, book_apply, book_view
 from ._clock cimport clock_now
 from ._control cimport (
@@ -18,7 +18,8 @@ from ._ring cimport (
 from ._risk cimport risk_check, risk_mark, risk_order_event, risk_position
 from ._schema cimport *
 from ._strategy cimport (
-    STRATEGY_BOOK, STRATEGY_ORDER, STRATEGY_TRADE, STRATEGY_VERSION, hp_context_t, hp_out_t)
+    STRATEGY_BOOK, STRATEGY_IDLE, STRATEGY_ORDER, STRATEGY_TRADE, STRATEGY_VERSION, hp_context_t,
+    hp_out_t)
 from ._token cimport token_of
 from ._wire cimport WIRE_BUSY, WIRE_SENT
 
@@ -83,6 +84,8 @@ cdef enum:
     DRAINED_NS = 100_000_000    # idle this long while draining means there is nothing left
     PENDING_NS = 2_000_000_000  # a drain waits this long for orders without an end
     HEARTBEAT_PASSES = 512
+    FLUSH_PASSES = 64           # idle passes after which credit is returned ...
+    WARM_PASSES = 256           # ... and again, with the models kept warm, every so many
 
 
 def checksum(body) -> int:
@@ -638,7 +641,8 @@ cdef class SignalStage(Stage):
             if b == NULL:
                 self.failed |= self.books.broken != 0
                 break
-            if store_credit(&self.store) == 0 or ring_credit(self.intents, INTENTS_MAX) < INTENTS_MAX:
+            room = ring_credit(self.intents, INTENTS_MAX)
+            if store_credit(&self.store) == 0 or room < INTENTS_MAX:
                 control_count(self.block, HP_METRIC_CREDIT_STALLS, 1)
                 break
             i = b.instrument
@@ -666,9 +670,22 @@ cdef class SignalStage(Stage):
         Stage.check(self)
 
     cdef void idle(self) noexcept nogil:
+        cdef hp_context_t context
+        cdef hp_out_t out
+        cdef int k
         ring_flush(self.books)
         if self.order_events != NULL:
             ring_flush(self.order_events)
+        if self.instruments == 0:
+            return
+        memset(&context, 0, sizeof(context))
+        context.version, context.event = STRATEGY_VERSION, STRATEGY_IDLE
+        context.book, context.holding = &self.newest[0], &self.holdings[0]
+        context.spec = &self.specs[0]
+        out.intents, out.room, out.count = self.scratch, 0, 0
+        for k in range(self.strategy_count):
+            if (<Strategy>self.strategy_pointers[k]).on_event(&context, &out) < 0:
+                self.failed = 1
 
 
 cdef bint _terminal(uint8_t state) noexcept nogil:
@@ -930,7 +947,7 @@ cdef class GatewayStage(Stage):
         """Send or refuse one order; 0 = not now."""
         cdef order_t *order
         cdef hp_order_event_t e
-        cdef int64_t now = clock_now()
+        cdef int64_t now = clock_now(), after
         cdef int rc
         cdef uint8_t reason = HP_REASON_NONE
         cdef uint8_t kind
@@ -973,7 +990,8 @@ cdef class GatewayStage(Stage):
         if reason == HP_REASON_NONE:
             rc = self.wire.submit(o, now)
             if rc == WIRE_SENT:
-                now = clock_now()
+                after = clock_now()
+                now = self.wire.handed if self.wire.handed else after
                 order.ts_sent = now
                 order_step(&self.table.o, o.order, HP_ORDER_EVENT_SENT, 0, &e)
                 self._emit(&e, now, o.ts_recv + o.hop)
@@ -981,6 +999,7 @@ cdef class GatewayStage(Stage):
                                  now - o.ts_recv - o.hop)
                 histogram_record(&self.block.histograms[HP_HISTOGRAM_TICK_TO_ORDER],
                                  now - o.ts_recv)
+                histogram_record(&self.block.histograms[HP_HISTOGRAM_SEND], after - now)
                 return 1
             if rc == WIRE_BUSY:
                 return 0
@@ -1220,18 +1239,21 @@ cdef class Host:
         WAIT_SPIN, WAIT_YIELD or WAIT_SLEEP.
     after : sequence of int
         Blocks of stages elsewhere that must have ended before a drain here is done.
+    every : callable, optional
+        Called every few milliseconds, with the GIL, in this thread.
     """
 
-    def __init__(self, stages, Control control not None, int wait=SPIN, after=()):
-        cdef Stage stage
+    def __init__(self, stages, Control control not None, int wait=SPIN, after=(), every=None):
         self.stages = list(stages)
-        for stage in self.stages:
-            pass                                # every one must be a Stage
+        for item in self.stages:
+            if not isinstance(item, Stage):
+                raise TypeError(f"stages must be of type Stage, one was {type(item).__name__}")
         if len(after) > 16:
             raise ValueError(f"at most 16 stages to wait for, were {len(after)}")
         for i, index in enumerate(after):
             self.after[i] = control.block(index)
         self.after_count = len(after)
+        self.every = every
         self._control, self.header, self.wait = control, control.header, wait
 
     def run(self):
@@ -1245,6 +1267,7 @@ cdef class Host:
         cdef Stage stage
         cdef int count = len(self.stages), i
         cdef void **pointers = <void **>calloc(count or 1, sizeof(void *))
+        cdef stage_block_t *block
         if pointers == NULL:
             raise MemoryError
         for i, stage in enumerate(self.stages):
@@ -1272,13 +1295,14 @@ cdef class Host:
                             beat = 0
                             now = clock_now()
                             for i in range(count):
-                                hp_store_release(&(<Stage>pointers[i]).block.heartbeat, <uint64_t>now)
+                                block = (<Stage>pointers[i]).block
+                                hp_store_release(&block.heartbeat, <uint64_t>now)
                             if done:
                                 worked = now
                         if failed:
                             break
                         if idle:
-                            if idle == 64:
+                            if idle % WARM_PASSES == FLUSH_PASSES:
                                 for i in range(count):
                                     (<Stage>pointers[i]).idle()
                             if stop and now - worked > DRAINED_NS:
@@ -1310,6 +1334,8 @@ cdef class Host:
                     if stop:
                         stage.block.state = STAGE_DRAINING
                     stage.maintain()
+                if self.every is not None:
+                    self.every()
                 PyErr_CheckSignals()
                 if failed:
                     for stage in self.stages:

@@ -464,19 +464,26 @@ class Observe:
     log_format: str = option(text("json", "text"), "json", "Form of a line on standard error.")
 
 
-# Parameters of the strategies that ship; the others' are their authors' business.
+# Parameters of the strategies that ship: kind, default (None = absent unless given), meaning.  The
+# others' are their authors' business.
 COMMON = {
     "qty": (amount("0.000000001", "1000000"), 1, "Quantity of one order."),
+    "max_qty": (amount("0", "1000000"), 0, "Quantity of one instrument at most, open orders "
+                "included; 0 = ten orders."),
     "cooldown": (duration("0s", "24h"), "500ms", "Least time between orders of one instrument."),
     "allow_short": (flag(), False, "Whether it may sell more than is held."),
 }
 PARAMS: dict[str, dict[str, tuple[Kind, Any, str]]] = {
     "imbalance": {
-        "threshold": (number(0.0, 1.0), 0.6, "Imbalance of the best level that decides."),
+        "threshold": (number(0.0, 1.0), 0.6, "Imbalance of the book's best levels that decides."),
+        "leave": (number(0.0, 1.0), 0.0, "Imbalance against what is held that closes it."),
         **COMMON},
     "onnx": {
         "model": (text(), "demo", "Model file: a path, or demo for the one that ships."),
+        "sha256": (text(pattern="[0-9a-f]{64}", wanted="64 hexadecimal digits"), None,
+                   "What the model file must be; without it any file is taken."),
         "threshold": (number(0.0, 1.0), 0.6, "Probability that decides."),
+        "leave": (number(0.0, 1.0), 0.45, "Probability against what is held that closes it."),
         **COMMON},
 }
 
@@ -955,7 +962,7 @@ def _params(reader: _Reader, item: Strategy, node: Any, path: str) -> Mapping[st
     reader.known(node, known, path)
     return MappingProxyType({
         name: reader.value(kind, node.get(name, _Leaf(default, "default")), f"{path}.{name}")
-        for name, (kind, default, _) in known.items()})
+        for name, (kind, default, _) in known.items() if name in node or default is not None})
 
 
 # Alpaca's hosts, docs.alpaca.markets, 2026-08
@@ -1044,7 +1051,7 @@ SECTIONS: tuple[tuple[str, type, str], ...] = (
                                 "replaces the built-in AAPL and MSFT."),
     ("layout", Layout, "Which core runs what. `hftpipe start --dry-run` shows the result."),
     ("strategy", Strategy, "One `[[strategy]]` table per decider. The first one in a file replaces "
-                           "the built-in `imbalance`."),
+                           "the two that are built in."),
     ("gateway", Gateway, "How orders leave."),
     ("store", Store, "Where events are kept."),
     ("observe", Observe, "What others may see."),
@@ -1068,7 +1075,8 @@ def declared() -> Iterator[tuple[str, list[tuple[str, str, str, str]], str]]:
             rows = []
             for owner, params in PARAMS.items():
                 rows += [(f"strategy.params.{name}", kind.wanted,
-                          kind.show(kind.read(default)), f"{owner}: {doc}")
+                          "" if default is None else kind.show(kind.read(default)),
+                          f"{owner}: {doc}")
                          for name, (kind, default, doc) in params.items()]
             yield ("strategy.params", rows, "Of the strategies that ship. A `python` or `native` "
                                             "strategy defines its own.")

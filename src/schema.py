@@ -590,6 +590,7 @@ HISTOGRAMS = (
     Metric("risk", "histogram", "ns", "Intent published to verdict."),
     Metric("gateway", "histogram", "ns", "Verdict to request handed to the socket."),
     Metric("tick_to_order", "histogram", "ns", "Frame read to request handed to the socket."),
+    Metric("send", "histogram", "ns", "The send() call itself."),
     Metric("order_to_ack", "histogram", "ns", "Request handed to the socket to its answer."),
     Metric("order_to_fill", "histogram", "ns", "Request handed to the socket to the first fill."),
 )

@@ -84,7 +84,7 @@ def segment_name(run: int, link: str) -> str:
 @contextmanager
 def _translated(name: str, doing: str) -> Iterator[None]:
     """Turn what posix_ipc and the kernel say about *name* into one of our errors."""
-    import posix_ipc
+    import posix_ipc  # type: ignore[import-not-found]
     try:
         yield
     except posix_ipc.ExistentialError as e:
@@ -94,8 +94,10 @@ def _translated(name: str, doing: str) -> Iterator[None]:
         raise NotRunningError(f"no shared memory {name}") from e
     except posix_ipc.PermissionsError as e:
         raise AccessError(f"cannot {doing} shared memory {name}: permission denied") from e
-    except (OSError, posix_ipc.Error) as e:
-        code = getattr(e, "errno", None)
+    except (OSError, ValueError, posix_ipc.Error) as e:
+        # posix_ipc has no error of its own for the rest; ValueError is the C library's EINVAL,
+        # its answer to a directory.
+        code = errno.EISDIR if isinstance(e, ValueError) else getattr(e, "errno", None)
         if code == errno.ENOSPC:
             raise HftpipeError(f"/dev/shm is full: cannot {doing} {name}") from e
         if code in (errno.ELOOP, errno.EISDIR, errno.ENXIO):

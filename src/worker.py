@@ -425,7 +425,7 @@ def store(context: Context) -> Exit:
     block.state = _control.RUNNING
     try:
         out.serve(lambda: context.control.stop == _control.QUIT
-                  or (context.control.stop and context.ended(*DRAIN_AFTER["store"])), idle)
+                  or bool(context.control.stop and context.ended(*DRAIN_AFTER["store"])), idle)
         block.state = _control.DRAINING
         out.drain(5.0)
         out.finish()

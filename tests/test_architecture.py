@@ -23,8 +23,9 @@ LAYERS = [
     # 5 outside: talks to the world, strangers to one another
     {"alpaca", "venue", "store", "backtest", "strategies"},
     # 6 the program
-    {"worker"}, {"pipeline"}, {"cli", "__main__"},
+    {"worker"}, {"pipeline"}, {"cli"}, {"__main__"},
 ]
+OWN = {"__version__", "get_include"}   # of the package itself, which imports nothing
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 
 
@@ -39,14 +40,14 @@ def imports(path: Path) -> set[str]:
                 found |= set(top) or {a.name for a in node.names}
             elif isinstance(node, ast.Import):
                 found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("hftpipe.")}
-        return found
+        return found - OWN
     names = re.findall(r"^\s*from\s+\.\.(\w+)[\w.]*\s+c?import", text, re.M)
     if path.parent == SRC:
         names += re.findall(r"^\s*from\s+\.(\w+)[\w.]*\s+c?import", text, re.M)
     names += re.findall(r"^\s*from\s+hftpipe\.(\w+)[\w.]*\s+c?import", text, re.M)
     for group in re.findall(r"^\s*from hftpipe import (.+)$", text, re.M):
         names += [n.strip() for n in group.split(",")]
-    return set(names) - {"__version__", "get_include"}
+    return set(names) - OWN
 
 
 def test_no_module_reaches_up():

@@ -42,7 +42,7 @@ def test_the_shipped_file_has_every_key_under_a_paragraph():
             if not table or (header[1] != table and not header[1].startswith(table + ".")):
                 assert header[1] == "instruments" or previous.startswith("#") or not previous
             table = header[1]
-        elif key := re.match(r"(?:# )?([a-z_]+) = ", line):
+        elif key := re.match(r"(?:# )?([a-z0-9_]+) = ", line):
             name = f"{table}.{key[1]}".lstrip(".")
             if name not in seen:
                 assert previous.startswith("#"), f"{name} has no paragraph"

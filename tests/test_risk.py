@@ -3,12 +3,12 @@ import itertools
 import mmap
 import os
 import random
-import struct
 import subprocess
 import sys
 import time
 from collections import Counter
 from decimal import Decimal, localcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,9 +26,7 @@ A, B, E, R, T = (schema.ACTION, schema.BOOK_FLAG, schema.ORDER_EVENT_KIND, schem
 NANO = 10**9
 SECOND = 10**9
 NOW = 1000 * SECOND
-# offsets of _control.pxd; checked against the page's behaviour in test_halt_and_arming
-TOKEN_KEY, LIMITS_VERSION, HALT, ARMED, BLOCKS, STORE_FULL = 80, 88, 128, 256, 4096, 64
-BLOCK = (_control.SIZE - BLOCKS) // 16
+STAGES = [f"stage{i}" for i in range(11)]
 WIDE = {"max_order_shares": 10**6, "max_order_notional": 10**8, "max_position_shares": 10**6,
         "max_position_notional": 10**8, "max_total_notional": 10**9, "max_open_positions": 1000,
         "max_daily_loss": 10**6, "price_collar_bps": 1000, "max_orders_per_minute": 10000,
@@ -100,40 +98,45 @@ class Desk:
         self.risk.seed(instrument, nano(signed), nano(price))
 
 
-def page(halt=1, armed=1, key=0x1234567, version=3):
-    memory = bytearray(_control.SIZE)
-    for at, word in ((HALT, halt), (ARMED, armed), (TOKEN_KEY, key), (LIMITS_VERSION, version)):
-        struct.pack_into("<Q", memory, at, word)
-    return memory
+def page(key=0x1234567, version=3, halt=1, file=-1):
+    """A control page that is armed."""
+    memory = mmap.mmap(file, _control.SIZE)
+    _control.format(memory, run=1, token_key=key, limits_version=version, halt_epoch=halt,
+                    stages=STAGES)
+    control = Control(memory)
+    assert control.resume(halt)
+    return control
 
 
 # ---------------------------------------------------------------- each check, at and beyond
 
 def test_halt_and_arming():
-    memory = page(0, 0)
-    desk = Desk(Control(memory), 10)
+    memory = mmap.mmap(-1, _control.SIZE)
+    _control.format(memory, run=1, stages=STAGES)
+    control = Control(memory)
+    desk = Desk(control, 10)
     assert desk.check() == "HALTED", "never armed"
-    for halt, armed, wanted in ((1, 1, "NONE"), (2, 1, "HALTED"), (2, 2, "NONE"), (2, 3, "HALTED")):
-        struct.pack_into("<Q", memory, HALT, halt)
-        struct.pack_into("<Q", memory, ARMED, armed)
-        assert desk.check() == wanted
-        assert desk.verdict["halt_epoch"] == halt
+    assert control.resume(1) and desk.check() == "NONE"
+    assert control.halt() == 2 and desk.check() == "HALTED"
+    assert (desk.verdict["halt_epoch"], desk.verdict["limit"], desk.verdict["value"]) == (2, 1, 2)
     assert desk.cancel(2) == "NONE", "cancels pass while halted"
+    assert control.halt() == 3 and not control.resume(2) and desk.check() == "HALTED"
+    assert control.resume(3) and desk.check() == "NONE"
     assert Desk(None).check() == "NONE", "no page: always armed"
 
 
 @pytest.mark.parametrize("stage", [0, 6, 9])
 def test_a_full_store_link_closes_the_gate(stage):
-    memory = page()
-    desk = Desk(Control(memory), 10)
+    control = page()
+    desk = Desk(control, 10)
     assert desk.check() == "NONE"
-    struct.pack_into("<Q", memory, BLOCKS + stage * BLOCK + STORE_FULL, 1)
+    control.stage(stage).store_full = True
     assert desk.check() == "STORE_FULL" and desk.verdict["value"] == stage
-    struct.pack_into("<Q", memory, HALT, 2)
+    control.halt()
     assert desk.check() == "HALTED", "the kill switch comes first"
-    struct.pack_into("<Q", memory, HALT, 1)
-    struct.pack_into("<Q", memory, BLOCKS + stage * BLOCK + STORE_FULL, 0)
-    struct.pack_into("<Q", memory, BLOCKS + 10 * BLOCK + STORE_FULL, 1)
+    control.resume(2)
+    control.stage(stage).store_full = False
+    control.stage(10).store_full = True
     assert desk.check() == "NONE", "a block beyond stage_count is nobody's"
 
 
@@ -354,6 +357,17 @@ def test_total_notional():
     assert (desk.verdict["limit"], desk.verdict["value"]) == (nano("20000"), nano("20099.01"))
 
 
+def test_total_notional_keeps_the_larger_side_of_each_instrument():
+    desk = Desk(max_total_notional="20000", max_position_notional="10000",
+                max_order_notional="10000")
+    desk.hold("100", 1)
+    assert desk.check(1, "100") == "NONE"
+    assert desk.check(-1, "1", "100.01") == "NONE", "covered by the larger side"
+    desk.risk.mark(book(1, bid="109.99", ask="110.01"))
+    assert desk.check(-1, "1", "100.01") == "TOTAL_NOTIONAL", "the market has moved"
+    assert desk.verdict["value"] == nano("21000")
+
+
 def test_open_positions():
     desk = Desk(max_open_positions=2)
     desk.hold("1", 0)
@@ -479,8 +493,7 @@ def test_cancel():
 
 
 def test_the_order_is_the_intent_with_a_token():
-    memory = page(halt=7, armed=7)
-    desk = Desk(Control(memory), 10)
+    desk = Desk(page(halt=7), 10)
     intent = desk.intent(-1, "3", "100.5", 1, strategy=4, tif=3)
     reason, verdict, order = desk.risk.check(intent, NOW)
     assert reason == 0 and order["hop"] == 5 and order["action"] == A.NEW
@@ -636,12 +649,12 @@ def compare(seed, steps, capacity):
     specs["flags"][4] = 0
     specs["lot"][3] = specs["min_qty"][3] = NANO // 1000
     specs["tick"][2] = 1
-    memory = page()
+    control = page()
     limits = {**SMALL, "allow_short": rng.random() < 0.8,
               "max_orders_per_minute": rng.choice((8, 60, 60)),
               "max_open_orders": rng.choice((2, 4, 20)), "max_open_positions": rng.choice((2, 5)),
               "max_total_notional": rng.choice(("6000", "11000"))}
-    risk = Risk(limits, specs, Control(memory), 10, capacity)
+    risk = Risk(limits, specs, control, 10, capacity)
     naive = NaiveRisk(
         {k: Decimal(v) if k in AMOUNTS else v for k, v in limits.items()},
         [{"tick": Decimal(int(s["tick"])) / NANO, "lot": Decimal(int(s["lot"])) / NANO,
@@ -748,8 +761,11 @@ def compare(seed, steps, capacity):
         elif act > 0.99:
             naive.armed = rng.random() < 0.9
             naive.full = rng.random() < 0.05
-            struct.pack_into("<Q", memory, ARMED, 1 if naive.armed else 0)
-            struct.pack_into("<Q", memory, BLOCKS + 3 * BLOCK + STORE_FULL, naive.full)
+            if naive.armed:
+                control.resume(control.halt_epoch)
+            else:
+                control.halt()
+            control.stage(3).store_full = naive.full
         for k in range(count):
             exposure = risk.exposure(k)
             assert exposure["qty"] == int(naive.qty[k] * NANO)
@@ -786,43 +802,41 @@ def test_agrees_with_the_naive_gate_for_longer_and_meets_every_reason():
 # ---------------------------------------------------------------- another process halts
 
 HALTER = """
-import mmap, os, struct, sys
-with open(sys.argv[1], "r+b") as f, mmap.mmap(f.fileno(), 0) as page:
-    sys.stdin.read(1)
-    epoch, = struct.unpack_from("<Q", page, 128)
-    struct.pack_into("<Q", page, 128, epoch + 1)
-    print("halted", flush=True)
-    sys.stdin.read(1)
+import mmap, sys
+from hftpipe._control import Control
+with open(sys.argv[1], "r+b") as file:
+    control = Control(mmap.mmap(file.fileno(), 0))
+sys.stdin.read(1)
+print(control.halt(), flush=True)
 """
 
 
 def test_a_halt_by_another_process_refuses_the_next_check(tmp_path):
     path = tmp_path / "control"
-    path.write_bytes(page(halt=4, armed=4))
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-        desk = Desk(Control(memory), 10, capacity=1 << 16, max_orders_per_minute=1000000)
-        halter = subprocess.Popen([sys.executable, "-c", HALTER, os.fspath(path)],
-                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        try:
-            assert [desk.check() for _ in range(100)] == ["NONE"] * 100
-            halter.stdin.write(b"x")
-            halter.stdin.flush()
-            # While it happens: once refused, for ever refused.
-            answers, deadline = [], time.monotonic() + 30
-            while "HALTED" not in answers and time.monotonic() < deadline:
-                answers.append(desk.check(seq=desk.seq + 1))
-                desk.event(desk.seq, E.CANCELED)
-            assert answers.count("HALTED") == 1 and set(answers) <= {"NONE", "HALTED"}
-            assert halter.stdout.readline() == b"halted\n"
-            assert {desk.check() for _ in range(100)} == {"HALTED"}
-            assert desk.verdict["halt_epoch"] == 5
-            struct.pack_into("<Q", memory, ARMED, 4)            # a resume that saw epoch 4
-            assert desk.check() == "HALTED", "cannot erase the later halt"
-            struct.pack_into("<Q", memory, ARMED, 5)
-            assert desk.check() == "NONE"
-        finally:
-            halter.communicate(b"x", timeout=30)
-            del desk
+    path.write_bytes(bytes(_control.SIZE))
+    with path.open("r+b") as file:
+        control = page(halt=4, file=file.fileno())
+    desk = Desk(control, 10, capacity=1 << 16, max_orders_per_minute=1000000)
+    halter = subprocess.Popen(
+        [sys.executable, "-c", HALTER, os.fspath(path)], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.fspath(Path(schema.__file__).parent.parent)})
+    try:
+        assert [desk.check() for _ in range(100)] == ["NONE"] * 100
+        halter.stdin.write(b"x")
+        halter.stdin.flush()
+        answers, deadline = ["NONE"], time.monotonic() + 60
+        while answers[-1] == "NONE" and time.monotonic() < deadline:
+            answers.append(desk.check())            # while it happens
+            desk.event(desk.seq, E.CANCELED)
+        assert answers[-1] == "HALTED" and set(answers[:-1]) == {"NONE"}
+        assert halter.stdout.readline() == b"5\n"
+        assert {desk.check() for _ in range(100)} == {"HALTED"}, "once halted, for ever"
+        assert desk.verdict["halt_epoch"] == 5
+        assert not control.resume(4) and desk.check() == "HALTED", "cannot erase a later halt"
+        assert control.resume(5) and desk.check() == "NONE"
+    finally:
+        halter.communicate(timeout=60)
 
 
 # ---------------------------------------------------------------- configuration

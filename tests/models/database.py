@@ -12,6 +12,8 @@ from psycopg.conninfo import make_conninfo
 from hftpipe.store.migrate import migrate
 from hftpipe.store.postgres import Postgres
 
+QUICK = {"fsync": "off"}        # processes are killed here, not the host
+
 _number = itertools.count(1)
 
 
@@ -38,7 +40,7 @@ def run_directory():
 def server():
     """``(Postgres, conninfo of a migrated template)``."""
     with run_directory() as place:
-        p = Postgres(place)
+        p = Postgres(place, QUICK)
         try:
             migrate(p.start())
             yield p
