@@ -267,8 +267,11 @@ cdef class FeedStage(Stage):
         free(self.scratch)
 
     cdef uint64_t room(self) noexcept nogil:
+        """Records there is credit for; a frame's worth is looked for before it is denied."""
         cdef uint64_t store = store_credit(&self.store)
         cdef uint64_t book = ring_credit(self.book, self.scratch_size)
+        if store and self.store.ring != NULL:
+            store = ring_credit(self.store.ring, self.scratch_size)
         return store if store < book else book
 
     cdef void put(self, const hp_market_t *records, uint64_t count) noexcept nogil:

@@ -6,13 +6,13 @@ import zlib
 import numpy
 import pytest
 
-from hftpipe import config, recording, schema, worker
+from hftpipe import cli, config, recording, schema, worker
 from hftpipe.backtest import run as backtests
 from hftpipe.backtest.readers import open_recording
 from hftpipe.errors import DataError, MismatchError
 from tests.chain import NANO, quote, table
 from tests.data import recording as data
-from tests.models.live import Live, command
+from tests.models.live import Live
 
 RECORDINGS = {
     "itch": ("itch", "aapl_20200130_locate13_10k.itch50.bin"),
@@ -26,19 +26,43 @@ RECORDINGS = {
 TIMES = ("seconds", "events_per_second")
 
 
-def run(path, *options):
+@pytest.fixture
+def hp(capsys):
+    """Run ``hftpipe backtest`` in this process: (exit code, stdout, stderr)."""
+    def go(*args):
+        capsys.readouterr()
+        code = cli.run(["backtest", *map(str, args)])
+        return code, *capsys.readouterr()
+    return go
+
+
+@pytest.fixture
+def run(hp):
     """The JSON document of a backtest, without what measures time."""
-    code, out, err = command("backtest", "--data", path, "-o", "json", *options)
-    assert (code, err) == (0, ""), err
-    found = json.loads(out)
-    assert found["events_per_second"] > 0
-    return {k: v for k, v in found.items() if k not in TIMES}
+    def go(path, *options):
+        code, out, err = hp("--data", path, "-o", "json", *options)
+        assert (code, err) == (0, "")
+        found = json.loads(out)
+        assert found["events_per_second"] > 0
+        return {k: v for k, v in found.items() if k not in TIMES}
+    return go
+
+
+@pytest.fixture
+def refused(hp):
+    """Check that arguments give one line on standard error and the documented exit code."""
+    def go(code, message, *args):
+        got, out, err = hp(*args)
+        assert (got, out) == (code, ""), err
+        assert err.startswith("error: ") and err.count("\n") == 1
+        assert message in err, err
+    return go
 
 
 # ---------------------------------------------------------------- real recordings
 
 @pytest.mark.parametrize("name", RECORDINGS)
-def test_twice_the_same_and_fills_add_up_to_positions(name, tmp_path):
+def test_twice_the_same_and_fills_add_up_to_positions(name, tmp_path, run):
     path = data(*RECORDINGS[name])
     first = run(path, "--record", tmp_path / "a.rec")
     assert first == run(path, "--record", tmp_path / "b.rec")
@@ -89,15 +113,15 @@ def conserved(path, result):
         assert seen[int(i["cause"])] == i["ts_recv"]
 
 
-def test_a_strategy_of_the_configuration_can_be_chosen():
+def test_a_strategy_of_the_configuration_can_be_chosen(run, hp):
     path = data(*RECORDINGS["itch"])
     both, one = run(path), run(path, "--strategy", "model")
     assert 0 < one["intents"] != both["intents"]
-    code, _, err = command("backtest", "--data", path, "--strategy", "nope")
+    code, _, err = hp("--data", path, "--strategy", "nope")
     assert code == 2 and "must be one of imbalance, model, was 'nope'" in err
 
 
-def test_a_slower_way_to_the_venue_changes_fills_not_the_market():
+def test_a_slower_way_to_the_venue_changes_fills_not_the_market(run):
     path = data(*RECORDINGS["itch"])
     near, far = run(path, "--latency", "1us"), run(path, "--latency", "500ms")
     assert near["events"] == far["events"]
@@ -126,7 +150,7 @@ def ours(path, quotes=400, instruments=2, blocks=(1, 2, 3, 5)):
     return path, rows
 
 
-def test_messages_are_whole_wherever_the_blocks_of_a_recording_end(tmp_path):
+def test_messages_are_whole_wherever_the_blocks_of_a_recording_end(tmp_path, run):
     """A store link is written in batches of 4,096: one of them ended inside a quote, and a book
     with one new side and one old one was traded on."""
     path, rows = ours(tmp_path / "a.rec")
@@ -140,7 +164,7 @@ def test_messages_are_whole_wherever_the_blocks_of_a_recording_end(tmp_path):
     assert same[0] == same[1] and same[0]["orders"] > 0
 
 
-def test_symbols_choose_and_renumber_instruments_of_our_own_recording(tmp_path):
+def test_symbols_choose_and_renumber_instruments_of_our_own_recording(tmp_path, run, hp):
     """They were only looked up: all instruments came out, whatever was asked for."""
     path, rows = ours(tmp_path / "a.rec")
     reader = open_recording(path, symbols=["SYM1"])
@@ -153,7 +177,7 @@ def test_symbols_choose_and_renumber_instruments_of_our_own_recording(tmp_path):
     got = numpy.concatenate(list(reader))
     assert got["instrument"].tolist() == (1 - rows["instrument"]).tolist()
     assert run(path, "--symbols", "SYM1")["symbols"] == ["SYM1"]
-    code, _, err = command("backtest", "--data", path, "--symbols", "NOPE")
+    code, _, err = hp("--data", path, "--symbols", "NOPE")
     assert code == 4 and "wanted symbol NOPE, found SYM0, SYM1" in err
 
 
@@ -197,20 +221,20 @@ def rewritten(source, target, change):
 
 @pytest.mark.venue
 @pytest.mark.db
-def test_a_live_runs_intents_come_out_again(demo):
+def test_a_live_runs_intents_come_out_again(demo, hp):
     path, document = demo
-    code, out, err = command("backtest", "--data", path, "--verify", "-o", "json")
+    code, out, err = hp("--data", path, "--verify", "-o", "json")
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert found["identical"] and found["intents"] >= document["orders"] > 0
     assert found["market_events"] == document["events"]
-    assert "IDENTICAL" in command("backtest", "--data", path, "--verify")[1]
+    assert "IDENTICAL" in hp("--data", path, "--verify")[1]
 
 
 @pytest.mark.venue
 @pytest.mark.db
 @pytest.mark.parametrize("field", ["price", "qty", "side", "cause"])
-def test_one_changed_field_of_one_intent_is_found(demo, tmp_path, field):
+def test_one_changed_field_of_one_intent_is_found(demo, tmp_path, field, hp):
     path, _ = demo
     count = 0
 
@@ -221,7 +245,7 @@ def test_one_changed_field_of_one_intent_is_found(demo, tmp_path, field):
             if count == 5:
                 body[field] = -body[field] if field == "side" else body[field] + 1
 
-    code, out, err = command("backtest", "--verify", "--data",
+    code, out, err = hp("--verify", "--data",
                              rewritten(path, tmp_path / "bad.rec", change))
     assert code == 9 and out == ""
     assert err.startswith(f"error: intent 5: {field} was ") and err.count("\n") == 1
@@ -246,7 +270,7 @@ def test_one_changed_price_of_the_market_is_found(demo, tmp_path):
 
 @pytest.mark.venue
 @pytest.mark.db
-def test_a_live_runs_recording_is_data_too(demo):
+def test_a_live_runs_recording_is_data_too(demo, run):
     path, document = demo
     first = run(path)
     assert first == run(path)
@@ -255,14 +279,7 @@ def test_a_live_runs_recording_is_data_too(demo):
 
 # ---------------------------------------------------------------- bad input
 
-def refused(code, message, *args):
-    got, out, err = command("backtest", *args)
-    assert (got, out) == (code, ""), err
-    assert err.startswith("error: ") and err.count("\n") == 1
-    assert message in err, err
-
-
-def test_missing_foreign_and_cut_off_recordings(tmp_path):
+def test_missing_foreign_and_cut_off_recordings(tmp_path, refused):
     refused(4, "No such file", "--data", tmp_path / "none.bin")
     (tmp_path / "x.bin").write_bytes(b"PK\x03\x04 this is something else")
     refused(4, "wanted a recording", "--data", tmp_path / "x.bin")
@@ -275,10 +292,10 @@ def test_missing_foreign_and_cut_off_recordings(tmp_path):
     (tmp_path / "end.rec").write_bytes(raw[:-1])
     refused(4, "cut off", "--data", tmp_path / "end.rec")
     refused(2, "no configuration", "--verify", "--data", path)
-    refused(4, "wanted a new file", "--data", path, "--record", path)
+    refused(4, "File exists", "--data", path, "--record", path)
 
 
-def test_a_recording_of_another_schema_version(tmp_path):
+def test_a_recording_of_another_schema_version(tmp_path, refused):
     path, _ = ours(tmp_path / "a.rec")
     raw = path.read_bytes()
     size = struct.unpack_from("<I", raw, 8)[0]
@@ -290,14 +307,16 @@ def test_a_recording_of_another_schema_version(tmp_path):
     refused(4, "written by format 2, this build reads up to 1", "--data", path)
 
 
-def test_nan_negative_and_truncated_messages(tmp_path):
-    line = (b'1723075200000000000 {"stream":"btcusdt@depth@0ms","data":{"e":"depthUpdate",'
-            b'"E":1723075200000,"T":1723075200000,"s":"BTCUSDT","U":1,"u":2,"pu":0,'
-            b'"b":[["100.1","%s"]],"a":[]}}\n')
-    for text in (b"NaN", b"-1", b"1e999"):
-        path = tmp_path / "a.txt"
-        path.write_bytes(line % text)
-        refused(4, "line 1", "--data", path)
+def test_nan_negative_and_truncated_messages(tmp_path, refused, hp):
+    line = (b'1723075200000000000 {"stream":"btcusdt@trade","data":{"e":"trade",'
+            b'"E":1723075200000,"T":1723075200000,"s":"BTCUSDT","t":1,"p":"100.1","q":"%s",'
+            b'"m":false}}\n')
+    path = tmp_path / "a.txt"
+    path.write_bytes(line % b"1.5")
+    assert hp("--data", path)[0] == 0
+    for text in (b"NaN", b"-1", b"1e999", b"1.0000000001", b""):
+        path.write_bytes(line % b"1.5" + line % text)
+        refused(4, "line 2", "--data", path)
     path = data(*RECORDINGS["itch"])
     (tmp_path / "cut.bin").write_bytes(path.read_bytes()[:-7])
     refused(4, "found the end of the file", "--data", tmp_path / "cut.bin")
