@@ -256,11 +256,18 @@ def test_one_changed_field_of_one_intent_is_found(demo, tmp_path, field, hp):
 def test_one_changed_price_of_the_market_is_found(demo, tmp_path):
     path, _ = demo
     made = config.loads(recording.Recording(path).config["toml"], "recording", env={})
-    _, intents = recording.Recording(path).collect(schema.INTENT)
-    cause = int(intents[len(intents) // 2]["cause"])
+    found = recording.Recording(path)
+    _, intents = found.collect(schema.INTENT)
+    _, markets = found.collect(schema.MARKET)
+    by_event = {int(m["event"]): m for m in markets}
+    # The quote an intent was made from: a tick further on the side that it takes from.
+    wanted = next(
+        int(m["event"]) for i in intents for e in (int(i["cause"]), int(i["cause"]) - 1)
+        if (m := by_event.get(e)) is not None and m["kind"] == schema.MARKET_KIND.QUOTE
+        and m["side"] == -i["side"] and m["price"] == i["price"])
 
     def change(record, head, body):
-        if record is schema.MARKET and int(body["event"]) == cause:
+        if record is schema.MARKET and int(body["event"]) == wanted:
             body["price"] += made.instruments[0].tick
 
     other = rewritten(path, tmp_path / "bad.rec", change)
