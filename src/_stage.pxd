@@ -138,7 +138,6 @@ cdef class GatewayStage(Stage):
     cdef Orders table
     cdef Wire wire
     cdef int64_t max_age        # ns from ts_recv to the send
-    cdef uint64_t doubts        # executions seen that no order of ours explains
 
     cdef uint64_t _credit(self) noexcept nogil
     cdef void _emit(self, hp_order_event_t *e, int64_t ts, int64_t ts_in) noexcept nogil

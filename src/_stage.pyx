@@ -933,7 +933,7 @@ cdef class GatewayStage(Stage):
         cdef order_t *order = order_find(&self.table.o, u.order)
         cdef int64_t now
         cdef uint8_t before
-        cdef uint64_t doubts
+        cdef uint64_t over = self.table.o.overfills, orphans = self.table.o.orphan_fills
         before = order.state if order != NULL else <uint8_t>HP_ORDER_STATE_FREE
         memset(&e, 0, sizeof(e))
         if not order_apply(&self.table.o, u, &e):
@@ -941,9 +941,8 @@ cdef class GatewayStage(Stage):
             # an order of ours that we do not know, or beyond its quantity, is a broken position.
             if order == NULL:
                 control_count(self.block, HP_METRIC_DROPS, 1)
-            doubts = self.table.o.overfills + (self.table.o.orphan_fills if u.order else 0)
-            if doubts > self.doubts:
-                self.doubts = doubts
+            if self.table.o.overfills > over or (
+                    u.order and self.table.o.orphan_fills > orphans):
                 self._halt()
             return
         now = clock_now()

@@ -1,4 +1,4 @@
-"""A backtest is deterministic, conserves what it trades, and a live run's intents come out again."""
+"""A backtest is deterministic and conserves what it trades; a live run gives its intents again."""
 import json
 import struct
 import zlib
