@@ -75,6 +75,9 @@ def survey(run: Run, control: Control) -> dict[str, Any]:
     for name in ("feed", "updates"):
         if name in stages and not _number(stages, name, "connected"):
             problems.append(f"{name} is not connected")
+    lost = _number(stages, "updates", "errors")
+    if lost:                            # each may have been a fill
+        problems.append(f"{lost} malformed order updates")
     last = _number(stages, "feed", "last_data")
     if last and now - last > MUTE:
         problems.append(f"no market data for {(now - last) / 1e9:.0f} s")

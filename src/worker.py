@@ -245,6 +245,7 @@ async def _feed(context: Context, stage: FeedStage, feed_type: Any, decoder: Any
     block = context.control.stage(topology.INDEX["feed"])
     waiting: deque[Any] = deque()       # records that found no credit, oldest first
     lost = False
+    complain = 1
 
     def push(records: Any) -> None:
         nonlocal lost
@@ -259,7 +260,7 @@ async def _feed(context: Context, stage: FeedStage, feed_type: Any, decoder: Any
             context.log.error("links are full: market data dropped, books stale until resync")
 
     def retry() -> None:
-        nonlocal lost
+        nonlocal lost, complain
         if lost and stage.put_many(decoder.gap(_clock.now_ns())):
             lost = False
         while waiting and stage.put_many(waiting[0]):
@@ -267,6 +268,9 @@ async def _feed(context: Context, stage: FeedStage, feed_type: Any, decoder: Any
         counters = decoder.counters()
         block.set("drops", counters["drops"])
         block.set("errors", counters["errors"])
+        if counters["errors"] >= complain:      # at 1, 2, 4, ...: a flood does not fill the disk
+            context.log.warning("malformed market data", messages=counters["errors"])
+            complain = 2 * counters["errors"]
         block.set("reconnects", client.reconnects)
         block.set("connected", int(client.live))
 
@@ -305,14 +309,21 @@ async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> 
     key, secret = credentials(context)
     block = context.control.stage(topology.INDEX["updates"])
     waiting: list[Any] = []
+    malformed = 0
 
     def retry() -> None:
+        nonlocal malformed
         while waiting:
             taken = stage.put_many(waiting[0])
             if taken < len(waiting[0]):
                 waiting[0] = waiting[0][taken:]
                 break
             waiting.pop(0)
+        if client.reader.errors > malformed:    # perhaps a fill: nobody else will tell of it
+            malformed = client.reader.errors
+            context.log.error("malformed order updates", messages=malformed)
+        block.set("errors", malformed)
+        block.set("drops", client.reader.drops)
         block.set("reconnects", client.reconnects)
         block.set("connected", int(client.live))
 
@@ -336,6 +347,7 @@ async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> 
     await _beat(context, "updates", done, retry)
     stop.set()
     await task
+    retry()                     # what came while the stream was closing
     _settle(context, "updates", _control.STOPPED)
     return Exit.OK
 

@@ -76,8 +76,13 @@ def fail(control):
     control.stage(6).state = _control.FAILED
 
 
+def garble(control):
+    control.stage(5).set("errors", 2)
+
+
 @pytest.mark.parametrize(("harm", "words"), [
     (silence, "book has not beaten for 3.0 s"), (fill, "gateway: store link is full"),
+    (garble, "2 malformed order updates"),
     (disconnect, "feed is not connected"), (mute, "no market data for 90 s"),
     (lose, "2 orders without an answer"), (lag, "store is 1000000 events behind"),
     (fail, "ledger is failed")])
