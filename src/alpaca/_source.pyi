@@ -1,9 +1,10 @@
 from collections.abc import Callable
 
+from typing_extensions import disjoint_base
+
 from hftpipe._stage import Source
 from hftpipe.alpaca._codec import Decoder
 from hftpipe.alpaca._socket import Receiver
-from typing_extensions import disjoint_base
 
 @disjoint_base
 class SocketSource(Source):
