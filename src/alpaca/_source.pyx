@@ -71,6 +71,10 @@ cdef class SocketSource(Source):
         """Whether there is a connection."""
         return self.socket != NULL
 
+    def figures(self):
+        return {"connected": self.socket != NULL, "reconnects": max(self.connections - 1, 0),
+                "drops": self.decoder.c.drops, "errors": self.decoder.c.errors}
+
     cdef int read(self, hp_market_t *out, int room) noexcept nogil:
         cdef const uint8_t *payload
         cdef size_t size

@@ -10,8 +10,9 @@ from tests.models.live import (
     STREAMS,
     check_rows,
     check_venue,
+    comm,
     database,
-    marked,
+    living,
     runs,
     until,
 )
@@ -75,7 +76,7 @@ def test_the_same_with_a_process_for_each_stage(run, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_again_and_again_at_another_moment(run, seed):
-    """Same directory, one death after another; each run finds an intact house and halts by itself."""
+    """One death, then the next run in the same directory: it starts halted, on intact ground."""
     chance = random.Random(seed)
     live = run().up()
     names = [p["name"] for p in live.record.processes if p["name"] in ("feed", "hot", "updates")]
@@ -121,9 +122,9 @@ def test_store_monitor_and_database_are_restarted_in_place(run):
 
 def test_a_database_that_stands_still_loses_nothing_and_stops_nobody(run):
     live = run().up().trades()
-    postmaster = live.pid("postgres")
-    servers = [pid for pid in marked(live.env) if _parent(pid) == postmaster] + [postmaster]
-    assert len(servers) > 1
+    servers = [pid for pid in living(live.env, live.path)
+               if comm(pid) == "postgres"]
+    assert live.pid("postgres") in servers and len(servers) > 1
     for pid in servers:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -145,14 +146,6 @@ def test_a_database_that_stands_still_loses_nothing_and_stops_nobody(run):
     stored(live)
 
 
-def _parent(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
-
-
 # ---------------------------------------------------------------- the supervisor
 
 @pytest.mark.parametrize("options", [
@@ -160,11 +153,14 @@ def _parent(pid):
 def test_kill_9_of_the_supervisor_and_the_next_start_stores_what_the_rings_hold(run, options):
     first = run(*options).up().trades()
     # The database stops first, so that the rings hold something for certain.
-    postmaster = first.pid("postgres")
-    for pid in [p for p in marked(first.env) if _parent(p) == postmaster] + [postmaster]:
-        os.kill(pid, signal.SIGKILL)
+    servers = [pid for pid in living(first.env, first.path) if comm(pid) == "postgres"]
+    for pid in servers:
+        os.kill(pid, signal.SIGSTOP)
     moves(first, "events that are not stored", "feed", "events_stored", 500)
     first.popen.kill()
+    first.popen.wait()
+    for pid in servers:
+        os.kill(pid, signal.SIGCONT)
     assert first.end() == -signal.SIGKILL            # and no child has outlived it
     left = shm.runs()[first.run]
     assert {"control", *(f"{s}.store" for s in STREAMS)} <= set(left)

@@ -1,13 +1,14 @@
-"""Real runs for tests: ``hftpipe`` as a process, its control page, its venue's log, its database."""
+"""Real runs for tests: ``hftpipe`` as a process, its page, its venue's log, its database."""
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -25,7 +26,8 @@ STREAMS = ("feed", "book", "signal", "risk", "gateway", "updates", "ledger")
 
 def environment(**extra):
     """Of this process without our own variables, with a marker that children inherit."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("HFTPIPE_", "ALPACA_", "APCA_"))}
+    ours = ("HFTPIPE_", "ALPACA_", "APCA_")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return {**env, "PYTHONPATH": str(ROOT / "build/view"), MARKER: uuid.uuid4().hex, **extra}
 
 
@@ -55,6 +57,27 @@ def marked(env):
                         found[int(entry)] = line.replace(b"\0", b" ").decode().strip()
             except OSError:
                 pass                    # it has just ended
+    return found
+
+
+def comm(pid):
+    """The kernel's name of a process; empty when there is none."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def living(env, path):
+    """Like :func:`marked`, and the backends of the database in *path*, which hide what they got."""
+    found = marked(env)
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                if os.readlink(f"/proc/{entry}/cwd").startswith(f"{path}/"):
+                    found.setdefault(int(entry), comm(entry))
+            except OSError:
+                pass
     return found
 
 
@@ -128,7 +151,7 @@ class Live:
     def end(self):
         """The exit code, when it has ended; no process and, but for kept rings, nothing is left."""
         out, self.err = self.popen.communicate(timeout=DEADLINE)
-        until(lambda: not marked(self.env), f"no process is left of {marked(self.env)}")
+        until(lambda: not living(self.env, self.path), "no process is left")
         assert "Traceback" not in self.err
         self.document = json.loads(out) if out.strip() else None
         return self.popen.returncode
@@ -153,7 +176,10 @@ class Live:
         self.popen.wait()
         self.popen.stdout.close()
         self.popen.stderr.close()
-        until(lambda: not marked(self.env), "no process is left")
+        for pid in living(self.env, self.path):         # a test failed in the middle
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        until(lambda: not living(self.env, self.path), "no process is left")
         run = self.last_run()
         if run:
             shm.remove(run)
