@@ -63,7 +63,7 @@ bits = st.integers(0, (1 << 64) - 1)
 
 
 @pytest.mark.db
-@settings(max_examples=25, deadline=None,
+@settings(max_examples=15, deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("number", schema.BODIES, ids=lambda n: schema.BODIES[n].name)
 @given(seed=st.integers(0, 1 << 32), count=st.integers(1, 9), stream=st.integers(0, 127),
