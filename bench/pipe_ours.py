@@ -14,9 +14,10 @@ WARM_UP = int(sys.argv[4])
 
 def build_always() -> None:
     """Compile the bench's strategy as an author would, against the installed package."""
-    import hftpipe
     from Cython.Build import cythonize
     from setuptools import Distribution, Extension
+
+    import hftpipe
     place = Path(tempfile.gettempdir()) / f"hftpipe-bench-{os.getuid()}-{sys.version_info[1]}"
     place.mkdir(mode=0o700, exist_ok=True)
     source = Path(__file__).with_name("_always.pyx")

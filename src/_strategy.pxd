@@ -38,8 +38,9 @@ cdef enum:                      # hp_context_t.event: why the strategy is called
     STRATEGY_TRADE = 2          # the same, caused by a trade: book.last_*
     STRATEGY_ORDER = 3          # a step of one of our orders: order_event
     STRATEGY_TIMER = 4          # time passed: now
-    STRATEGY_IDLE = 5           # nothing happened: keep caches warm, change no state; room is 0.
-                                # Not an event: it is neither recorded nor replayed.
+    # Nothing happened: keep caches warm, change no state; room is 0.  Not an event: it is
+    # neither recorded nor replayed.
+    STRATEGY_IDLE = 5
 
 cdef struct hp_holding_t:       # what the strategy stage knows of one instrument
     int64_t qty                 # nanoqty, from fills; negative = short

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -91,9 +92,11 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
     del strategies
     run_dir.prepare()
     run_dir.lock()
+    before: set[int] | None = None
     try:
         logger = log.setup("supervisor", directory=run_dir.logs,
                            level=config.observe.log_level, stream=None)
+        before = process.keep_house(plan)
         server = Postgres(run_dir.path) if embedded(config.store.url) else None
         with server or database(config.store.url, run_dir.path) as conninfo:
             say("database  " + ("embedded PostgreSQL in the run directory" if server
@@ -105,6 +108,8 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
             return _execute(config, plan, run_dir, conninfo, table, halted, seconds, path, seed,
                             rate, say, live, logger, server)
     finally:
+        if before is not None:
+            os.sched_setaffinity(0, before)
         run_dir.unlock()
 
 

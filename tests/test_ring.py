@@ -1,5 +1,6 @@
 """The ring against a deque in every form it has; every kind of foreign memory is refused."""
 import mmap
+import os
 import struct
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hftpipe import schema
-from hftpipe._ring import footprint, pair
+from hftpipe import _ring, schema
+from hftpipe._ring import Ring, footprint, pair
+from hftpipe.errors import BusyError, SchemaError
 
 R = schema.MARKET
 

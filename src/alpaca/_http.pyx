@@ -438,11 +438,11 @@ cdef class AlpacaWire(Wire):
 
     cdef http_connection_t *_idle(self, bint cancelling) noexcept nogil:
         """A connection to send on; NULL when all are busy or down."""
-        cdef uint32_t i
+        cdef uint32_t _
         cdef http_connection_t *k = &self._connection[self._count - 1]
         if cancelling and k.state == HTTP_IDLE and k.answer == 0:
             return k
-        for i in range(self._count - 1):
+        for _ in range(self._count - 1):
             self._next = self._next + 1 if self._next + 2 < self._count else 0
             k = &self._connection[self._next]
             if k.state == HTTP_IDLE and k.answer == 0:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy
 from hftpipe import build, recording, schema
 from hftpipe.backtest._replay import Inline, replay_intents
 from hftpipe.backtest._sim import SimWire
-from hftpipe.backtest.readers import FORMATS, Format, Reader, open_recording
+from hftpipe.backtest.readers import open_recording
 from hftpipe.errors import DataError, MismatchError
 
 if TYPE_CHECKING:
@@ -23,68 +23,6 @@ STAGES = ("feed", "book", "signal", "risk", "gateway", "ledger")
 STORES = tuple(f"{name}.store" for name in STAGES)
 DRAIN_AT = 0.5                  # of a store link's capacity
 Strategies = Callable[[numpy.ndarray[Any, Any]], "list[Strategy]"]
-
-
-class OwnReader(Reader):
-    """Market data of one of our own recordings."""
-
-    def __init__(self, path: Path, symbols: Any = None, chunk: int = 8192) -> None:
-        super().__init__(path, symbols, chunk)
-        self.recording = recording.Recording(path)
-        self.format = "hftpipe"
-        self.instruments = self.recording.instruments
-        self.utc_offset = self.recording.utc_offset
-        self._index: dict[int, int] | None = None       # in the file -> in the table
-        if symbols is not None:
-            names = [row["symbol"].decode() for row in self.instruments]
-            self._missing(names)
-            chosen = [names.index(symbol) for symbol in symbols]
-            self._index = {old: new for new, old in enumerate(chosen)}
-            self.instruments = self.instruments[chosen]
-
-    def __iter__(self) -> Iterator[numpy.ndarray[Any, Any]]:
-        # A block of the file ends where the store's batch did, which may be inside a message.
-        rest = numpy.zeros(0, schema.dtype(schema.MARKET))
-        for found in self._records():
-            if len(rest):
-                found = numpy.concatenate([rest, found])
-            ends = numpy.flatnonzero(found["flags"] & schema.MARKET_FLAG.LAST)
-            whole = int(ends[-1]) + 1 if len(ends) else 0
-            rest = found[whole:]
-            if whole:
-                yield self._chosen(found[:whole])
-        if len(rest):
-            yield self._chosen(rest)
-
-    def _records(self) -> Iterator[numpy.ndarray[Any, Any]]:
-        """MARKET records of this version as the file has them."""
-        want = schema.dtype(schema.MARKET)
-        for kind, _, found in self.recording.events(schema.STREAM.FEED):
-            if self.recording.descriptors[kind]["name"] != schema.MARKET.name:
-                continue
-            out = numpy.zeros(len(found), want)
-            for name in want.names or ():
-                if name in (found.dtype.names or ()) and name != "link_seq":
-                    out[name] = found[name]
-            yield out
-
-    def _chosen(self, found: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
-        """Without instruments that were not asked for, the others renumbered."""
-        if self._index is None:
-            return found
-        out = found[numpy.isin(found["instrument"], list(self._index))]
-        if len(out):
-            places = numpy.zeros(max(self._index) + 1, "<u2")
-            places[list(self._index)] = list(self._index.values())
-            out["instrument"] = places[out["instrument"]]
-        return out
-
-
-def _is_own(path: Path, head: bytes) -> bool:
-    return head.startswith(recording.MAGIC)
-
-
-FORMATS["hftpipe"] = Format(_is_own, OwnReader, "recording of a run of ours")
 
 
 @dataclass
@@ -149,10 +87,11 @@ def backtest(path: str | Path, config: Config, strategies: Strategies, *,
         wires.append(SimWire(made[1].handles, latency))
         return wires[0]
 
-    made = build.stages(STAGES, links, config, table, strategies=lambda: strategies(table),
-                        wire=wire)
+    made: list[Any] = list(build.stages(
+        STAGES, links, config, table, strategies=lambda: strategies(table), wire=wire))
     offset = int(getattr(reader, "utc_offset", 0))
-    inline: Any = Inline(*made, wires[0], offset)   # type: ignore[arg-type]
+    feed, book, signal, risk, gateway, ledger = made
+    inline = Inline(feed, book, signal, risk, gateway, ledger, wires[0], offset)
     writer = recording.Writer(record, table, run=1, utc_offset=offset, profile="backtest",
                               config={"latency_ns": latency}) if record else None
     first = last = 0
@@ -183,7 +122,6 @@ def backtest(path: str | Path, config: Config, strategies: Strategies, *,
         inline.close()
         if writer is not None:
             writer.close()
-    _, book, signal, risk, gateway, ledger = made
     out.span_ns = last - first
     out.messages_dropped = book.counters["drops"]
     out.intents = signal.counters["intents"]

@@ -58,6 +58,7 @@ def command(settings: Settings, out: str, seconds: float | None, data: str | Non
     path = worker.recording_path(out)
     part = path.with_name(f".{path.name}.{os.getpid()}")        # becomes *path* when it is whole
     progress = Progress(settings)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)     # cleans up, like ^C
     try:
         if data is not None:
             found = convert(data, part, chosen, progress)
@@ -68,8 +69,10 @@ def command(settings: Settings, out: str, seconds: float | None, data: str | Non
         except OSError as error:
             raise ConfigError(f"cannot write recording {path}: {error.strerror}") from None
     finally:
+        signal.signal(signal.SIGTERM, before)
         progress.end()
         part.unlink(missing_ok=True)
+    code = int(found.setdefault("exit", 0))
     found = {"out": str(path), **found, "bytes": path.stat().st_size}
     if settings.json:
         print(json.dumps(found))
@@ -77,7 +80,9 @@ def command(settings: Settings, out: str, seconds: float | None, data: str | Non
         print(f"{path}   {found['source']}   {', '.join(found['symbols'][:8])}"
               f"{', ...' if len(found['symbols']) > 8 else ''}   {count(found['events'])} events "
               f"of {found['span_s']:,.1f} s   {count(found['bytes'])} bytes")
-    return 0
+    if code:
+        print(f"error: {found['error']}; what came before is recorded", file=sys.stderr)
+    return code
 
 
 class Progress:
@@ -164,8 +169,8 @@ def convert(data: str | Path, out: Path, symbols: list[str] | None,
         If *data* is unreadable, malformed or cut off, or *out* cannot be written.
     """
     from hftpipe import recording
-    from hftpipe.backtest import run  # knows our own format too
-    reader = run.open_recording(data, symbols=symbols)
+    from hftpipe.backtest import readers
+    reader = readers.open_recording(data, symbols=symbols)
     table = reader.instruments
     with recording.Writer(out, table, run=1, utc_offset=int(getattr(reader, "utc_offset", 0)),
                           profile="record", config={"source": reader.format}) as writer:
@@ -182,6 +187,9 @@ def live(config: Config, out: Path, seconds: float | None, symbols: list[str] | 
          rate: float, progress: Callable[[int], None]) -> dict[str, Any]:
     """Write what the configured feed sends into the new file *out*.
 
+    What ends a recording before its time is in the summary as ``exit`` and ``error``; what came
+    until then is kept.
+
     Raises
     ------
     ConfigError
@@ -189,7 +197,7 @@ def live(config: Config, out: Path, seconds: float | None, symbols: list[str] | 
     DeadlineError
         If no market data came.
     HftpipeError
-        If the local exchange ends before its time.
+        If the local exchange ends before anything came.
     """
     from hftpipe import _clock, build, recording
     table = build.instruments(config)
@@ -216,8 +224,14 @@ def live(config: Config, out: Path, seconds: float | None, symbols: list[str] | 
             out, table, run=_clock.utc_ns(), utc_offset=_clock.utc_ns() - _clock.now_ns(),
             profile=config.profile, config={"source": url}))
         market = Market(writer)
-        counters = asyncio.run(_feed(config, url, key, secret, table, market, seconds, process,
-                                     progress))
+        counters: dict[str, Any] = {}
+        try:
+            counters = asyncio.run(_feed(config, url, key, secret, table, market, seconds,
+                                         process, progress))
+        except HftpipeError as error:
+            if not market.seq:
+                raise
+            counters = {"exit": int(error.exit_code), "error": str(error)}
     if not market.seq:
         raise DeadlineError(f"no market data from {url}"
                             + (f" within {seconds:g} s" if seconds is not None else ""))
