@@ -436,7 +436,7 @@ def test_another_postgresql_by_url(tmp_path, run):
     (["--cores", "4095"], 2, "core"),
     (["--set", "risk.max_order_size=1"], 4, "max_order_shares"),
     (["--set", "store.url=mysql://x/y"], 4, "postgresql://"),
-    (["--set", "store.url=postgresql://nobody@127.0.0.1:1/none"], 1, "cannot connect"),
+    (["--set", "store.url=postgresql://nobody@127.0.0.1:1/none"], 4, "cannot connect"),
     (["--set", "observe.prometheus=0.0.0.0:1"], 4, "loopback"),
 ])
 def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path, options, code, message):
