@@ -201,8 +201,6 @@ def pipeline(context: Context) -> Exit:
         context.stages, context.links, context.config, context.table, control=context.control,
         strategies=lambda: strategies(context.config, context.table),
         wire=lambda _: alpaca_wire(context), source=source if "feed" in context.stages else None)
-    if sources:
-        context.control.stage(topology.INDEX["feed"]).set("connected", 1)
     waits = {topology.SPIN: WAIT_SPIN, topology.YIELD: WAIT_YIELD, topology.SLEEP: WAIT_SLEEP}
     after = sorted({topology.INDEX[before] for stage in context.stages
                     for before in DRAIN_AFTER.get(stage, ()) if before not in context.stages})
