@@ -116,8 +116,9 @@ def test_demo_leaves_no_process_and_no_shared_memory(demo):
     assert demo.live.run not in shm.runs()
     assert not [n for n in os.listdir("/dev/shm") if f"{demo.live.run:x}" in n]
     names = " ".join(demo.processes.values())
-    for part in ("--process feed", "--process hot", "--process updates", "--process store",
-                 "--process monitor", " hftpipe venue ", "postgres"):
+    planned = {p["name"] for p in demo.live.record.processes} - {"supervisor"}
+    assert {"hot", "updates", "store", "monitor"} <= planned
+    for part in (*(f"--process {name}" for name in planned), " hftpipe venue ", "postgres"):
         assert part in names, f"the search for processes found no {part}"
     assert not (demo.live.path / worker.PRIVATE).exists()
 
