@@ -199,7 +199,8 @@ def test_l2_update_in_c(benchmark, libraries, stream):
         assert found.setdefault("best", list(out)) == list(out)
         return elapsed
 
-    times = interleaved(ROUNDS, **{"ours": lambda: run("ours"), "std::map": lambda: run("std::map")})
+    times = interleaved(ROUNDS, **{name: lambda name=name: run(name)
+                                   for name in ("ours", "std::map")})
     median = report(f"L2 update in C, {name}", times, len(rows), benchmark)
     ratio = median["ours"] / median["std::map"]
     print(f"  ratio {ratio:.3f}, wanted at most 0.25")

@@ -14,9 +14,10 @@ WARM_UP = int(sys.argv[4])
 
 def build_always() -> None:
     """Compile the bench's strategy as an author would, against the installed package."""
-    import hftpipe
     from Cython.Build import cythonize
     from setuptools import Distribution, Extension
+
+    import hftpipe
     place = Path(tempfile.gettempdir()) / f"hftpipe-bench-{os.getuid()}-{sys.version_info[1]}"
     place.mkdir(mode=0o700, exist_ok=True)
     source = Path(__file__).with_name("_always.pyx")
@@ -56,8 +57,7 @@ def main() -> None:
     from hftpipe.models import DEMO
 
     cfg = config.loads(
-        "[[instruments]]\nsymbol = 'ACME'\n[risk]\nmax_orders_per_minute = 1000000\n"
-        "max_order_notional = 1000000\nmax_open_orders = 1000", env={})
+        "[[instruments]]\nsymbol = 'ACME'\n[risk]\nmax_orders_per_minute = 1000000", env={})
     table = build.instruments(cfg)
     aligned = shm.create_control(1, stages=[s.name for s in topology.STAGES], started=1,
                                  token_key=99)

@@ -48,6 +48,7 @@
 #include "_schema.h"
 
 #define BOOK_NONE UINT32_MAX
+#define BOOK_HINTS 256u             /* remembered pages of a side; a power of two */
 #define BOOK_ROOT 10u              /* highest level a price below 2^63 can need */
 #define BOOK_GOLDEN 0x9E3779B97F4A7C15ull
 
@@ -77,9 +78,10 @@ typedef struct {
   int64_t best_price;               /* nanoprice; 0 = no level */
   int64_t best;                     /* tick of it */
   uint32_t page;                    /* page of it */
-  uint32_t hint;                    /* page used last */
   uint32_t levels;
   uint32_t top;                     /* level of the root bitmap, at least 1 */
+  uint32_t reserved;
+  uint32_t hint[BOOK_HINTS];        /* page used last, by the low bits of its index */
 } book_side_t;
 
 typedef struct { int64_t price, qty; uint64_t orders; } book_level_t;
@@ -234,12 +236,12 @@ static inline void book_idle_remove(book_t *b, uint32_t page) {
 
 /* The page of tick t, or 0 when no page holds it. */
 static inline uint32_t book_page(book_t *b, uint32_t s, int64_t t) {
-  uint64_t key = book_key(s, 0, (uint64_t)t >> 6);
-  uint32_t page = b->side[s].hint;
-  if (__builtin_expect(b->pages[page].key == key, 1)) return page;
+  uint64_t index = (uint64_t)t >> 6, key = book_key(s, 0, index);
+  uint32_t *hint = &b->side[s].hint[index & (BOOK_HINTS - 1)];
+  if (__builtin_expect(b->pages[*hint].key == key, 1)) return *hint;
   uint32_t i = book_find(b, key);
   if (i == BOOK_NONE) return 0;
-  return b->side[s].hint = (uint32_t)b->nodes[i].value;
+  return *hint = (uint32_t)b->nodes[i].value;
 }
 
 /* The same, taking a page from the pool; 0 when the pool is empty. */
@@ -258,7 +260,8 @@ static inline uint32_t book_page_take(book_t *b, uint32_t s, int64_t t) {
   b->pages[page].key = book_key(s, 0, (uint64_t)t >> 6);
   book_insert(b, b->pages[page].key, page);
   book_idle_add(b, page);
-  return b->side[s].hint = page;
+  b->side[s].hint[((uint64_t)t >> 6) & (BOOK_HINTS - 1)] = page;
+  return page;
 }
 
 /* Tell the bitmaps above that the page of t has levels now; 0 when they have no room. */

@@ -137,8 +137,10 @@ cdef order_t *order_find(orders_t *o, uint64_t order) noexcept nogil
 # One message of the venue: 1 and *out* when it is a new step, else 0.
 cdef int order_apply(orders_t *o, const hp_update_t *u, hp_order_event_t *out) noexcept nogil
 
-# One step of our own: DROPPED, SENT, CANCEL_SENT, UNKNOWN; DENIED (and DROPPED) also of an
-# order that is not in the table, then *out* carries order, kind, reason and state only.
+# One step of our own: DROPPED, SENT, CANCEL_SENT, UNKNOWN; CANCEL_REJECTED of a cancel that
+# never left (the state stays, one sent earlier may still be answered); DENIED (and DROPPED)
+# also of an order that is not in the table, then *out* has order, kind, reason and state only.
+# *out* is untouched when it returns 0.
 cdef int order_step(orders_t *o, uint64_t order, uint8_t kind, uint8_t reason,
                     hp_order_event_t *out) noexcept nogil
 

@@ -256,6 +256,9 @@ cdef int order_step(orders_t *o, uint64_t order, uint8_t kind, uint8_t reason,
         t.cancelling = 1
         if t.state != HP_ORDER_STATE_UNKNOWN:       # still no answer to the order itself
             order_state(o, t, HP_ORDER_STATE_PENDING_CANCEL)
+    elif kind == HP_ORDER_EVENT_CANCEL_REJECTED:    # it could not be handed to the socket
+        if order_ended(t):
+            return 0
     elif kind == HP_ORDER_EVENT_UNKNOWN:
         if t.state not in (HP_ORDER_STATE_CREATED, HP_ORDER_STATE_SENT,
                            HP_ORDER_STATE_PENDING_CANCEL):

@@ -43,15 +43,19 @@ cdef struct store_t:            # a stage's own store link and the stream it mak
 
 cdef class Stage:
     cdef stage_block_t *block   # this stage's in the control page; never NULL
+    cdef control_header_t *header       # NULL without a control page
     cdef object _own_block      # keeps a private block alive when there is no control page
     cdef object _keep           # rings and memory that the pointers below point into
     cdef readonly str name
     cdef readonly object error  # None, or what stopped the stage
     cdef store_t store
     cdef int failed             # set without the GIL; `error` says why
+    cdef bint draining          # set by the host: take in nothing new from outside
 
     cdef int _setup(self, str name, Control control, int index, store, int stream,
                     record) except -1
+    # Stop trading: something is not as it must be, and orders would make it worse.
+    cdef void _halt(self) noexcept nogil
     # Do at most *limit* records' worth; returns how many were done (0 = idle).
     cdef uint64_t work(self, uint64_t limit) noexcept nogil
     # Called when idle for a while: warm caches, return credit.
@@ -118,7 +122,6 @@ cdef class RiskStage(Stage):
     cdef ring_t *positions
     cdef ring_t *orders
     cdef Risk risk
-    cdef control_header_t *header
     cdef stage_block_t *blocks
     cdef uint64_t halt_seen
     cdef bint armed_seen
@@ -134,9 +137,7 @@ cdef class GatewayStage(Stage):
     cdef int output_count
     cdef Orders table
     cdef Wire wire
-    cdef control_header_t *header
     cdef int64_t max_age        # ns from ts_recv to the send
-    cdef uint64_t unknown
 
     cdef uint64_t _credit(self) noexcept nogil
     cdef void _emit(self, hp_order_event_t *e, int64_t ts, int64_t ts_in) noexcept nogil
@@ -154,6 +155,7 @@ cdef class LedgerStage(Stage):
     cdef ring_t *marks
     cdef ring_t *risk
     cdef Ledger ledger
+    cdef uint64_t broken        # refusals of the ledger seen
     cdef uint64_t instruments
     cdef int64_t *stored_at     # ts_recv of the newest stored snapshot, per instrument
     cdef int64_t interval       # ns between stored snapshots of a moving position

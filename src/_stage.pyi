@@ -34,6 +34,7 @@ class Stage:
 class Source:
     @property
     def error(self) -> BaseException | None: ...
+    def figures(self) -> dict[str, int]: ...
 
 @disjoint_base
 class FeedStage(Stage):

@@ -3,7 +3,8 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_pause, hp_store_relaxed, hp_store_release
+from ._atomic cimport (
+    hp_fetch_add, hp_load_acquire, hp_load_relaxed, hp_pause, hp_store_release)
 from ._book cimport Book, book_apply, book_view
 from ._clock cimport clock_now
 from ._control cimport (
@@ -18,7 +19,8 @@ from ._ring cimport (
 from ._risk cimport risk_check, risk_mark, risk_order_event, risk_position
 from ._schema cimport *
 from ._strategy cimport (
-    STRATEGY_BOOK, STRATEGY_IDLE, STRATEGY_ORDER, STRATEGY_TRADE, STRATEGY_VERSION, hp_context_t, hp_out_t)
+    STRATEGY_BOOK, STRATEGY_IDLE, STRATEGY_ORDER, STRATEGY_TRADE, STRATEGY_VERSION, hp_context_t,
+    hp_out_t)
 from ._token cimport token_of
 from ._wire cimport WIRE_BUSY, WIRE_SENT
 
@@ -79,12 +81,15 @@ cdef enum:
     SLEEP = 2
     BATCH = 64                  # records of one stage in one pass
     STORE_ROOM = 64             # credit on the store link without which nothing is taken
-    MAINTAIN_NS = 2_000_000     # how often maintain() runs in a loop that is idle
+    MAINTAIN_NS = 20_000_000    # how often maintain() runs: with the GIL, some 10 us each time
     DRAINED_NS = 100_000_000    # idle this long while draining means there is nothing left
     PENDING_NS = 2_000_000_000  # a drain waits this long for orders without an end
     HEARTBEAT_PASSES = 512
     FLUSH_PASSES = 64           # idle passes after which credit is returned ...
     WARM_PASSES = 256           # ... and again, with the models kept warm, every so many
+
+
+_METRIC = {m.name: i for i, m in enumerate(schema.METRICS)}
 
 
 def checksum(body) -> int:
@@ -181,13 +186,18 @@ cdef class Stage:
             self._own_block = bytearray(sizeof(stage_block_t) + 64)
             self.block = <stage_block_t *>(<uint64_t>(<char *>self._own_block) + 63 & ~63ULL)
         else:
-            self.block = control.block(index)
+            self.block, self.header = control.block(index), control.header
             self._keep.append(control)
         self.store.block = self.block
         self.store.ring = _end(self._keep, store, record, True)
         self.store.stream = <uint64_t>stream << HP_SEQ_BITS
         self.store.slot_size = record.size
         return 0
+
+    cdef void _halt(self) noexcept nogil:
+        control_count(self.block, HP_METRIC_ERRORS, 1)
+        if self.header != NULL:
+            hp_fetch_add(&self.header.halt_epoch, 1)
 
     cdef uint64_t work(self, uint64_t limit) noexcept nogil:
         return 0
@@ -249,6 +259,10 @@ cdef class Source:
     cdef object maintain(self):
         return None
 
+    def figures(self):
+        """Values of metrics of the feed stage by name, read every few milliseconds."""
+        return {}
+
 
 cdef class FeedStage(Stage):
     """Gives market records their identity and puts them on the book's and the store link."""
@@ -266,8 +280,11 @@ cdef class FeedStage(Stage):
         free(self.scratch)
 
     cdef uint64_t room(self) noexcept nogil:
+        """Records there is credit for; a frame's worth is looked for before it is denied."""
         cdef uint64_t store = store_credit(&self.store)
         cdef uint64_t book = ring_credit(self.book, self.scratch_size)
+        if store and self.store.ring != NULL:
+            store = ring_credit(self.store.ring, self.scratch_size)
         return store if store < book else book
 
     cdef void put(self, const hp_market_t *records, uint64_t count) noexcept nogil:
@@ -297,7 +314,7 @@ cdef class FeedStage(Stage):
             control_set(self.block, HP_METRIC_LAST_DATA, <uint64_t>now)
 
     cdef uint64_t work(self, uint64_t limit) noexcept nogil:
-        if self.source is None:
+        if self.source is None or self.draining:
             return 0
         cdef uint64_t room = self.room()
         if room < self.scratch_size:            # R1: a frame may need all of it
@@ -315,6 +332,8 @@ cdef class FeedStage(Stage):
     cdef object maintain(self):
         if self.source is not None:
             self.source.maintain()
+            for name, value in self.source.figures().items():
+                control_set(self.block, _METRIC[name], value)
             if self.failed and self.source.error is not None:
                 self.error = self.source.error
 
@@ -640,7 +659,8 @@ cdef class SignalStage(Stage):
             if b == NULL:
                 self.failed |= self.books.broken != 0
                 break
-            if store_credit(&self.store) == 0 or ring_credit(self.intents, INTENTS_MAX) < INTENTS_MAX:
+            room = ring_credit(self.intents, INTENTS_MAX)
+            if store_credit(&self.store) == 0 or room < INTENTS_MAX:
                 control_count(self.block, HP_METRIC_CREDIT_STALLS, 1)
                 break
             i = b.instrument
@@ -732,7 +752,7 @@ cdef class RiskStage(Stage):
         self.orders = _end(self._keep, orders, schema.ORDER, True)
         self.risk = risk
         if control is not None:
-            self.header, self.blocks = control.header, control.blocks
+            self.blocks = control.blocks
 
     @property
     def refusals(self):
@@ -874,8 +894,6 @@ cdef class GatewayStage(Stage):
         for i, ring in enumerate(outputs):
             self.outputs[i] = _end(self._keep, ring, schema.ORDER_EVENT, True)
         self.table, self.wire, self.max_age = table, wire, max_age
-        if control is not None:
-            self.header = control.header
 
     cdef uint64_t _credit(self) noexcept nogil:
         """Order events there is room for on every output."""
@@ -915,12 +933,17 @@ cdef class GatewayStage(Stage):
         cdef order_t *order = order_find(&self.table.o, u.order)
         cdef int64_t now
         cdef uint8_t before
-        if order == NULL:
-            control_count(self.block, HP_METRIC_DROPS, 1)
-            return
-        before = order.state
+        cdef uint64_t over = self.table.o.overfills, orphans = self.table.o.orphan_fills
+        before = order.state if order != NULL else <uint8_t>HP_ORDER_STATE_FREE
         memset(&e, 0, sizeof(e))
         if not order_apply(&self.table.o, u, &e):
+            # Fills of orders that are not this run's (order 0) are the reconciliation's; one of
+            # an order of ours that we do not know, or beyond its quantity, is a broken position.
+            if order == NULL:
+                control_count(self.block, HP_METRIC_DROPS, 1)
+            if self.table.o.overfills > over or (
+                    u.order and self.table.o.orphan_fills > orphans):
+                self._halt()
             return
         now = clock_now()
         if before == HP_ORDER_STATE_SENT and order.ts_sent:
@@ -969,6 +992,10 @@ cdef class GatewayStage(Stage):
         if o.action == HP_ACTION_CANCEL:
             if order == NULL or _terminal(order.state):
                 return 1
+            if reason == HP_REASON_TOKEN:
+                if order_step(&self.table.o, o.order, HP_ORDER_EVENT_CANCEL_REJECTED, reason, &e):
+                    self._emit(&e, clock_now(), o.ts_recv + o.hop)
+                return 1
             rc = self.wire.cancel(o.order, order.venue_id, order.venue_id_low, now)
             if rc == WIRE_BUSY and now - o.ts_recv <= self.max_age:
                 return 0
@@ -985,14 +1012,17 @@ cdef class GatewayStage(Stage):
             if order == NULL:
                 self._refuse(o, HP_ORDER_EVENT_DROPPED, reason)
                 return 1
+        elif order.state != HP_ORDER_STATE_CREATED:     # a second time: it has left already
+            control_count(self.block, HP_METRIC_DROPS, 1)
+            return 1
         if reason == HP_REASON_NONE:
             rc = self.wire.submit(o, now)
             if rc == WIRE_SENT:
                 after = clock_now()
                 now = self.wire.handed if self.wire.handed else after
                 order.ts_sent = now
-                order_step(&self.table.o, o.order, HP_ORDER_EVENT_SENT, 0, &e)
-                self._emit(&e, now, o.ts_recv + o.hop)
+                if order_step(&self.table.o, o.order, HP_ORDER_EVENT_SENT, 0, &e):
+                    self._emit(&e, now, o.ts_recv + o.hop)
                 histogram_record(&self.block.histograms[HP_HISTOGRAM_GATEWAY],
                                  now - o.ts_recv - o.hop)
                 histogram_record(&self.block.histograms[HP_HISTOGRAM_TICK_TO_ORDER],
@@ -1004,8 +1034,8 @@ cdef class GatewayStage(Stage):
             reason = HP_REASON_DISCONNECTED
         elif reason == HP_REASON_EXPIRED:
             reason = HP_REASON_BUSY if order.state == HP_ORDER_STATE_CREATED else reason
-        order_step(&self.table.o, o.order, HP_ORDER_EVENT_DROPPED, reason, &e)
-        self._emit(&e, clock_now(), o.ts_recv + o.hop)
+        if order_step(&self.table.o, o.order, HP_ORDER_EVENT_DROPPED, reason, &e):
+            self._emit(&e, clock_now(), o.ts_recv + o.hop)
         return 1
 
     cdef uint64_t work(self, uint64_t limit) noexcept nogil:
@@ -1192,6 +1222,9 @@ cdef class LedgerStage(Stage):
             if ((e.kind == HP_ORDER_EVENT_FILL or e.kind == HP_ORDER_EVENT_PARTIAL_FILL)
                     and e.instrument < self.instruments):
                 ledger_order_event(&self.ledger.l, e)
+                if self.ledger.l.broken > self.broken:
+                    self.broken = self.ledger.l.broken
+                    self._halt()
                 self._publish(e.instrument, e.event, 0, True)
             ring_release(self.order_events)
             done += 1
@@ -1242,10 +1275,10 @@ cdef class Host:
     """
 
     def __init__(self, stages, Control control not None, int wait=SPIN, after=(), every=None):
-        cdef Stage stage
         self.stages = list(stages)
-        for stage in self.stages:
-            pass                                # every one must be a Stage
+        for item in self.stages:
+            if not isinstance(item, Stage):
+                raise TypeError(f"stages must be of type Stage, one was {type(item).__name__}")
         if len(after) > 16:
             raise ValueError(f"at most 16 stages to wait for, were {len(after)}")
         for i, index in enumerate(after):
@@ -1265,6 +1298,7 @@ cdef class Host:
         cdef Stage stage
         cdef int count = len(self.stages), i
         cdef void **pointers = <void **>calloc(count or 1, sizeof(void *))
+        cdef stage_block_t *block
         if pointers == NULL:
             raise MemoryError
         for i, stage in enumerate(self.stages):
@@ -1292,7 +1326,8 @@ cdef class Host:
                             beat = 0
                             now = clock_now()
                             for i in range(count):
-                                hp_store_release(&(<Stage>pointers[i]).block.heartbeat, <uint64_t>now)
+                                block = (<Stage>pointers[i]).block
+                                hp_store_release(&block.heartbeat, <uint64_t>now)
                             if done:
                                 worked = now
                         if failed:
@@ -1328,7 +1363,7 @@ cdef class Host:
                 maintained = now
                 for stage in self.stages:
                     if stop:
-                        stage.block.state = STAGE_DRAINING
+                        stage.block.state, stage.draining = STAGE_DRAINING, True
                     stage.maintain()
                 if self.every is not None:
                     self.every()

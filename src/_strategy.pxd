@@ -38,8 +38,9 @@ cdef enum:                      # hp_context_t.event: why the strategy is called
     STRATEGY_TRADE = 2          # the same, caused by a trade: book.last_*
     STRATEGY_ORDER = 3          # a step of one of our orders: order_event
     STRATEGY_TIMER = 4          # time passed: now
-    STRATEGY_IDLE = 5           # nothing happened: keep caches warm, change no state; room is 0.
-                                # Not an event: it is neither recorded nor replayed.
+    # Nothing happened: keep caches warm, change no state; room is 0.  Not an event: it is
+    # neither recorded nor replayed.
+    STRATEGY_IDLE = 5
 
 cdef struct hp_holding_t:       # what the strategy stage knows of one instrument
     int64_t qty                 # nanoqty, from fills; negative = short
@@ -92,10 +93,10 @@ cdef class Strategy:
 
 cdef class PyStrategy(Strategy):
     cdef object _on_event
-    cdef object _views          # numpy records over the C structs below, made once
-    cdef hp_book_t _book
-    cdef hp_features_t _features
-    cdef hp_order_event_t _order_event
-    cdef hp_intent_t _intents[16]
+    cdef object _views          # numpy arrays of one record each, made once, and the intents
+    cdef void *_book            # their memory; copied into and from, never used as structs:
+    cdef void *_features        # numpy aligns less than they ask for
+    cdef void *_order_event
+    cdef char *_intents
 
     cdef int _call(self, const hp_context_t *context, hp_out_t *out) except -1

@@ -1,5 +1,5 @@
 """Strategy base class, and the adapter that lets a plain Python one run."""
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 import numpy
 
@@ -16,10 +16,12 @@ cdef class Strategy:
         return 0
 
 
-cdef object _view(void *p, record, int count=1):
-    cdef unsigned char[:] raw = <unsigned char[:record.size * count]>p
-    view = numpy.asarray(raw).view(schema.dtype(record))
-    return view if count > 1 else view[0]
+cdef enum:
+    PY_INTENTS = 16             # one call of a Python strategy adds at most so many
+
+
+cdef void *_data(array) except NULL:
+    return <void *><size_t>array.ctypes.data
 
 
 class Context:
@@ -70,9 +72,12 @@ cdef class PyStrategy(Strategy):
 
     def __init__(self, on_event):
         self._on_event = on_event
-        self._views = (_view(&self._book, schema.BOOK), _view(&self._features, schema.FEATURES),
-                       _view(&self._order_event, schema.ORDER_EVENT),
-                       _view(&self._intents[0], schema.INTENT, 16), Context())
+        book, features, order_event = (numpy.zeros(1, schema.dtype(r)) for r in (
+            schema.BOOK, schema.FEATURES, schema.ORDER_EVENT))
+        intents = numpy.zeros(PY_INTENTS, schema.dtype(schema.INTENT))
+        self._book, self._features = _data(book), _data(features)
+        self._order_event, self._intents = _data(order_event), <char *>_data(intents)
+        self._views = (book, features, order_event, intents, Context())
 
     cdef int on_event(self, const hp_context_t *context, hp_out_t *out) noexcept nogil:
         if context.event == STRATEGY_IDLE:
@@ -87,27 +92,24 @@ cdef class PyStrategy(Strategy):
 
     cdef int _call(self, const hp_context_t *context, hp_out_t *out) except -1:
         book, features, order_event, intents, c = self._views
-        self._book = context.book[0]
+        memcpy(self._book, context.book, sizeof(hp_book_t))
         if context.features != NULL:
-            self._features = context.features[0]
+            memcpy(self._features, context.features, sizeof(hp_features_t))
         if context.order_event != NULL:
-            self._order_event = context.order_event[0]
+            memcpy(self._order_event, context.order_event, sizeof(hp_order_event_t))
         c.event, c.instrument, c.strategy = context.event, context.instrument, context.strategy
-        c.now, c.book = context.now, book
-        c.features = features if context.features != NULL else None
-        c.order_event = order_event if context.order_event != NULL else None
+        c.now, c.book = context.now, book[0]
+        c.features = features[0] if context.features != NULL else None
+        c.order_event = order_event[0] if context.order_event != NULL else None
         c.qty, c.open_buy = context.holding.qty, context.holding.open_buy
         c.open_sell, c.tick, c.lot = context.holding.open_sell, context.spec.tick, context.spec.lot
-        room = min(out.room - out.count, 16)
-        memset(&self._intents[0], 0, sizeof(self._intents))
+        room = min(out.room - out.count, PY_INTENTS)
+        memset(self._intents, 0, PY_INTENTS * sizeof(hp_intent_t))
         adder = _Adder(intents, room, c.instrument)
         self._on_event(c, adder)
         cdef hp_intent_t *intent
         cdef int i
         for i in range(adder.count):
             intent = strategy_add(out)
-            intent.side, intent.type = self._intents[i].side, self._intents[i].type
-            intent.tif, intent.action = self._intents[i].tif, self._intents[i].action
-            intent.price, intent.qty = self._intents[i].price, self._intents[i].qty
-            intent.target, intent.instrument = self._intents[i].target, self._intents[i].instrument
+            memcpy(intent, self._intents + i * sizeof(hp_intent_t), sizeof(hp_intent_t))
         return 0

@@ -14,8 +14,9 @@ cdef enum:                      # what submit and cancel return
 
 cdef class Wire:
     cdef readonly object error  # None, or the exception that stopped the wire
-    cdef int64_t handed         # ns, monotonic: when the newest order was handed to the socket,
-                                # read right before that call; 0 = this wire does not say
+    # ns, monotonic: when the newest order was handed to the socket, read right before that
+    # call; 0 = this wire does not say
+    cdef int64_t handed
 
     # Hand a new order to the venue.  *order*.order is its identity; the client order id
     # is made of the run and that.  *now* is monotonic ns.

@@ -408,8 +408,8 @@ class Layout:
     spin: bool = option(flag(), True, "Whether hot stages spin; false = sleep when idle.")
     oversubscribe: bool = option(flag(), False,
                               "One process per stage on whatever cores, with yielding waits.")
-    fuse_feed: bool = option(flag(), False,
-                          "Receive market data inside the fused hot loop.")
+    fuse_feed: str = option(text("auto", "yes", "no"), "auto",
+                            "Whether market data are received inside the fused hot loop.")
     pin: Mapping[str, int] = free("Process or stage to core, over the planner's choice.")
     capacity: Mapping[str, int] = free("Records a link holds, by its name; a power of two.")
 
@@ -585,6 +585,12 @@ class Config:
     def dump(self) -> str:
         """The whole configuration as TOML that reads back equal; credentials as references."""
         return "\n".join(_dump(self)) + "\n"
+
+    @property
+    def feed_in_loop(self) -> bool:
+        """Whether the hot loop itself could receive the data stream: plain socket, MessagePack."""
+        plain = self.venue.kind == "local" or self.venue.data_stream.startswith("ws://")
+        return plain and self.venue.encoding == "msgpack"
 
     @property
     def digest(self) -> str:
@@ -1012,6 +1018,9 @@ def _check(config: Config) -> Config:
                                         f"was {quoted(host)}")
             if config.profile != "live" and host == _host(REST["live"]):
                 refuse(f"venue.{name}", f"is the live account's host, profile is {config.profile}")
+    if config.layout.fuse_feed == "yes" and not config.feed_in_loop:
+        refuse("layout.fuse_feed", "yes needs a ws:// data stream and encoding msgpack, found "
+                                   f"{venue.data_stream or venue.kind} and {venue.encoding}")
     from hftpipe._risk import parse_limits
     try:
         parse_limits(config.risk)

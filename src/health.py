@@ -228,7 +228,9 @@ def monitor_main(run_dir: RunDir, address: str) -> int:
     pid = os.getpid()
     index = next(b.index for b in control.stages if b.name == "monitor")
     block = control.stage(index)
-    block.enter(pid, shm.process_start(pid) or 0, alive=shm.alive)
+    cores = os.sched_getaffinity(0)
+    block.enter(pid, shm.process_start(pid) or 0, next(iter(cores)) if len(cores) == 1 else None,
+                alive=shm.alive)
     block.heartbeat = _clock.now_ns()
     http = server(run_dir, run, control, address) if address else None
     try:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,17 +11,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hftpipe import _control, build, log, process, schema, shm, topology, worker
-from hftpipe.errors import ConfigError, DeadlineError, Exit, MismatchError
+from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError, MismatchError
 from hftpipe.process import Child, Supervisor
 
 if TYPE_CHECKING:
     from hftpipe._control import Control
     from hftpipe.config import Config
     from hftpipe.rundir import RunDir
+    from hftpipe.store.postgres import Postgres
     from hftpipe.topology import Plan
 
 HOPS = tuple(m.name for m in schema.HISTOGRAMS)
-CONNECT = 20.0                  # s that market data and updates may take to come up
+REVIVE = 5.0                    # s that a dead database has to come back, and between two tries
+CONNECT = 60.0                  # s that market data and updates may take to come up
 RECORDED = ("feed", "book", "signal", "risk", "gateway", "updates", "ledger")
 
 
@@ -81,7 +84,7 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
         When the run does not come up; nothing is left behind then.
     """
     from hftpipe.store import migrate
-    from hftpipe.store.postgres import database
+    from hftpipe.store.postgres import Postgres, database, embedded
     target = record or config.store.record
     path = str(worker.recording_path(target)) if target else ""
     table = build.instruments(config)
@@ -89,19 +92,24 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
     del strategies
     run_dir.prepare()
     run_dir.lock()
+    before: set[int] | None = None
     try:
         logger = log.setup("supervisor", directory=run_dir.logs,
                            level=config.observe.log_level, stream=None)
-        with database(config.store.url, run_dir.path) as conninfo:
-            say("database  " + ("embedded PostgreSQL in the run directory"
-                                if config.store.url in ("", "embedded") else "PostgreSQL by URL"))
+        before = process.keep_house(plan)
+        server = Postgres(run_dir.path) if embedded(config.store.url) else None
+        with server or database(config.store.url, run_dir.path) as conninfo:
+            say("database  " + ("embedded PostgreSQL in the run directory" if server
+                                else "PostgreSQL by URL"))
             applied = migrate.migrate(conninfo)
             if applied:
                 say(f"migrate   {len(applied)} applied, up to {applied[-1].name}")
             recover(run_dir, conninfo, say)
             return _execute(config, plan, run_dir, conninfo, table, halted, seconds, path, seed,
-                            rate, say, live, logger)
+                            rate, say, live, logger, server)
     finally:
+        if before is not None:
+            os.sched_setaffinity(0, before)
         run_dir.unlock()
 
 
@@ -133,48 +141,66 @@ def recover(run_dir: RunDir, conninfo: str, say: Callable[[str], None]) -> None:
 def _execute(config: Config, plan: Plan, run_dir: RunDir, conninfo: str, table: Any, halted: bool,
              seconds: float | None, record: str, seed: int | None, rate: float | None,
              say: Callable[[str], None], live: Callable[[dict[str, Any]], None] | None,
-             logger: Any) -> Outcome:
+             logger: Any, server: Postgres | None) -> Outcome:
     info = {"config": config.digest, "instruments": [
         [row["symbol"].decode(), int(row["tick"]), int(row["lot"])] for row in table]}
     run, control, segments = process.create_run(run_dir, plan, profile=config.profile, info=info)
     logger = log.setup("supervisor", run=run.run, directory=run_dir.logs,
                        level=config.observe.log_level, stream=None)
     supervisor = Supervisor(run_dir, run, control, segments, logger)
-    with supervisor:
-        venue = _venue(supervisor, config, plan, run_dir, seed, rate)
-        say(f"venue     {venue['rest']}")
-        run_dir.write(worker.PRIVATE, json.dumps({
-            "conninfo": conninfo, "venue": venue, "config": config.dump(), "record": record}))
-        for item in plan.start_order:
-            supervisor.spawn(Child.of(item, process.stage_argv(run_dir, item.name)))
-        supervisor.wait_running()
-        _connected(supervisor, control)
-        say("stages    " + "  ".join(
-            f"{p.name}{'' if p.core is None else f':{p.core}'}" for p in plan.processes))
-        state = control.trading
-        if not halted and state == "disarmed":
-            control.resume(control.halt_epoch)
-        say(f"RUNNING   run {run.run:x}   trading {control.trading.upper()}"
-            + ("   (latched; `hftpipe resume --reason ...` arms it)"
-               if control.trading == "halted" else ""))
-        last = 0.0
+    try:
+        with supervisor:
+            venue = _venue(supervisor, config, plan, run_dir, seed, rate)
+            say(f"venue     {venue['rest']}")
+            private = {"conninfo": conninfo, "venue": venue, "config": config.dump(),
+                       "record": record}
+            run_dir.write(worker.PRIVATE, json.dumps(private))
+            for item in plan.start_order:
+                supervisor.spawn(Child.of(item, process.stage_argv(run_dir, item.name)))
+            supervisor.wait_running()
+            _connected(supervisor, control)
+            say("stages    " + "  ".join(
+                f"{p.name}{'' if p.core is None else f':{p.core}'}" for p in plan.processes))
+            state = control.trading
+            if not halted and state == "disarmed":
+                control.resume(control.halt_epoch)
+            say(f"RUNNING   run {run.run:x}   trading {control.trading.upper()}"
+                + ("   (latched; `hftpipe resume --reason ...` arms it)"
+                   if control.trading == "halted" else ""))
+            last = retry = 0.0
 
-        def every() -> None:
-            nonlocal last
-            if live is not None and time.monotonic() - last >= 1.0:
-                last = time.monotonic()
-                live(figures(control))
+            def every() -> None:
+                nonlocal last, retry
+                if server is not None and not server.alive and time.monotonic() >= retry:
+                    _revive(server, private, run_dir, logger)
+                    retry = time.monotonic() + REVIVE
+                if live is not None and time.monotonic() - last >= 1.0:
+                    last = time.monotonic()
+                    live(figures(control))
 
-        supervisor.watch(seconds, every)
+            supervisor.watch(seconds, every)
+    finally:
+        with contextlib.suppress(FileNotFoundError):    # the venue's key dies with the run
+            (run_dir.path / worker.PRIVATE).unlink()
     out = Outcome(supervisor.code, supervisor.cause)
-    with contextlib.suppress(FileNotFoundError):
-        (run_dir.path / worker.PRIVATE).unlink()
     if supervisor.drained:
-        out.summary = summary(control, conninfo, run.run, config)
+        out.summary = summary(control, str(private["conninfo"]), run.run, config)
         if not out.summary["verified"]:
             raise MismatchError("stored rows differ from the events recorded: "
                                 + "; ".join(out.summary["differences"]))
     return out
+
+
+def _revive(server: Postgres, private: dict[str, Any], run_dir: RunDir, logger: Any) -> None:
+    """Start the embedded database again that has died; what it lacks is in the store links."""
+    logger.warning("restarting", child="postgres")
+    try:
+        server.stop()                                   # what the dead one left
+        private["conninfo"] = server.start(REVIVE)
+    except HftpipeError as error:
+        logger.error("database", error=str(error))      # and again after a while
+        return
+    run_dir.write(worker.PRIVATE, json.dumps(private))  # its socket may have another name now
 
 
 def _venue(supervisor: Supervisor, config: Config, plan: Plan, run_dir: RunDir,
@@ -185,7 +211,7 @@ def _venue(supervisor: Supervisor, config: Config, plan: Plan, run_dir: RunDir,
                 "updates_stream": config.venue.updates_stream}
     argv = [sys.executable, "-m", "hftpipe", "venue", "-o", "json", "--die-with-parent",
             "--symbols", ",".join(item.symbol for item in config.instruments),
-            "--rate-limit", "0"]
+            "--rate-limit", "0", "--state", str(run_dir.path / "venue")]
     if seed is not None:
         argv += ["--seed", str(seed)]
     if rate is not None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import select
 import signal
@@ -61,6 +62,12 @@ def die_with_parent(parent: int) -> None:
     """
     if _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
         os._exit(Exit.ERROR)
+
+
+def own_core() -> int | None:
+    """The core this process is pinned to; None when it floats."""
+    cores = os.sched_getaffinity(0)
+    return next(iter(cores)) if len(cores) == 1 else None
 
 
 # ---------------------------------------------------------------- the run
@@ -100,6 +107,7 @@ def create_run(run_dir: RunDir, plan: Plan, *, profile: str = "", limits_version
         if latch.halted:
             control.resume(run.halt_epoch - 1)
             control.raise_halt_epoch(run.halt_epoch)
+            control.text = json.dumps({"halt": latch.halt})
         segments += [shm.create_ring(number, link.name, schema.BY_NAME[link.record], link.capacity)
                      for link in plan.links]
     except BaseException:
@@ -226,6 +234,17 @@ def _cause(code: int) -> str:
         return f"signal {-code}"
 
 
+def keep_house(plan: Plan) -> set[int]:
+    """Move this process to the cores that keep house; what it had before.
+
+    The supervisor does it before it starts anything: whatever has no cores of its own, PostgreSQL
+    for instance, inherits them and stays off the cores where something spins.
+    """
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, plan.process_of("supervisor").affinity)
+    return before
+
+
 class InterruptedStart(HftpipeError):
     """A signal came before the run was up."""
 
@@ -287,7 +306,7 @@ class Supervisor:
             self._handlers[number] = signal.signal(number, self._on_signal)
         signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         own = self.control.stage(INDEX["supervisor"])
-        own.enter(self.run.pid, self.run.start, alive=shm.alive)
+        own.enter(self.run.pid, self.run.start, own_core(), alive=shm.alive)
         own.heartbeat = _clock.now_ns()
         own.state = _control.RUNNING
         return self
@@ -304,8 +323,10 @@ class Supervisor:
                 os.close(fd)
 
     def _end(self, error: BaseException | None) -> None:
-        """Kill what is left, unlink what is stored, say how the run ended."""
-        if self._children:
+        """Stop what is left, unlink what is stored, say how the run ended."""
+        if error is not None and self._children and not self._stopping:
+            self.stop(getattr(error, "exit_code", Exit.ERROR), str(error))
+        if self._children:                      # left early, without watch or stop
             self.control.request_stop(_control.QUIT)
             self._kill([c for c in self._children if c.child.phase != SERVICE])
             self._terminate([c for c in self._children if c.child.phase == SERVICE])
@@ -319,7 +340,6 @@ class Supervisor:
                            segments=len(self._segments))
         if error is not None:
             self.code = getattr(error, "exit_code", Exit.ERROR)
-            self.cause = self.cause or str(error)
         own = self.control.stage(INDEX["supervisor"])
         own.state = _control.STOPPED if self.code == Exit.OK else _control.FAILED
         self.run_dir.write_run(replace(self.run, ended=utc_text(), exit=int(self.code)))
@@ -566,6 +586,10 @@ class Supervisor:
         self.log.info("stopping", cause=cause, code=int(code))
         began = _clock.now_ns()
         end = began + int(self.grace * SECOND)
+        started = {i for c in self._children for i in c.child.stages}
+        for block in self.control.stages:       # who was never started will produce nothing
+            if block.state == _control.VOID and block.index not in started:
+                block.state = _control.STOPPED
         self.control.request_stop(_control.DRAIN)
 
         def of(*phases: int) -> list[_Running]:

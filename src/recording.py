@@ -4,12 +4,13 @@ Bytes::
 
     b"HFTREC1\\n"
     u32 size, u32 crc32      of the header that follows
-    header                   JSON: version, run, utc_offset, created, profile, config, instruments,
+    header                   JSON: version, run, utc_offset, profile, config, instruments,
                              records {number: descriptor}, envelope descriptor
     block ...                until the end of the file
 
     block:  u32 b"BLK1", u32 count, u16 slot_size, u8 stream, u8 0, u32 crc32 of the twelve
-            bytes before and of the slots, then count slots of slot_size bytes: envelope and body as on a store link
+            bytes before and of the slots, then count slots of slot_size bytes: envelope and
+            body as on a store link
     end:    the same with count 0 and b"END1"; a file without it was cut off
 
 All integers little-endian.  A reader uses the file's own descriptors, so a later version

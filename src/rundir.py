@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hftpipe import _clock, shm
-from hftpipe.errors import AccessError, BusyError, ConfigError, NotRunningError
+from hftpipe.errors import AccessError, BusyError, ConfigError, NotRunningError, SchemaError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hftpipe._control import Control
 
 REASON = 300                    # characters of a reason that are kept
+FORMATTING = 200_000_000        # ns between a page's name and its contents, at most
 
 
 def default(path: str | os.PathLike[str] | None = None) -> str:
@@ -289,8 +290,15 @@ class RunDir:
                 raise
         if run is None:
             raise NotRunningError(f"no run in {self.name}")
+        deadline = _clock.now_ns() + FORMATTING
         try:
-            return run, shm.control(run.run)
+            while True:
+                try:
+                    return run, shm.control(run.run)
+                except SchemaError:
+                    if _clock.now_ns() >= deadline or not run.alive:
+                        raise
+                    time.sleep(0.005)           # it is just being made
         except NotRunningError:
             how = (f"ended {run.ended} with exit code {run.exit}" if run.ended
                    else "left nothing behind")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from hftpipe._control import Control
     from hftpipe._ring import Ring
-    from hftpipe._stage import FeedStage, Stage, UpdatesStage
+    from hftpipe._stage import FeedStage, UpdatesStage
     from hftpipe._strategy import Strategy
     from hftpipe._wire import Wire
     from hftpipe.rundir import Run
@@ -71,8 +71,7 @@ class Context:
         self.wait: str = spec["wait"]
         affinity = spec["affinity"]
         self.core: int | None = affinity[0] if len(affinity) == 1 else None
-        self.private: dict[str, Any] = json.loads(
-            (self.run_dir.path / PRIVATE).read_text(encoding="utf-8"))
+        self.private = self.read_private()
         self.config = config.loads(self.private["config"], "run configuration", env={})
         self.control: Control = shm.control(self.run.run, writer=True)
         self.links = ShmLinks(self.run.run)
@@ -80,6 +79,12 @@ class Context:
         self.log = log.setup(process, run=self.run.run, directory=self.run_dir.logs,
                              level=self.config.observe.log_level,
                              form=self.config.observe.log_format, stream=None)
+
+    def read_private(self) -> dict[str, Any]:
+        """What the supervisor tells its processes, and nobody else."""
+        found: dict[str, Any] = json.loads(
+            (self.run_dir.path / PRIVATE).read_text(encoding="utf-8"))
+        return found
 
     def enter(self) -> None:
         """Sign this process's blocks of the control page."""
@@ -196,8 +201,6 @@ def pipeline(context: Context) -> Exit:
         context.stages, context.links, context.config, context.table, control=context.control,
         strategies=lambda: strategies(context.config, context.table),
         wire=lambda _: alpaca_wire(context), source=source if "feed" in context.stages else None)
-    if sources:
-        context.control.stage(topology.INDEX["feed"]).set("connected", 1)
     waits = {topology.SPIN: WAIT_SPIN, topology.YIELD: WAIT_YIELD, topology.SLEEP: WAIT_SLEEP}
     after = sorted({topology.INDEX[before] for stage in context.stages
                     for before in DRAIN_AFTER.get(stage, ()) if before not in context.stages})
@@ -392,10 +395,10 @@ def store(context: Context) -> Exit:
             {"toml": context.private["config"]})
         links = {stream: Tap(link, stream, writer) for stream, link in links.items()}
     block = context.control.stage(topology.INDEX["store"])
-    said = ""
+    said, failed = "", 0
 
     def observe(totals: Totals) -> None:
-        nonlocal said
+        nonlocal said, failed
         block.heartbeat = _clock.now_ns()
         block.set("rows_stored", totals.rows)
         block.set("batches_stored", totals.batches)
@@ -406,6 +409,10 @@ def store(context: Context) -> Exit:
             said = totals.last_error
             if said:
                 context.log.warning("database", error=said)
+        if totals.errors != failed:
+            failed = totals.errors
+            # A server that was started again may answer in another place.
+            out.conninfo = context.read_private()["conninfo"]
 
     def idle(seconds: float) -> None:
         block.heartbeat = _clock.now_ns()
@@ -416,7 +423,7 @@ def store(context: Context) -> Exit:
     block.state = _control.RUNNING
     try:
         out.serve(lambda: context.control.stop == _control.QUIT
-                  or (context.control.stop and context.ended(*DRAIN_AFTER["store"])), idle)
+                  or bool(context.control.stop and context.ended(*DRAIN_AFTER["store"])), idle)
         block.state = _control.DRAINING
         out.drain(5.0)
         out.finish()

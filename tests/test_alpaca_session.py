@@ -10,7 +10,7 @@ from hftpipe import schema
 from hftpipe.alpaca import messages, session
 from hftpipe.alpaca.session import Rest, VenueError
 from hftpipe.errors import ConfigError, DataError, DeadlineError
-from tests.data import recorded
+from tests.data import recording as recorded
 from tests.wsserver import Client, Server
 
 K = schema.ORDER_EVENT_KIND

@@ -14,7 +14,7 @@ from hftpipe.alpaca import session, stream
 from hftpipe.alpaca.session import StreamError
 from hftpipe.alpaca.updates import KINDS, QUIET, Reader, Updates
 from hftpipe.errors import ConfigError
-from tests.data import recorded
+from tests.data import recording as recorded
 from tests.wsserver import BINARY, TEXT, Client, Server, eventually
 
 K = schema.ORDER_EVENT_KIND

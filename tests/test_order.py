@@ -224,6 +224,18 @@ def test_denied_and_dropped_without_a_place_in_the_table():
     assert orders.step(name(5), E.SENT) is None and len(orders) == 0
 
 
+def test_a_cancel_that_never_left_is_told_and_changes_nothing():
+    orders = sent()
+    event = orders.step(name(1), E.CANCEL_REJECTED, R.DISCONNECTED)
+    assert (event["kind"], event["reason"], event["state"]) == (
+        E.CANCEL_REJECTED, R.DISCONNECTED, S.SENT)
+    orders.step(name(1), E.CANCEL_SENT)
+    assert orders.step(name(1), E.CANCEL_REJECTED)["state"] == S.PENDING_CANCEL
+    assert orders.apply(update(E.CANCEL_REJECTED))["state"] == S.SENT
+    orders.apply(CANCELED)
+    assert orders.step(name(1), E.CANCEL_REJECTED) is None
+
+
 def test_full_and_duplicate_orders_are_refused_and_nothing_is_lost():
     orders = Orders(4)
     assert [orders.new(order(n)) for n in (1, 2, 3, 3, 4, 5)] == [1, 1, 1, 0, 1, 0]

@@ -1,4 +1,5 @@
 """However a run ends, no process outlives it, and shared memory stays only if it holds events."""
+import json
 import os
 import signal
 
@@ -48,6 +49,8 @@ def test_children_have_their_own_process_group_and_core(start):
     if len(os.sched_getaffinity(0)) > 1:
         assert os.sched_getaffinity(driver.pids["hot"]) == {1}
         assert os.sched_getaffinity(driver.pids["store"]) == {0}
+        assert os.sched_getaffinity(driver.popen.pid) == {0}, "the supervisor keeps house"
+        assert shm.control(driver.run).stage(9).core == 0
 
 
 # ---------------------------------------------------------------- a stage dies
@@ -146,15 +149,35 @@ def test_sigquit_does_not_wait_at_all(start):
 
 # ---------------------------------------------------------------- it never came up
 
-def test_a_child_that_cannot_start_gives_its_own_words_and_code(start):
-    driver = start("hot=die:4", "store=ok")
+@pytest.mark.parametrize("store", ["store", "ok"])
+def test_a_child_that_cannot_start_gives_its_own_words_and_code(start, store):
+    driver = start("hot=die:4", f"store={store}")
     driver.popen.wait(DEADLINE)
     assert driver.popen.returncode == 4
     assert driver.popen.stderr.read() == \
         "error: hot did not start (exit code 4): hot cannot go on\n"
     run = driver.directory.read_run()
     assert run.exit == 4
-    until(lambda: run.run not in shm.runs(), "nothing was made: nothing stays")
+    assert run.run not in shm.runs(), "what the others had made was stored first"
+
+
+def test_a_store_that_cannot_start_leaves_nothing(start):
+    driver = start("store=die:4")
+    driver.popen.wait(DEADLINE)
+    assert driver.popen.returncode == 4
+    assert driver.directory.read_run().run not in shm.runs()
+
+
+def test_a_signal_while_starting_drains_too(start):
+    driver = start("hot=late")
+    run = driver.directory
+    until(lambda: (run.path / "run.json").exists()
+          and "control" in shm.runs().get(run.read_run().run, ()), "the page is there")
+    _, control = run.control()
+    until(lambda: control.stage(7).state == _control.RUNNING, "the store runs")
+    driver.popen.terminate()
+    assert driver.end() == (130, "error: SIGTERM while starting\n")
+    assert control.run not in shm.runs()
 
 
 # ---------------------------------------------------------------- the supervisor dies
@@ -171,7 +194,6 @@ def test_kill_9_of_the_supervisor_takes_every_child_and_leaves_the_rings(start):
     assert left.latch.halted, "a halt that only the page knew is latched"
     again = start().up()
     assert again.first["leftovers"] == list(left.links)
-    again.pids.clear() if "pids" in again.first else again.first.update(pids={})
     assert again.end()[0] == 0
 
 
@@ -199,6 +221,7 @@ def test_a_halt_is_latched_across_a_restart(start):
     control = shm.control(again.run)
     assert control.trading == "halted"
     assert control.halt_epoch == epoch and control.armed_epoch == epoch - 1
+    assert json.loads(control.text)["halt"] == driver.directory.latch().halt
     assert not control.resume(epoch - 1), "the epoch before the halt does not arm"
     assert control.resume(epoch)
 

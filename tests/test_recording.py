@@ -62,7 +62,7 @@ def test_cut_off_anywhere_is_an_error(file, tmp_path):
     cut = tmp_path / "cut.rec"
     for size in range(0, len(data), 97):
         cut.write_bytes(data[:size])
-        with pytest.raises(DataError, match="cut off|wanted"):
+        with pytest.raises(DataError, match=r"cut off|wanted"):
             list(recording.Recording(cut).events())
     cut.write_bytes(data[:-1])
     with pytest.raises(DataError, match="cut off"):

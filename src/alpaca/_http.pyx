@@ -127,6 +127,7 @@ cdef extern from *:
 cdef enum:
     KIND_SIZE = 160             # bytes of one entry of _kinds
     LENGTH_SIZE = 4             # digits of Content-Length, padded by spaces in front
+    DIRECT_MAX = 2              # requests on the wire that are read without asking epoll
     TAIL_SIZE = 256             # bytes a request grows behind its symbol, at most
 
 cdef int64_t PROBE_NS = 1000000             # how often idle connections are looked at
@@ -161,6 +162,15 @@ cdef int64_t _decimal(const char *text, const char *end) noexcept nogil:
     return n if digits else -1
 
 
+cdef bint _escaped(const char *start, const char *p) noexcept nogil:
+    """Whether the quote at *p* belongs to the string: behind an odd number of backslashes."""
+    cdef int count = 0
+    while p > start and p[-1] == c"\\":
+        p -= 1
+        count += 1
+    return count & 1
+
+
 cdef void _body(const char *p, const char *end, body_t *out) noexcept nogil:
     """The top-level strings of the JSON object at *p* that we want; absent ones stay NULL."""
     cdef int depth = 0
@@ -172,10 +182,10 @@ cdef void _body(const char *p, const char *end, body_t *out) noexcept nogil:
     while p < end:
         if p[0] == c'"':
             start = p + 1
-            p += 1
-            while p < end and p[0] != c'"':
-                p += 2 if p[0] == c"\\" else 1
-            if p >= end:
+            p = <const char *>memchr(start, c'"', <size_t>(end - start))
+            while p != NULL and p[-1] == c"\\" and _escaped(start, p):
+                p = <const char *>memchr(p + 1, c'"', <size_t>(end - p - 1))
+            if p == NULL:
                 return
             size = <uint32_t>(p - start)
             p += 1
@@ -428,11 +438,11 @@ cdef class AlpacaWire(Wire):
 
     cdef http_connection_t *_idle(self, bint cancelling) noexcept nogil:
         """A connection to send on; NULL when all are busy or down."""
-        cdef uint32_t i
+        cdef uint32_t _
         cdef http_connection_t *k = &self._connection[self._count - 1]
         if cancelling and k.state == HTTP_IDLE and k.answer == 0:
             return k
-        for i in range(self._count - 1):
+        for _ in range(self._count - 1):
             self._next = self._next + 1 if self._next + 2 < self._count else 0
             k = &self._connection[self._next]
             if k.state == HTTP_IDLE and k.answer == 0:
@@ -807,12 +817,17 @@ cdef class AlpacaWire(Wire):
         if self._pending == 0:
             if self._busy == 0 and now < self._probe:
                 return -1 if self.denied else 0
-            self._probe = now + PROBE_NS
-            count = epoll_wait(self._poller, events, HTTP_CONNECTIONS, 0)
-            for i in range(count):
-                k = &self._connection[events[i].data.u32]
-                if k.state >= HTTP_IDLE:
-                    self._ready(k)
+            if self._busy > DIRECT_MAX or now >= self._probe:
+                self._probe = now + PROBE_NS
+                count = epoll_wait(self._poller, events, HTTP_CONNECTIONS, 0)
+                for i in range(count):
+                    k = &self._connection[events[i].data.u32]
+                    if k.state >= HTTP_IDLE:
+                        self._ready(k)
+            else:                               # few: reading them costs less than asking which
+                for i in range(<int>self._count):
+                    if self._connection[i].state == HTTP_BUSY:
+                        self._ready(&self._connection[i])
             if self._busy:
                 for i in range(<int>self._count):
                     k = &self._connection[i]

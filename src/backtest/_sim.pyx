@@ -1,5 +1,6 @@
 """Our orders against a recorded book; the model is written down in ``_sim.pxd``."""
 from libc.stdlib cimport calloc, free
+from posix.stdlib cimport posix_memalign
 from libc.string cimport memset
 
 from .._book cimport Book, book_best_ask, book_best_bid, book_level_t, book_levels
@@ -29,7 +30,8 @@ cdef class SimWire(Wire):
         self.instruments = len(self._books)
         self.latency = latency
         self.books = <book_t **>calloc(self.instruments or 1, sizeof(book_t *))
-        self.answers = <hp_update_t *>calloc(SIM_ANSWERS, sizeof(hp_update_t))
+        if posix_memalign(<void **>&self.answers, 64, SIM_ANSWERS * sizeof(hp_update_t)):
+            raise MemoryError
         self.answer_due = <int64_t *>calloc(SIM_ANSWERS, sizeof(int64_t))
         if self.books == NULL or self.answers == NULL or self.answer_due == NULL:
             raise MemoryError

@@ -3,6 +3,7 @@
 :func:`open_recording` looks at a file, not at its name alone, and returns a :class:`Reader`:
 
 ======== ==============================================================================
+hftpipe  a recording of ours, see :mod:`hftpipe.recording`
 itch     NASDAQ TotalView-ITCH 5.0, ``u16 length, message``; may be gzip-packed
 lobster  a LOBSTER message file, its orderbook file beside it
 binance  ``<local ns> <raw WebSocket JSON>`` lines: depth, trades, best prices, REST snapshot
@@ -31,7 +32,7 @@ import msgspec
 import numpy
 from numpy.typing import NDArray
 
-from hftpipe import schema
+from hftpipe import recording, schema
 from hftpipe.errors import DataError
 
 from ._itch import Parser
@@ -722,6 +723,63 @@ def lobster_pair(path: Path) -> tuple[Path, Path]:
     return pair[0], pair[1]
 
 
+# ---------------------------------------------------------------- our own
+
+class OwnReader(Reader):
+    """Market data of one of our own recordings."""
+
+    def __init__(self, path: Path, symbols: Any = None, chunk: int = 8192) -> None:
+        super().__init__(path, symbols, chunk)
+        self.recording = recording.Recording(path)
+        self.format = "hftpipe"
+        self.instruments = self.recording.instruments
+        self.utc_offset = self.recording.utc_offset
+        self._index: dict[int, int] | None = None       # in the file -> in the table
+        if symbols is not None:
+            names = [row["symbol"].decode() for row in self.instruments]
+            self._missing(names)
+            chosen = [names.index(symbol) for symbol in symbols]
+            self._index = {old: new for new, old in enumerate(chosen)}
+            self.instruments = self.instruments[chosen]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        # A block of the file ends where the store's batch did, which may be inside a message.
+        rest = numpy.zeros(0, schema.dtype(schema.MARKET))
+        for found in self._records():
+            if len(rest):
+                found = numpy.concatenate([rest, found])
+            ends = numpy.flatnonzero(found["flags"] & schema.MARKET_FLAG.LAST)
+            whole = int(ends[-1]) + 1 if len(ends) else 0
+            rest = found[whole:]
+            if whole:
+                yield self._chosen(found[:whole])
+        if len(rest):
+            yield self._chosen(rest)
+
+    def _records(self) -> Iterator[NDArray[Any]]:
+        """MARKET records of this version as the file has them."""
+        want = schema.dtype(schema.MARKET)
+        for kind, _, found in self.recording.events(schema.STREAM.FEED):
+            if self.recording.descriptors[kind]["name"] != schema.MARKET.name:
+                continue
+            out = numpy.zeros(len(found), want)
+            for name in want.names or ():
+                if name in (found.dtype.names or ()) and name != "link_seq":
+                    out[name] = found[name]
+            yield out
+
+    def _chosen(self, found: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
+        """Without instruments that were not asked for, the others renumbered."""
+        if self._index is None:
+            return found
+        out = found[numpy.isin(found["instrument"], list(self._index))]
+        if len(out):
+            places = numpy.zeros(max(self._index) + 1, "<u2")
+            places[list(self._index)] = list(self._index.values())
+            out["instrument"] = places[out["instrument"]]
+        return out
+
+
 # ---------------------------------------------------------------- which is it
 
 @dataclass(frozen=True, slots=True)
@@ -751,6 +809,8 @@ def _is_socket(word: bytes) -> Callable[[Path, bytes], bool]:
 
 
 FORMATS: dict[str, Format] = {
+    "hftpipe": Format(lambda path, head: head.startswith(recording.MAGIC), OwnReader,
+                      "recording of a run of ours"),
     "itch": Format(_is_itch, ItchReader, "NASDAQ TotalView-ITCH 5.0"),
     "lobster": Format(_is_lobster, LobsterReader, "LOBSTER message and orderbook pair"),
     "binance": Format(lambda path, head: bool(re.match(rb"\d{16,19} \{", head)), BinanceReader,

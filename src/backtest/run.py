@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy
 from hftpipe import build, recording, schema
 from hftpipe.backtest._replay import Inline, replay_intents
 from hftpipe.backtest._sim import SimWire
-from hftpipe.backtest.readers import FORMATS, Format, Reader, open_recording
+from hftpipe.backtest.readers import open_recording
 from hftpipe.errors import DataError, MismatchError
 
 if TYPE_CHECKING:
@@ -23,40 +23,6 @@ STAGES = ("feed", "book", "signal", "risk", "gateway", "ledger")
 STORES = tuple(f"{name}.store" for name in STAGES)
 DRAIN_AT = 0.5                  # of a store link's capacity
 Strategies = Callable[[numpy.ndarray[Any, Any]], "list[Strategy]"]
-
-
-class OwnReader(Reader):
-    """Market data of one of our own recordings."""
-
-    def __init__(self, path: Path, symbols: Any = None, chunk: int = 8192) -> None:
-        super().__init__(path, symbols, chunk)
-        self.recording = recording.Recording(path)
-        self.format = "hftpipe"
-        self.instruments = self.recording.instruments
-        self.utc_offset = self.recording.utc_offset
-        if symbols:
-            names = {row["symbol"].decode() for row in self.instruments}
-            missing = sorted(set(symbols) - names)
-            if missing:
-                raise DataError(f"{path}: no {', '.join(missing)}, found {', '.join(sorted(names))}")
-
-    def __iter__(self) -> Iterator[numpy.ndarray[Any, Any]]:
-        want = schema.dtype(schema.MARKET)
-        for kind, _, found in self.recording.events(schema.STREAM.FEED):
-            if self.recording.descriptors[kind]["name"] != schema.MARKET.name:
-                continue
-            out = numpy.zeros(len(found), want)
-            for name in want.names or ():
-                if name in (found.dtype.names or ()) and name != "link_seq":
-                    out[name] = found[name]
-            yield out
-
-
-def _is_own(path: Path, head: bytes) -> bool:
-    return head.startswith(recording.MAGIC)
-
-
-FORMATS["hftpipe"] = Format(_is_own, OwnReader, "recording of a run of ours")
 
 
 @dataclass
@@ -121,10 +87,11 @@ def backtest(path: str | Path, config: Config, strategies: Strategies, *,
         wires.append(SimWire(made[1].handles, latency))
         return wires[0]
 
-    made = build.stages(STAGES, links, config, table, strategies=lambda: strategies(table),
-                        wire=wire)
+    made: list[Any] = list(build.stages(
+        STAGES, links, config, table, strategies=lambda: strategies(table), wire=wire))
     offset = int(getattr(reader, "utc_offset", 0))
-    inline: Any = Inline(*made, wires[0], offset)   # type: ignore[arg-type]
+    feed, book, signal, risk, gateway, ledger = made
+    inline = Inline(feed, book, signal, risk, gateway, ledger, wires[0], offset)
     writer = recording.Writer(record, table, run=1, utc_offset=offset, profile="backtest",
                               config={"latency_ns": latency}) if record else None
     first = last = 0
@@ -136,14 +103,16 @@ def backtest(path: str | Path, config: Config, strategies: Strategies, *,
             first = first or int(chunk["ts_recv"][0])
             last = int(chunk["ts_recv"][-1])
             at = 0
+            full = False
             while at < len(chunk):
                 taken = inline.run(chunk[at:])
                 at += taken
-                if writer is not None:
-                    _drain(links, writer, 0.0 if not taken else DRAIN_AT)
-                elif not taken:
+                if not taken and (full or writer is None):
                     raise DataError(f"{path}: a venue message at event {out.events + at} has more "
                                     f"records than the market link holds")
+                full = not taken
+                if writer is not None:
+                    _drain(links, writer, 0.0 if full else DRAIN_AT)
             out.events += len(chunk)
             if progress is not None:
                 progress(out.events, last)
@@ -155,7 +124,6 @@ def backtest(path: str | Path, config: Config, strategies: Strategies, *,
         inline.close()
         if writer is not None:
             writer.close()
-    _, book, signal, risk, gateway, ledger = made
     out.span_ns = last - first
     out.messages_dropped = book.counters["drops"]
     out.intents = signal.counters["intents"]

@@ -22,8 +22,8 @@ _output = click.option("-o", "--output", type=click.Choice(("text", "json")), de
 
 
 def _settings(url: str | None, run_dir: Path | None) -> tuple[str, Path]:
-    from hftpipe import config
-    return url or config.load().store.url, config.run_dir(run_dir)
+    from hftpipe import config, rundir
+    return url or config.load().store.url, Path(rundir.default(run_dir))
 
 
 @click.group("db", help="""The database: apply migrations, show its state, print its address.

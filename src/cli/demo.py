@@ -83,7 +83,8 @@ class Line:
         speed = f["tick_to_order_ns"]
         text = (f"{f['trading'].upper():<8} {f['events']:>9,} events  {f['orders']:>5} orders  "
                 f"{f['fills']:>5} fills  {f['denied']:>5} denied  P&L {f['pnl']:>+9.2f}  "
-                + (f"tick to order p50 {us(speed['p50'])} p99 {us(speed['p99'])}  " if speed else "")
+                + (f"tick to order p50 {us(speed['p50'])} p99 {us(speed['p99'])}  "
+                   if speed else "")
                 + f"stored {f['rows_stored']:,}")
         if self._tty:
             print("\r\x1b[2K" + text, end="", file=self._stream, flush=True)

@@ -55,8 +55,11 @@ def plan_of(loaded: Config, cores: str | None = None, oversubscribe: bool = Fals
             chosen = parse_cores(layout.cores, machine)
         except UsageError as e:
             raise ConfigError(f"{loaded.where('layout.cores')}layout.cores: {e}") from None
+    fuse = layout.fuse_feed == "yes" or (
+        layout.fuse_feed == "auto" and len(chosen) == 2 and loaded.feed_in_loop
+        and "feed" not in layout.pin)
     return plan(machine, chosen, oversubscribe=oversubscribe or layout.oversubscribe,
-                spin=layout.spin, fuse_feed=layout.fuse_feed, pin=layout.pin,
+                spin=layout.spin, fuse_feed=fuse, pin=layout.pin,
                 capacity=layout.capacity, where=loaded.where)
 
 

@@ -30,6 +30,8 @@ FACTOR = np.uint64(0xFF51AFD7ED558CCD)
 HALF = np.uint64(32)
 MASK = (1 << 64) - 1
 BLOCK = 32768                           # rows read back at a time
+# Records whose body repeats its own identity; in the others `event` is the cause's or absent.
+IDENTIFIED = frozenset({"market", "intent", "update", "order_event", "position", "risk_event"})
 
 
 def checksum(bodies: Array) -> Array:
@@ -175,17 +177,25 @@ def _stream(c: psycopg.Connection, run: int, stream: int, counts: dict[int, int]
         for slots in _rows(c, e, run, stream):
             made = checksum(e.words(slots))
             sums = (sums + total(made)) & MASK
+            at = slots["event_seq"].astype(np.int64) - 1
+            beyond = np.flatnonzero((at < 0) | (at >= len(seen)))
+            if len(beyond):
+                blame((name, int(at[beyond[0]]) + 1, f"is not within the mark {mark}"))
+                at = at[(at >= 0) & (at < len(seen))]
             bad = np.flatnonzero(made != slots["checksum"])
             if len(bad):
                 i = bad[0]
                 blame((name, int(slots["event_seq"][i]),
                        f"contents have checksum {int(made[i]):016x}, recorded was "
                        f"{int(slots['checksum'][i]):016x}"))
-            at = slots["event_seq"].astype(np.int64) - 1
-            beyond = np.flatnonzero((at < 0) | (at >= len(seen)))
-            if len(beyond):
-                blame((name, int(at[beyond[0]]) + 1, f"is not within the mark {mark}"))
-                at = at[(at >= 0) & (at < len(seen))]
+            if record.name in IDENTIFIED:
+                own = (slots["event_stream"] << np.uint64(schema.SEQ_BITS)) | slots["event_seq"]
+                told = e.words(slots)[:, record.offsets["event"] // 8]
+                bad = np.flatnonzero(told != own)
+                if len(bad):
+                    i = bad[0]
+                    blame((name, int(slots["event_seq"][i]),
+                           f"its own event is {int(told[i]):#x}, expected {int(own[i]):#x}"))
             again = np.flatnonzero(seen[at])
             if len(again):
                 blame((name, int(at[again[0]]) + 1, "is also in another table"))

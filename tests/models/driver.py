@@ -45,7 +45,7 @@ class Driver:
 
     @property
     def pids(self):
-        return self.first["pids"]
+        return self.first.get("pids", {})
 
     def end(self):
         """(exit code, stderr); no process of the run is left."""

@@ -6,12 +6,13 @@ Prints ``{"run": ..., "pids": {...}}`` when all run, watches until told to stop,
 run did.  ``grace=SECONDS``, ``stale=SECONDS``, ``hung=SECONDS`` go to the supervisor.
 """
 import json
+import os
 import sys
 from pathlib import Path
 
 from hftpipe import log
 from hftpipe.errors import HftpipeError
-from hftpipe.process import Child, Supervisor, create_run, find_leftovers
+from hftpipe.process import Child, Supervisor, create_run, find_leftovers, keep_house
 from hftpipe.rundir import RunDir
 from hftpipe.topology import LINKS, Machine, plan
 
@@ -30,6 +31,8 @@ def main() -> int:
         print(json.dumps({"leftovers": left.links, "run": f"{left.run.run:x}"}), flush=True)
         return 0
     made = plan(Machine.of(2), [0, 1], capacity={link.name: 8 for link in LINKS})
+    if len(os.sched_getaffinity(0)) > 1:
+        keep_house(made)
     run, control, segments = create_run(run_dir, made, profile="demo")
     logger = log.setup("supervisor", run=run.run, directory=run_dir.logs, stream=None)
     with Supervisor(run_dir, run, control, segments, logger, **timing) as supervisor:

@@ -6,6 +6,7 @@ ok         beat; on DRAIN end with 0, the sources first and the store last
 die:N      end with code N before it is up
 crash:N    be up until trading is armed, then end with code N, every time
 deaf       ignore DRAIN
+late       never be up
 silent     stop beating once up
 store:N    one event is counted as stored; on DRAIN wait for all others, then end with N
 """
@@ -32,7 +33,8 @@ def main() -> int:
     for block in blocks:
         block.enter(pid, start, alive=shm.alive)
         block.heartbeat = _clock.now_ns()
-        block.state = _control.RUNNING
+        if what != "late":
+            block.state = _control.RUNNING
         if what == "store":
             block.count("events_stored")
     others = [b for b in control.stages if b.name not in ("supervisor", "monitor", name)]

@@ -55,7 +55,12 @@ def random_slot(stream: int, seq: int, seed: int = 0) -> bytes:
     """The seq-th event of a stream: always the same for the same seed."""
     rng = random.Random(seed << 64 | stream << 56 | seq)
     number = rng.choice(KINDS[stream])
-    return slot(number, stream, seq, random_body(schema.BODIES[number], rng), wide=is_wide(stream),
+    record = schema.BODIES[number]
+    body = random_body(record, rng)
+    if "event" in record.offsets and record.name not in ("book_status", "signal"):
+        at = record.offsets["event"]                # its own identity
+        body = body[:at] + schema.event_id(stream, seq).to_bytes(8, "little") + body[at + 8:]
+    return slot(number, stream, seq, body, wide=is_wide(stream),
                 ts=rng.getrandbits(62), ts_in=rng.getrandbits(62), cause=rng.getrandbits(63),
                 aux=rng.getrandbits(64), instrument=rng.getrandbits(16))
 
