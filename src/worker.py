@@ -373,6 +373,7 @@ class Tap:
             # A store that was killed may have recorded some of these, and not released them.
             old = int((slots["event"] <= self._writer.last.get(self._stream, 0)).sum())
             self._writer.write(self._stream, recording.raw(slots[old:], self.record))
+            self._writer.flush()    # a killed process loses its buffers, and the slots are gone
             self._link.release(len(slots))
             done += len(slots)
 
