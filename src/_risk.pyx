@@ -324,6 +324,8 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
     if reason != HP_REASON_NONE:
         v.token = o.token = 0
         o.action = HP_ACTION_DENIED
+        if i.action == HP_ACTION_CANCEL:
+            o.qty = 0                           # it never was open: nobody takes it back
         return reason
     o.action = i.action
     if target != NULL:

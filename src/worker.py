@@ -320,9 +320,19 @@ async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> 
         waiting.append(rows)
         retry()
 
+    def back() -> None:
+        # What happened to open orders while the stream was down was not sent to us, and will
+        # not be: positions may be wrong.  Without an open order nothing can have been missed.
+        open_orders = context.control.stage(topology.INDEX["gateway"]).counter("orders_open")
+        if open_orders:
+            epoch = context.control.halt()
+            context.log.error("halted: order updates were down while orders were open",
+                              orders_open=open_orders, epoch=epoch)
+
     client = updates_type(
         venue["updates_stream"], key, secret, context.run.run,
-        {row["symbol"].decode(): i for i, row in enumerate(context.table)}, on_updates)
+        {row["symbol"].decode(): i for i, row in enumerate(context.table)}, on_updates,
+        on_reconnect=back)
     stop = asyncio.Event()
     task = asyncio.create_task(client.run(stop))
     _settle(context, "updates", _control.RUNNING)
@@ -373,6 +383,7 @@ class Tap:
             # A store that was killed may have recorded some of these, and not released them.
             old = int((slots["event"] <= self._writer.last.get(self._stream, 0)).sum())
             self._writer.write(self._stream, recording.raw(slots[old:], self.record))
+            self._writer.flush()    # a killed process loses its buffers, and the slots are gone
             self._link.release(len(slots))
             done += len(slots)
 

@@ -7,6 +7,7 @@ import numpy
 import pytest
 
 from hftpipe import cli, config, recording, schema, worker
+from hftpipe._strategy import PyStrategy
 from hftpipe.backtest import run as backtests
 from hftpipe.backtest.readers import open_recording
 from hftpipe.errors import DataError, MismatchError
@@ -190,6 +191,29 @@ def test_symbols_choose_and_renumber_instruments_of_our_own_recording(tmp_path, 
     assert run(path, "--symbols", "SYM1")["symbols"] == ["SYM1"]
     code, _, err = hp("--data", path, "--symbols", "NOPE")
     assert code == 4 and "wanted symbol NOPE, found SYM0, SYM1" in err
+
+
+def test_a_recorded_backtest_of_a_busy_strategy_ends_and_is_the_same(tmp_path):
+    """Store links filled up within one chunk: the venue's answers found no room, for ever."""
+    path, _ = ours(tmp_path / "market.rec", quotes=4000, instruments=1, blocks=(8192,))
+    cfg = config.loads("[risk]\nmax_orders_per_minute = 1000000", env={})
+
+    def strategies(_):
+        def on_event(c, add):
+            if c.event == 1 and c.book["ask"]:
+                for _ in range(8):
+                    add(side=1 if c.qty <= 0 else -1, type=schema.ORDER_TYPE.MARKET,
+                        tif=schema.TIF.IOC, action=schema.ACTION.NEW, qty=c.lot)
+        return [PyStrategy(on_event)]
+
+    plain = backtests.backtest(path, cfg, strategies)
+    kept = backtests.backtest(path, cfg, strategies, record=tmp_path / "out.rec")
+    for result in (plain, kept):
+        result.seconds = 0.0
+    assert plain == kept and plain.orders > 4000
+    found = recording.Recording(tmp_path / "out.rec")
+    heads, _ = found.collect(schema.ORDER_EVENT, schema.STREAM.GATEWAY)
+    assert len(heads) > 32768                           # more than its link holds
 
 
 # ---------------------------------------------------------------- a live run again

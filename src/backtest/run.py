@@ -116,7 +116,8 @@ def backtest(path: str | Path, config: Config, strategies: Strategies, *,
             out.events += len(chunk)
             if progress is not None:
                 progress(out.events, last)
-        inline.finish()
+        while not inline.finish():
+            _drain(links, writer, 0.0)
         out.seconds = time.perf_counter() - began
         if writer is not None:
             _drain(links, writer, 0.0)
@@ -139,8 +140,10 @@ def backtest(path: str | Path, config: Config, strategies: Strategies, *,
     return out
 
 
-def _drain(links: build.PrivateLinks, writer: recording.Writer, above: float) -> None:
+def _drain(links: build.PrivateLinks, writer: recording.Writer | None, above: float) -> None:
     """Move stored events into the recording, from links filled beyond *above*."""
+    if writer is None:
+        return
     for name in STORES:
         ring = links.consumer(name)
         if ring is None or ring.occupancy <= above:
