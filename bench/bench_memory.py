@@ -68,7 +68,7 @@ def test_memory_does_not_grow(benchmark: Any) -> None:
                             samples.setdefault(name, []).append(size)
             finally:
                 started.send_signal(signal.SIGTERM)
-                started.wait(30)
+                started.communicate(timeout=30)
 
     benchmark.pedantic(run, rounds=1, iterations=1)
     result: dict[str, Any] = {"seconds": SECONDS, "processes": {}}
