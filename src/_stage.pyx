@@ -13,6 +13,7 @@ from ._control cimport (
 from ._feature cimport feature_init, feature_update
 from ._ledger cimport (
     ledger_day_pnl, ledger_gross, ledger_mark, ledger_order_event, ledger_realised, ledger_view)
+from ._memory cimport hp_lines
 from ._order cimport order_apply, order_find, order_new, order_step, order_t
 from ._ring cimport (
     ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release)
@@ -60,18 +61,11 @@ cdef extern from * nogil:
       return v < 0 ? 0 : v > UINT32_MAX ? UINT32_MAX : (uint32_t)v;
     }
     static inline void hp_sleep_ns(long ns) { struct timespec t = {0, ns}; nanosleep(&t, 0); }
-    static inline void *hp_lines(size_t count, size_t size) {
-      size_t bytes = (count ? count : 1) * ((size + 63) / 64 * 64);
-      void *p = aligned_alloc(64, bytes);
-      if (p) __builtin_memset(p, 0, bytes);
-      return p;
-    }
     """
     void hp_copy_words(uint64_t *to, const uint64_t *from_, int first, int count) noexcept
     uint64_t hp_checksum(const uint64_t *word, int count) noexcept
     uint32_t hp_saturate(int64_t v) noexcept
     void hp_sleep_ns(long ns) noexcept
-    void *hp_lines(size_t count, size_t size) noexcept
     int sched_yield() noexcept
 
 WAIT_SPIN, WAIT_YIELD, WAIT_SLEEP = range(3)
