@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HOPS = tuple(m.name for m in schema.HISTOGRAMS)
 REVIVE = 5.0                    # s that a dead database has to come back, and between two tries
-CONNECT = 20.0                  # s that market data and updates may take to come up
+CONNECT = 60.0                  # s that market data and updates may take to come up
 RECORDED = ("feed", "book", "signal", "risk", "gateway", "updates", "ledger")
 
 

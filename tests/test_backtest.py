@@ -1,4 +1,4 @@
-"""A backtest is deterministic and conserves what it trades; a live run gives its intents again."""
+"""A backtest is deterministic, conserves what it trades, and gives a live run's intents again."""
 import json
 import struct
 import zlib
@@ -11,7 +11,7 @@ from hftpipe._strategy import PyStrategy
 from hftpipe.backtest import run as backtests
 from hftpipe.backtest.readers import open_recording
 from hftpipe.errors import DataError, MismatchError
-from tests.chain import NANO, quote, table
+from tests.chain import NANO, Chain, quote, table
 from tests.data import recording as data
 from tests.models.live import Live
 
@@ -163,6 +163,17 @@ def test_messages_are_whole_wherever_the_blocks_of_a_recording_end(tmp_path, run
     same = [{k: v for k, v in run(p, "--strategy", "imbalance").items() if k != "data"}
             for p in (path, whole)]
     assert same[0] == same[1] and same[0]["orders"] > 0
+
+
+def test_a_frame_larger_than_what_is_known_to_be_free_is_not_refused_for_ever():
+    """The feed looked for 64 free slots of its store link, saw an old count that was enough for
+    them, and refused a snapshot of more records for ever although the link was empty."""
+    chain = Chain(lambda c, add: None, capacity={"feed.store": 256})
+    for count, taken in ((100, 100), (80, 80), (100, 0)):
+        rows = numpy.concatenate([quote(10**9, 10_000, 10_001)] * (count // 2))
+        assert chain.feed.put_many(rows) == taken
+    chain.stored("feed")
+    assert chain.feed.put_many(rows) == 100
 
 
 def test_symbols_choose_and_renumber_instruments_of_our_own_recording(tmp_path, run, hp):

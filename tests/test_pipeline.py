@@ -116,8 +116,9 @@ def test_demo_leaves_no_process_and_no_shared_memory(demo):
     assert demo.live.run not in shm.runs()
     assert not [n for n in os.listdir("/dev/shm") if f"{demo.live.run:x}" in n]
     names = " ".join(demo.processes.values())
-    for part in ("--process feed", "--process hot", "--process updates", "--process store",
-                 "--process monitor", " hftpipe venue ", "postgres"):
+    planned = {p["name"] for p in demo.live.record.processes} - {"supervisor"}
+    assert {"hot", "updates", "store", "monitor"} <= planned
+    for part in (*(f"--process {name}" for name in planned), " hftpipe venue ", "postgres"):
         assert part in names, f"the search for processes found no {part}"
     assert not (demo.live.path / worker.PRIVATE).exists()
 
@@ -436,7 +437,7 @@ def test_another_postgresql_by_url(tmp_path, run):
     (["--cores", "4095"], 2, "core"),
     (["--set", "risk.max_order_size=1"], 4, "max_order_shares"),
     (["--set", "store.url=mysql://x/y"], 4, "postgresql://"),
-    (["--set", "store.url=postgresql://nobody@127.0.0.1:1/none"], 1, "cannot connect"),
+    (["--set", "store.url=postgresql://nobody@127.0.0.1:1/none"], 4, "cannot connect"),
     (["--set", "observe.prometheus=0.0.0.0:1"], 4, "loopback"),
 ])
 def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path, options, code, message):

@@ -103,14 +103,16 @@ def backtest(path: str | Path, config: Config, strategies: Strategies, *,
             first = first or int(chunk["ts_recv"][0])
             last = int(chunk["ts_recv"][-1])
             at = 0
+            full = False
             while at < len(chunk):
                 taken = inline.run(chunk[at:])
                 at += taken
-                if writer is not None:
-                    _drain(links, writer, 0.0 if not taken else DRAIN_AT)
-                elif not taken:
+                if not taken and (full or writer is None):
                     raise DataError(f"{path}: a venue message at event {out.events + at} has more "
                                     f"records than the market link holds")
+                full = not taken
+                if writer is not None:
+                    _drain(links, writer, 0.0 if full else DRAIN_AT)
             out.events += len(chunk)
             if progress is not None:
                 progress(out.events, last)
