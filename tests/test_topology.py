@@ -55,7 +55,8 @@ def test_capacity_goes_over_the_default_and_unknown_links_are_named():
     ("feed.book", 2048, 4096), ("signal.risk", 16, 32), ("gateway.store", 64, 128)])
 def test_a_link_whose_producer_would_never_have_room_is_refused(name, count, least):
     """The run came up, and stood still for ever or kept its gate closed."""
-    with pytest.raises(ConfigError, match=rf"^f:1: layout.capacity.{name} must be at least {least}"):
+    message = rf"^f:1: layout.capacity.{name} must be at least {least}"
+    with pytest.raises(ConfigError, match=message):
         plan(Machine.of(2), [0, 1], capacity={name: count}, where=lambda key: "f:1: ")
     made = plan(Machine.of(2), [0, 1], capacity={name: least})
     assert {k.name: k.capacity for k in made.links}[name] == least
