@@ -1,7 +1,7 @@
 """The stages and the loop that hosts them; rules R1 to R4 are in ``_stage.pxd``."""
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from ._atomic cimport (
     hp_fetch_add, hp_load_acquire, hp_load_relaxed, hp_pause, hp_store_release)
@@ -531,7 +531,8 @@ cdef class SignalStage(Stage):
         raw = numpy.ascontiguousarray(instruments).view("u1")
         cdef const unsigned char[::1] bytes_ = raw
         for i in range(self.instruments):
-            self.specs[i] = (<const hp_instrument_t *>&bytes_[i * sizeof(hp_instrument_t)])[0]
+            # numpy aligns less than the struct asks for: not an assignment of one.
+            memcpy(&self.specs[i], &bytes_[i * sizeof(hp_instrument_t)], sizeof(hp_instrument_t))
             feature_init(&self.features[i])
             self.newest[i].instrument = <uint16_t>i
             self.newest[i].flags = HP_BOOK_FLAG_STALE

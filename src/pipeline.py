@@ -152,8 +152,8 @@ def _execute(config: Config, plan: Plan, run_dir: RunDir, conninfo: str, table: 
         with supervisor:
             venue = _venue(supervisor, config, plan, run_dir, seed, rate)
             say(f"venue     {venue['rest']}")
-            private = {"conninfo": conninfo, "venue": venue, "config": config.dump(),
-                       "record": record}
+            private = {"conninfo": conninfo, "venue": venue,
+                       "config": worker.shared_config(config), "record": record}
             run_dir.write(worker.PRIVATE, json.dumps(private))
             for item in plan.start_order:
                 supervisor.spawn(Child.of(item, process.stage_argv(run_dir, item.name)))

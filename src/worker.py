@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import json
 import os
@@ -444,6 +445,13 @@ def store(context: Context) -> Exit:
         out.close()
     block.state = _control.STOPPED
     return Exit.OK
+
+
+def shared_config(settings: config.Config) -> str:
+    """What the stages need of a configuration.  Recordings keep it, and they are handed on: the
+    database's URL, which may hold a password, is not in it."""
+    plain = dataclasses.replace(settings.store, url="embedded")
+    return dataclasses.replace(settings, store=plain).dump()
 
 
 def recording_path(path: str) -> Path:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hftpipe import _control, topology, worker
+from hftpipe import _control, config, topology, worker
 from hftpipe.errors import Exit
 from tests.chain import table
 
@@ -40,3 +40,12 @@ def test_updates_that_were_down_while_orders_were_open_halt(open_orders, trading
     assert asyncio.run(worker._updates(context, None, Client)) == Exit.OK
     assert control.trading == trading
     assert [more["orders_open"] for _, more in said] == ([open_orders] if open_orders else [])
+
+
+def test_what_a_recording_keeps_of_the_configuration_has_no_password():
+    settings = config.loads("[store]\nurl = 'postgresql://bob:hunter2@db/x'\nrecord = 'a.rec'\n"
+                            "[risk]\nmax_open_orders = 3", env={})
+    text = worker.shared_config(settings)
+    assert "hunter2" not in text
+    again = config.loads(text, env={})
+    assert again.risk == settings.risk and again.store.record == "a.rec"

@@ -105,9 +105,9 @@ def backtest(path: str | Path, config: Config, strategies: Strategies, *,
             at = 0
             full = False
             while at < len(chunk):
-                taken = inline.run(chunk[at:])
+                reached, taken = inline.now, inline.run(chunk[at:])
                 at += taken
-                if not taken and (full or writer is None):
+                if not taken and inline.now == reached and (full or writer is None):
                     raise DataError(f"{path}: a venue message at event {out.events + at} has more "
                                     f"records than the market link holds")
                 full = not taken
