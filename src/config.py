@@ -764,11 +764,16 @@ def _prefix(origin: str) -> str:
     return "" if origin == "default" else origin.removeprefix("env ") + ": "
 
 
+_USERINFO = re.compile(r"(://).*@")
+
+
 def _found(value: Any) -> str:
     if isinstance(value, Mapping):
         return "a table"
     if isinstance(value, list):
         return "a list" if len(value) > 4 else _literal(value)
+    if isinstance(value, str):          # a password in an address is not repeated
+        return _literal(_USERINFO.sub(r"\1...@", value))
     return _literal(value)
 
 

@@ -107,7 +107,8 @@ class Latch:
 
 def entry(reason: str, by: str = "") -> dict[str, str]:
     """A halt or resume as it is written down."""
-    return {"reason": reason[:REASON], "who": by or who(), "when": utc_text()}
+    shown = "".join(c if c.isprintable() else " " for c in reason)      # it ends on terminals
+    return {"reason": " ".join(shown.split())[:REASON], "who": by or who(), "when": utc_text()}
 
 
 # ---------------------------------------------------------------- the directory

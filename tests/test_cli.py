@@ -84,6 +84,29 @@ def test_unknown_commands_and_options_are_usage_errors(hp):
     fails(hp("resume"), 2, "--reason")
 
 
+def test_a_group_without_a_command_says_what_it_has(hp):
+    fails(hp(), 2, "hftpipe wants a command (start, status,")
+    fails(hp("db"), 2, "hftpipe db wants a command (migrate, status, url), found none")
+
+
+def test_numbers_that_no_clock_or_exchange_takes_are_usage_errors(hp):
+    huge = "9" * 400 + "h"
+    fails(hp("ready", "--timeout", huge), 2, "must be at most 500h")
+    fails(hp("halt", "--timeout", "501h"), 2, "must be at most 500h")
+    for name in ("demo", "record"):
+        more = ("--out", "x") if name == "record" else ()
+        fails(hp(name, *more, "--rate", "nan"), 2, "must be a number from 0 to 100000, was 'nan'")
+        fails(hp(name, *more, "--seed", "-1"), 2, "-1 is not in the range")
+
+
+def test_the_options_of_every_command_hold_for_db_too(hp):
+    fails(hp("db", "status", "--set", "store.uri=x"), 4, "unknown key store.uri")
+    fails(hp("-C", "none.toml", "db", "migrate"), 4, "configuration none.toml: No such file")
+    fails(hp("db", "migrate", "--url", ""), 2, "--url must be")
+    code, text, _ = hp("db", "migrate", "-h")
+    assert code == 0 and "Example: hftpipe db migrate" in " ".join(text.split())
+
+
 def test_an_unexpected_error_is_one_line_and_a_traceback_on_request(monkeypatch, capsys):
     def broken(*_):
         raise ZeroDivisionError("two\nlines")
@@ -356,3 +379,16 @@ def test_output_that_nobody_reads_is_no_error(tmp_path):
     done = subprocess.run(["sh", "-c", program], env=ENV, capture_output=True, text=True,
                           timeout=DEADLINE, cwd=tmp_path)
     assert done.stderr == ""
+
+
+def test_a_reason_is_one_line_that_a_terminal_can_show():
+    assert entry("a\nb\x1b[31m \u202e\udcff c")["reason"] == "a b [31m c"
+    assert entry("\u2603 " * 400)["reason"].startswith("\u2603 \u2603")
+
+
+def test_a_halt_that_cannot_be_latched_says_that_the_run_is_halted(start, hp, tmp_path):
+    driver = start().up()
+    (tmp_path / "run").chmod(0o755)
+    fails(hp("halt"), 77, "is halted (epoch 2), but the halt is not latched for the next start")
+    (tmp_path / "run").chmod(0o700)
+    assert shm.control(driver.run).trading == "halted"

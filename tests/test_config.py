@@ -193,6 +193,8 @@ def test_shares_are_basis_points(value, bp):
      'venue.data_stream must start with wss://, was "ws://127.0.0.1/x"'),
     ("profile = 'live'\n[venue]\nrest = 'https://alpaca.markets.example.com'",
      "venue.rest must be a host of alpaca.markets in profile live"),
+    ("[venue]\nrest = 'https://user:p@w/@a/b'", 'was "https://...@a/b"'),
+    ("[store]\nurl = 'mysql://user:pw@x/db'", 'was "mysql://...@x/db"'),
     ("[store]\nurl = 'mysql://x'", 'store.url must be "embedded" or "postgresql://..."'),
 ])
 def test_a_refusal_says_where_what_was_wanted_and_what_was_found(source, message):

@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 from psycopg.conninfo import conninfo_to_dict
 
+from hftpipe.cli._common import Settings
 from hftpipe.cli.db import command
 from hftpipe.errors import ConfigError, NotRunningError
 from hftpipe.store.migrate import sql_files
@@ -18,7 +19,7 @@ LAST = len(sql_files())
 
 
 def run(*args):
-    result = CliRunner().invoke(command, args, catch_exceptions=True)
+    result = CliRunner().invoke(command, args, catch_exceptions=True, obj=Settings())
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output
@@ -28,7 +29,7 @@ def run(*args):
 def test_embedded_is_started_for_the_command_and_stopped_after_it():
     with run_directory() as place:
         where = ("--url", "embedded", "--run-dir", str(place))
-        assert json.loads(run("migrate", *where, "-o", "json")) == {
+        assert json.loads(run("-o", "json", "migrate", *where)) == {
             "applied": [f"{m.version:04}_{m.name}" for m in sql_files()], "version": LAST}
         assert run("migrate", *where) == f"database is at version {LAST}, nothing to do\n"
         assert not Postgres(place)._inhabitants()
@@ -36,6 +37,7 @@ def test_embedded_is_started_for_the_command_and_stopped_after_it():
             run("url", *where)
         with Postgres(place, QUICK) as conninfo:
             assert run("url", *where) == conninfo + "\n"
+            assert json.loads(run("url", *where, "-o", "json")) == {"url": conninfo}
             state = json.loads(run("status", *where, "-o", "json"))
             assert state["version"] == LAST and state["pending"] == [] and state["runs"] == []
             assert f"version {LAST}, up to date" in run("status", *where)

@@ -1335,6 +1335,17 @@ def test_it_dies_with_its_parent(tmp_path):
         raise AssertionError("the venue outlived its parent")
 
 
+def test_a_host_or_cash_that_cannot_be_is_a_usage_error():
+    async def go(**fields):
+        async with Venue(replace(STILL, **fields)):
+            pass
+
+    for fields, wanted in (({"host": "no.such.host.invalid"}, "host must be an address of this"),
+                           ({"cash": "-5"}, "cash must be 0 or more, was -5")):
+        with pytest.raises(UsageError, match=wanted):
+            asyncio.run(go(**fields))
+
+
 def test_a_config_that_cannot_be_is_refused():
     for bad in ({"rate": -1.0}, {"tick": 0.0}, {"multiplier": 3}, {"port": -1}, {"buffer": 1},
                 {"stamps": True}):

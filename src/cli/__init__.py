@@ -60,7 +60,8 @@ class Lazy(click.Group):
             formatter.write_dl([(name, COMMANDS[name]) for name in self.list_commands(ctx)])
 
 
-@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]},
+@click.group(cls=Lazy, no_args_is_help=False,
+             context_settings={"help_option_names": ["-h", "--help"]},
              epilog="Example: hftpipe -C my.toml start --cores 0-3, then hftpipe status. "
                     "Exit codes are in docs/operate/exit-codes.md.")
 @shared
@@ -81,7 +82,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         if settings.debug:
             raise
         where = f"; see {e.ctx.command_path} --help" if e.ctx else ""
-        return _fail(e.format_message() + where, Exit.USAGE)
+        message = e.format_message().rstrip(".")
+        if message == "Missing command" and e.ctx:
+            message = f"{e.ctx.command_path} wants a command ({_names(e.ctx)}), found none"
+        return _fail(message + where, Exit.USAGE)
     except click.ClickException as e:
         return _fail(e.format_message(), Exit.ERROR)
     except HftpipeError as e:
@@ -98,6 +102,11 @@ def run(argv: Sequence[str] | None = None) -> int:
         if settings.debug:
             raise
         return _fail(f"unexpected {type(e).__name__}: {e} (--debug shows where)", Exit.ERROR)
+
+
+def _names(ctx: click.Context) -> str:
+    assert isinstance(ctx.command, click.Group)
+    return ", ".join(ctx.command.list_commands(ctx))
 
 
 def _fail(message: str, code: Exit) -> int:

@@ -89,6 +89,7 @@ class Seconds(Type):
 
     name = "time"
     units: Mapping[str, float] = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+    most = 500 * 3600.0                 # poll(2) counts milliseconds in an int
 
     def convert(self, value: Any, param: click.Parameter | None,
                 ctx: click.Context | None) -> float:
@@ -97,12 +98,39 @@ class Seconds(Type):
         text = str(value).strip()
         unit = text.lstrip("0123456789.").strip()
         try:
-            return float(text[:len(text) - len(unit)]) * self.units[unit]
+            seconds = float(text[:len(text) - len(unit)]) * self.units[unit]
         except (KeyError, ValueError):
             self.fail(f'must be a time such as "15s" or "250ms", was {text!r}', param, ctx)
+        if seconds > self.most:
+            self.fail(f"must be at most {self.most / 3600:g}h, was {text!r}", param, ctx)
+        return seconds
 
 
 SECONDS = Seconds()
+
+
+class Rate(Type):
+    """Messages per second, from 0 to *most*; unlike click's range it refuses NaN."""
+
+    name = "number"
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+
+    def convert(self, value: Any, param: click.Parameter | None,
+                ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= self.most:
+            self.fail(f"must be a number from 0 to {self.most:.0f}, was {str(value)!r}", param,
+                      ctx)
+        return number
+
+
+RATE = Rate(100_000)
+SEED = click.IntRange(0, 2**64 - 1)
 
 
 def emit(settings: Settings, data: Any, lines: Iterable[str]) -> None:

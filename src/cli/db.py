@@ -1,66 +1,61 @@
 """``hftpipe db``: the database's migrations, state and address."""
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from hftpipe.cli._common import Settings, emit, shared
 
-def _where(f: Callable[..., None]) -> Callable[..., None]:
-    """Options that say which database is meant."""
-    f = click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path),
-                     help="Run directory of an embedded database.")(f)
-    return click.option("--url", metavar="URL", help='Instead of store.url: "embedded" or '
-                                                     "postgresql://...")(f)
+_where = click.option("--url", metavar="URL",
+                      help='Instead of store.url: "embedded" or "postgresql://...".')
 
 
-_output = click.option("-o", "--output", type=click.Choice(("text", "json")), default="text",
-                       help="How to print it.")
+def _database(settings: Settings, url: str | None) -> tuple[str, Path]:
+    """Which database is meant: its URL and the run directory of an embedded one."""
+    if url == "":                       # an unset variable of a script, not the embedded one
+        raise click.UsageError('--url must be "embedded" or postgresql://..., was empty')
+    return url if url is not None else settings.load().store.url, settings.directory().path
 
 
-def _settings(url: str | None, run_dir: Path | None) -> tuple[str, Path]:
-    from hftpipe import config, rundir
-    return url or config.load().store.url, Path(rundir.default(run_dir))
-
-
-@click.group("db", help="""The database: apply migrations, show its state, print its address.
+@click.group("db", no_args_is_help=False, epilog="Example: hftpipe db migrate --url postgresql://user@host/trading",
+             help="""The database: apply migrations, show its state, print its address.
 
 Without --url it is the configuration's store.url. "embedded" is the private PostgreSQL of the
 run directory; when no pipeline runs there it is started for the command and stopped after it.""")
+@shared
 def command() -> None:
     pass
 
 
-@command.command("migrate", help="Apply the migrations that are missing.")
+@command.command("migrate", epilog="Example: hftpipe db migrate --url postgresql://user@host/trading",
+                 help="Apply the migrations that are missing.")
 @_where
-@_output
-def migrate(url: str | None, run_dir: Path | None, output: str) -> None:
+@shared
+@click.pass_obj
+def migrate(settings: Settings, url: str | None) -> None:
     from hftpipe.store import migrate as m
     from hftpipe.store.postgres import database
-    with database(*_settings(url, run_dir)) as conninfo:
+    with database(*_database(settings, url)) as conninfo:
         done = m.migrate(conninfo)
         state = m.status(conninfo)
-    if output == "json":
-        click.echo(json.dumps({"applied": [f"{v.version:04}_{v.name}" for v in done],
-                               "version": len(state.applied)}))
-        return
-    for v in done:
-        click.echo(f"applied {v.version:04}_{v.name}")
-    click.echo(f"database is at version {len(state.applied)}"
-               + ("" if done else ", nothing to do"))
+    names = [f"{v.version:04}_{v.name}" for v in done]
+    emit(settings, {"applied": names, "version": len(state.applied)},
+         [*(f"applied {name}" for name in names),
+          f"database is at version {len(state.applied)}" + ("" if done else ", nothing to do")])
 
 
-@command.command("status", help="Show server, version, pending migrations and the newest runs.")
+@command.command("status", epilog="Example: hftpipe db status -o json",
+                 help="Show server, version, pending migrations and the newest runs.")
 @_where
-@_output
-def status(url: str | None, run_dir: Path | None, output: str) -> None:
+@shared
+@click.pass_obj
+def status(settings: Settings, url: str | None) -> None:
     from hftpipe.store import migrate as m
     from hftpipe.store import queries
     from hftpipe.store.postgres import database
-    with database(*_settings(url, run_dir)) as conninfo, m.connect(conninfo) as c:
+    with database(*_database(settings, url)) as conninfo, m.connect(conninfo) as c:
         state = m.status(conninfo)
         row = c.execute("SELECT current_setting('server_version'), "
                         "pg_database_size(current_database())").fetchone()
@@ -71,15 +66,12 @@ def status(url: str | None, run_dir: Path | None, output: str) -> None:
         "pending": [f"{v.version:04}_{v.name}" for v in state.pending],
         "runs": [{**r, "run": f"{r['run']:x}", "started": r["started"].isoformat(),
                   "ended": r["ended"] and r["ended"].isoformat()} for r in runs]}
-    if output == "json":
-        click.echo(json.dumps(document))
-        return
-    click.echo(f"PostgreSQL {row[0]}, {row[1] / 1e6:.1f} MB")
-    click.echo(f"version {document['version']}, "
-               + (f"pending: {', '.join(document['pending'])}" if state.pending else "up to date"))
-    for r in document["runs"]:
-        click.echo(f"run {r['run']}  {r['started']}  {r['profile']:<6} {r['events']:>12} events  "
-                   + ("ended" if r["ended"] else "not ended"))
+    emit(settings, document, [
+        f"PostgreSQL {row[0]}, {row[1] / 1e6:.1f} MB",
+        f"version {document['version']}, "
+        + (f"pending: {', '.join(document['pending'])}" if state.pending else "up to date"),
+        *(f"run {r['run']}  {r['started']}  {r['profile']:<6} {r['events']:>12} events  "
+          + ("ended" if r["ended"] else "not ended") for r in document["runs"])])
 
 
 @command.command("url", help="""Print the address of the running database, for psql:
@@ -88,14 +80,16 @@ def status(url: str | None, run_dir: Path | None, output: str) -> None:
 
 It names the password file of an embedded database, not the password.""")
 @_where
-def url(url: str | None, run_dir: Path | None) -> None:
+@shared
+@click.pass_obj
+def url(settings: Settings, url: str | None) -> None:
     from hftpipe.errors import NotRunningError
     from hftpipe.store.postgres import Postgres, embedded
-    address, place = _settings(url, run_dir)
+    address, place = _database(settings, url)
     if embedded(address):
         found = Postgres(place).running()
         if found is None:
             raise NotRunningError(f"no database runs in {place / 'pg'}; it is started with the "
                                   "pipeline")
         address = found
-    click.echo(address)
+    emit(settings, {"url": address}, [address])

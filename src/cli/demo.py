@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from hftpipe.cli._common import SECONDS, Settings, shared
+from hftpipe.cli._common import RATE, SECONDS, SEED, Settings, shared
 from hftpipe.errors import ConfigError, Exit
 
 
@@ -18,9 +18,9 @@ from hftpipe.errors import ConfigError, Exit
               help="How long to trade.")
 @click.option("--cores", metavar="LIST", help="As of start.")
 @click.option("--oversubscribe", is_flag=True, help="As of start.")
-@click.option("--seed", type=int, default=7, show_default=True,
+@click.option("--seed", type=SEED, default=7, show_default=True,
               help="Of the exchange's simulated traders.")
-@click.option("--rate", type=click.FloatRange(0, 100_000), default=2000, show_default=True,
+@click.option("--rate", type=RATE, default=2000, show_default=True,
               help="Market data messages per second.")
 @click.option("--record", metavar="FILE", help="Also write every event into this new recording.")
 @shared

@@ -36,8 +36,14 @@ def command(settings: Settings, reason: str, timeout: float) -> int:
     except HftpipeError as e:
         run, control, trouble = None, None, e       # latch first, complain afterwards
     epoch = control.halt() if control else 0
-    run_dir.prepare()
-    latch = run_dir.record_halt(epoch, why)
+    try:
+        run_dir.prepare()
+        latch = run_dir.record_halt(epoch, why)
+    except HftpipeError as e:
+        if control is None:
+            raise
+        raise type(e)(f"run {control.run:x} is halted (epoch {epoch}), but the halt is not latched "
+                      f"for the next start: {e}") from None
     if trouble:
         raise type(trouble)(f"halted for the next start only, the page is out of reach: {trouble}")
 

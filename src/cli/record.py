@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hftpipe.cli._common import SECONDS, Settings, count, shared
+from hftpipe.cli._common import RATE, SECONDS, SEED, Settings, count, shared
 from hftpipe.errors import ConfigError, DeadlineError, HftpipeError, UsageError
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ TICK = 0.1                      # s between two looks at a live recording
 @click.option("--data", metavar="FILE",
               help="Convert this recording instead, of any format that backtest reads.")
 @click.option("--symbols", metavar="A,B", help="Only these; default all.")
-@click.option("--seed", type=int, default=7, show_default=True,
+@click.option("--seed", type=SEED, default=7, show_default=True,
               help="Of the local exchange's simulated traders.")
-@click.option("--rate", type=click.FloatRange(0, 100_000), default=2000, show_default=True,
+@click.option("--rate", type=RATE, default=2000, show_default=True,
               help="Market data messages per second of the local exchange.")
 @shared
 @click.pass_obj

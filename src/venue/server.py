@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import string
 import subprocess
 import sys
@@ -148,6 +149,8 @@ class Venue:
             cash = nano(config.cash) * NANO
         except ValueError as error:
             raise UsageError(f"cash must be a decimal: {error}") from None
+        if cash < 0:
+            raise UsageError(f"cash must be 0 or more, was {config.cash}")
         self.state = State(config.state, cash)
         try:
             await self._start()
@@ -202,6 +205,9 @@ class Venue:
         except OSError as error:
             await self._runner.cleanup()
             self.stamps.close()
+            if isinstance(error, socket.gaierror):
+                raise UsageError(f"host must be an address of this machine, was "
+                                 f"{config.host!r}: {error.strerror}") from None
             raise BusyError(f"cannot listen on {config.host}:{config.port}: "
                             f"{os.strerror(error.errno) if error.errno else error}") from None
         port = self._server.sockets[0].getsockname()[1]
