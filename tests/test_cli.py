@@ -381,6 +381,16 @@ def test_output_that_nobody_reads_is_no_error(tmp_path):
     assert done.stderr == ""
 
 
+def test_output_that_cannot_be_written_is_one_line(tmp_path):
+    for device, code, message in (("/dev/full", 1, "cannot write the output: No space left"),
+                                  ("&-", 0, "")):
+        done = subprocess.run(
+            ["sh", "-c", f"{sys.executable} -m hftpipe start --dry-run >{device}"],
+            env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
+        assert done.returncode == code and message in done.stderr, done.stderr
+        assert done.stderr.count("\n") == (1 if message else 0)
+
+
 def test_a_reason_is_one_line_that_a_terminal_can_show():
     assert entry("a\nb\x1b[31m \u202e\udcff c")["reason"] == "a b [31m c"
     assert entry("\u2603 " * 400)["reason"].startswith("\u2603 \u2603")

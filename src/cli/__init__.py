@@ -5,6 +5,7 @@ the control page and little else.
 """
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -76,7 +77,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         code = group.main(list(sys.argv[1:] if argv is None else argv), "hftpipe",
                           standalone_mode=False, obj=settings)
-        sys.stdout.flush()
+        if sys.stdout is not None:              # None: the caller closed it
+            sys.stdout.flush()
         return int(code or 0)
     except click.UsageError as e:
         if settings.debug:
@@ -101,6 +103,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     except Exception as e:
         if settings.debug:
             raise
+        if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+            return _fail(f"cannot write {e.filename or 'the output'}: {e.strerror}", Exit.ERROR)
         return _fail(f"unexpected {type(e).__name__}: {e} (--debug shows where)", Exit.ERROR)
 
 
