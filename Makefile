@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 FOR    ?= 15s
 
-.PHONY: help demo test lint build debug trace asan generic schema schema-check cover bench clean
+.PHONY: help demo test test-all lint build debug trace asan generic schema schema-check cover bench clean
 
 help:                                  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -11,7 +11,10 @@ help:                                  ## this list
 demo: $(VENV)/.installed               ## install into .venv and run the whole pipeline on the local venue
 	$(BIN)/hftpipe demo --for $(FOR)
 
-test: $(VENV)/.test                    ## install what the tests need and run them
+test: $(VENV)/.test                    ## install what the tests need and run them, the long drills aside
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.test                ## the long drills too: a thousand kills, every process in turn
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.lint                    ## ruff, cython-lint, mypy, generated files fresh
@@ -53,8 +56,9 @@ debug trace asan generic:              ## the same with checks / line tracing / 
 cover: trace                           ## coverage of the compiled half too
 	$(PYTHON) -m coverage run -m pytest && $(PYTHON) -m coverage report
 
-schema:                                ## rewrite what src/schema.py generates
+schema:                                ## rewrite what src/schema.py generates, tables included
 	$(PYTHON) src/schema.py --write
+	PYTHONPATH=build/view $(PYTHON) -m hftpipe.store.layout --write
 schema-check:
 	$(PYTHON) src/schema.py --check
 

@@ -62,6 +62,7 @@ def units() -> list[Extension]:
 
 
 setup(
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
     package_dir={"": str(VIEW), "hftpipe.sql": "sql", "hftpipe.conf": "conf"},
     packages=[*find_packages(str(VIEW)), "hftpipe.sql", "hftpipe.conf"],
     package_data={"": ["*.pxd", "*.pyx", "*.pyi", "*.h", "py.typed", "*.onnx", "*.json"],

@@ -1,8 +1,9 @@
 """Order state machine; what it guarantees is in ``_order.pxd``."""
 cimport cython
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
+from ._memory cimport hp_lines
 from ._schema cimport (
     HP_ORDER_EVENT_ACKED, HP_ORDER_EVENT_CANCEL_REJECTED, HP_ORDER_EVENT_CANCEL_SENT,
     HP_ORDER_EVENT_CANCELED, HP_ORDER_EVENT_DENIED, HP_ORDER_EVENT_DROPPED,
@@ -25,7 +26,7 @@ cdef int index_init(index_t *x, uint64_t slots) except -1:
     while cells < 2 * slots:
         cells *= 2
         bits += 1
-    x.cells = <uint64_t *>calloc(cells, sizeof(uint64_t))
+    x.cells = <uint64_t *>hp_lines(cells, sizeof(uint64_t))
     if x.cells == NULL:
         raise MemoryError(f"no memory for an index of {cells} cells")
     x.mask = cells - 1
@@ -302,9 +303,9 @@ cdef class Orders:
         self.o.mask = 2 * capacity - 1
         self.o.tail = 2 * capacity
         self.o.execution_mask = executions - 1
-        self.o.table = <order_t *>calloc(2 * capacity, sizeof(order_t))
-        self.o.ring = <uint32_t *>calloc(2 * capacity, sizeof(uint32_t))
-        self.o.executions = <execution_t *>calloc(executions, sizeof(execution_t))
+        self.o.table = <order_t *>hp_lines(2 * capacity, sizeof(order_t))
+        self.o.ring = <uint32_t *>hp_lines(2 * capacity, sizeof(uint32_t))
+        self.o.executions = <execution_t *>hp_lines(executions, sizeof(execution_t))
         if self.o.table == NULL or self.o.ring == NULL or self.o.executions == NULL:
             raise MemoryError(f"no memory for {capacity} orders and {executions} executions")
         index_init(&self.o.index, 2 * capacity)

@@ -1,11 +1,12 @@
 """Pre-trade risk; order of the checks, units and promises are in ``_risk.pxd``."""
 cimport cython
 from libc.stdint cimport INT64_MAX, INT64_MIN
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_prefetch_write
 from ._control cimport CONTROL_STAGES, Control
+from ._memory cimport hp_lines
 from ._order cimport index_free, index_home, index_init, index_put, index_remove, index_tag
 from ._schema cimport (
     HP_ACTION_CANCEL, HP_ACTION_DENIED, HP_ACTION_NEW, HP_BOOK_FLAG_CROSSED,
@@ -324,6 +325,8 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
     if reason != HP_REASON_NONE:
         v.token = o.token = 0
         o.action = HP_ACTION_DENIED
+        if i.action == HP_ACTION_CANCEL:
+            o.qty = 0                           # it never was open: nobody takes it back
         return reason
     o.action = i.action
     if target != NULL:
@@ -593,8 +596,8 @@ cdef class Risk:
         self.r.tail = 2 * capacity
         self.r.count = len(array)
         # Whole cache lines, so that one order and one instrument touch as few as they can.
-        self.r.times = <int64_t *>calloc(size, sizeof(int64_t))
-        self.r.ring = <uint32_t *>calloc(2 * capacity, sizeof(uint32_t))
+        self.r.times = <int64_t *>hp_lines(size, sizeof(int64_t))
+        self.r.ring = <uint32_t *>hp_lines(2 * capacity, sizeof(uint32_t))
         self.r.table = <exposure_t *>aligned_alloc(64, self.r.count * sizeof(exposure_t))
         self.r.orders = <reservation_t *>aligned_alloc(64, 2 * capacity * sizeof(reservation_t))
         if self.r.times == NULL or self.r.ring == NULL or self.r.table == NULL \

@@ -1,7 +1,7 @@
 """The stages and the loop that hosts them; rules R1 to R4 are in ``_stage.pxd``."""
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from ._atomic cimport (
     hp_fetch_add, hp_load_acquire, hp_load_relaxed, hp_pause, hp_store_release)
@@ -13,6 +13,7 @@ from ._control cimport (
 from ._feature cimport feature_init, feature_update
 from ._ledger cimport (
     ledger_day_pnl, ledger_gross, ledger_mark, ledger_order_event, ledger_realised, ledger_view)
+from ._memory cimport hp_lines
 from ._order cimport order_apply, order_find, order_new, order_step, order_t
 from ._ring cimport (
     ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release)
@@ -60,18 +61,11 @@ cdef extern from * nogil:
       return v < 0 ? 0 : v > UINT32_MAX ? UINT32_MAX : (uint32_t)v;
     }
     static inline void hp_sleep_ns(long ns) { struct timespec t = {0, ns}; nanosleep(&t, 0); }
-    static inline void *hp_lines(size_t count, size_t size) {
-      size_t bytes = (count ? count : 1) * ((size + 63) / 64 * 64);
-      void *p = aligned_alloc(64, bytes);
-      if (p) __builtin_memset(p, 0, bytes);
-      return p;
-    }
     """
     void hp_copy_words(uint64_t *to, const uint64_t *from_, int first, int count) noexcept
     uint64_t hp_checksum(const uint64_t *word, int count) noexcept
     uint32_t hp_saturate(int64_t v) noexcept
     void hp_sleep_ns(long ns) noexcept
-    void *hp_lines(size_t count, size_t size) noexcept
     int sched_yield() noexcept
 
 WAIT_SPIN, WAIT_YIELD, WAIT_SLEEP = range(3)
@@ -84,6 +78,7 @@ cdef enum:
     MAINTAIN_NS = 20_000_000    # how often maintain() runs: with the GIL, some 10 us each time
     DRAINED_NS = 100_000_000    # idle this long while draining means there is nothing left
     PENDING_NS = 2_000_000_000  # a drain waits this long for orders without an end
+    OVERRUN = 2                 # Stage.failed: a strategy said it wrote more than it may
     HEARTBEAT_PASSES = 512
     FLUSH_PASSES = 64           # idle passes after which credit is returned ...
     WARM_PASSES = 256           # ... and again, with the models kept warm, every so many
@@ -536,7 +531,8 @@ cdef class SignalStage(Stage):
         raw = numpy.ascontiguousarray(instruments).view("u1")
         cdef const unsigned char[::1] bytes_ = raw
         for i in range(self.instruments):
-            self.specs[i] = (<const hp_instrument_t *>&bytes_[i * sizeof(hp_instrument_t)])[0]
+            # numpy aligns less than the struct asks for: not an assignment of one.
+            memcpy(&self.specs[i], &bytes_[i * sizeof(hp_instrument_t)], sizeof(hp_instrument_t))
             feature_init(&self.features[i])
             self.newest[i].instrument = <uint16_t>i
             self.newest[i].flags = HP_BOOK_FLAG_STALE
@@ -585,6 +581,9 @@ cdef class SignalStage(Stage):
             if (<Strategy>self.strategy_pointers[k]).on_event(&context, &out) < 0:
                 self.failed = 1
                 return -1
+            if out.count > out.room:            # it wrote behind its memory, or would have us read
+                self.failed = OVERRUN
+                return -1
             if (<Strategy>self.strategy_pointers[k]).asked:
                 said = &(<Strategy>self.strategy_pointers[k]).signal
                 histogram_record(&self.block.histograms[HP_HISTOGRAM_MODEL], said.elapsed)
@@ -601,15 +600,14 @@ cdef class SignalStage(Stage):
                           ts_in, instrument, 0)
             for i in range(out.count):
                 intent = &self.scratch[i]
-                if intent.instrument >= self.instruments:
-                    intent.instrument = instrument
                 intent.event, intent.cause = store_next(&self.store), cause
                 intent.ts_recv, intent.strategy = ts_recv, k
                 intent.hop = hp_saturate(now - ts_recv)
                 intent.pad0 = 0
                 store_put(&self.store, HP_RECORD_INTENT, intent, 1, 1, cause, now, ts_in,
                           intent.instrument, <uint64_t>ts_in)
-                if intent.action == HP_ACTION_NEW:
+                # An instrument that is not in the table is risk's to refuse, not ours to guess.
+                if intent.action == HP_ACTION_NEW and intent.instrument < self.instruments:
                     if intent.side > 0:
                         self.holdings[intent.instrument].open_buy += intent.qty
                     else:
@@ -685,6 +683,8 @@ cdef class SignalStage(Stage):
             if strategy.error is not None:
                 self.failed = 1
                 self.error = strategy.error
+        if self.failed == OVERRUN and self.error is None:
+            self.error = SchemaError("a strategy counted more intents than it had room for")
         Stage.check(self)
 
     cdef void idle(self) noexcept nogil:
@@ -1306,7 +1306,7 @@ cdef class Host:
             stage.block.state = STAGE_RUNNING
         cdef uint64_t done, idle = 0, beat = 0, stop
         cdef int64_t now = clock_now(), maintained = now, worked = now
-        cdef bint failed = False, ended = False, waiting
+        cdef bint failed = False, ended = False, waiting, stopping = False, settled = False
         try:
             while not ended:
                 with nogil:
@@ -1320,6 +1320,7 @@ cdef class Host:
                         stop = hp_load_acquire(&self.header.stop)
                         if done:
                             idle = 0
+                            settled = False
                         else:
                             idle += 1
                         if beat >= HEARTBEAT_PASSES or (idle and self.wait != SPIN) or stop:
@@ -1328,8 +1329,9 @@ cdef class Host:
                             for i in range(count):
                                 block = (<Stage>pointers[i]).block
                                 hp_store_release(&block.heartbeat, <uint64_t>now)
-                            if done:
-                                worked = now
+                            if done or (stop and not stopping):
+                                worked = now            # a drain counts from when it began
+                                stopping = stop != 0
                         if failed:
                             break
                         if idle:
@@ -1346,9 +1348,11 @@ cdef class Host:
                                     if (<Stage>pointers[i]).pending() \
                                             and now - worked < PENDING_NS:
                                         waiting = 1
-                                if not waiting or stop == CONTROL_QUIT:
+                                # What ended may have published right before: look once more.
+                                if stop == CONTROL_QUIT or (settled and not waiting):
                                     ended = True
                                     break
+                                settled = not waiting
                             if self.wait == SPIN:
                                 hp_pause()
                             elif self.wait == YIELD:

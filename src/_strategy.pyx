@@ -111,5 +111,7 @@ cdef class PyStrategy(Strategy):
         cdef int i
         for i in range(adder.count):
             intent = strategy_add(out)
+            if intent == NULL:
+                raise ValueError(f"{adder.count} intents were added, there was room for {i}")
             memcpy(intent, self._intents + i * sizeof(hp_intent_t), sizeof(hp_intent_t))
         return 0

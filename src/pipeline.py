@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HOPS = tuple(m.name for m in schema.HISTOGRAMS)
 REVIVE = 5.0                    # s that a dead database has to come back, and between two tries
-CONNECT = 20.0                  # s that market data and updates may take to come up
+CONNECT = 60.0                  # s that market data and updates may take to come up
 RECORDED = ("feed", "book", "signal", "risk", "gateway", "updates", "ledger")
 
 
@@ -152,8 +152,8 @@ def _execute(config: Config, plan: Plan, run_dir: RunDir, conninfo: str, table: 
         with supervisor:
             venue = _venue(supervisor, config, plan, run_dir, seed, rate)
             say(f"venue     {venue['rest']}")
-            private = {"conninfo": conninfo, "venue": venue, "config": config.dump(),
-                       "record": record}
+            private = {"conninfo": conninfo, "venue": venue,
+                       "config": worker.shared_config(config), "record": record}
             run_dir.write(worker.PRIVATE, json.dumps(private))
             for item in plan.start_order:
                 supervisor.spawn(Child.of(item, process.stage_argv(run_dir, item.name)))
@@ -161,9 +161,12 @@ def _execute(config: Config, plan: Plan, run_dir: RunDir, conninfo: str, table: 
             _connected(supervisor, control)
             say("stages    " + "  ".join(
                 f"{p.name}{'' if p.core is None else f':{p.core}'}" for p in plan.processes))
-            state = control.trading
-            if not halted and state == "disarmed":
+            doubt = account_doubt(config)
+            if not halted and not doubt and control.trading == "disarmed":
                 control.resume(control.halt_epoch)
+            if doubt:
+                say(f"account   {doubt}: not armed, because positions are not taken over yet; "
+                    "`hftpipe resume --reason ...` arms it all the same")
             say(f"RUNNING   run {run.run:x}   trading {control.trading.upper()}"
                 + ("   (latched; `hftpipe resume --reason ...` arms it)"
                    if control.trading == "halted" else ""))
@@ -209,9 +212,11 @@ def _venue(supervisor: Supervisor, config: Config, plan: Plan, run_dir: RunDir,
     if config.venue.kind != "local":
         return {"rest": config.venue.rest, "data_stream": config.venue.data_stream,
                 "updates_stream": config.venue.updates_stream}
+    # A new account for each run: this run's books begin flat too.
+    state = run_dir.path / "venue" / f"{supervisor.run.run:x}"
     argv = [sys.executable, "-m", "hftpipe", "venue", "-o", "json", "--die-with-parent",
             "--symbols", ",".join(item.symbol for item in config.instruments),
-            "--rate-limit", "0", "--state", str(run_dir.path / "venue")]
+            "--rate-limit", "0", "--state", str(state)]
     if seed is not None:
         argv += ["--seed", str(seed)]
     if rate is not None:
@@ -226,6 +231,29 @@ def _venue(supervisor: Supervisor, config: Config, plan: Plan, run_dir: RunDir,
         raise ConfigError(f"the venue's first line must be JSON, was {line[:80]!r}") from None
     return {**{k: found[k] for k in ("rest", "data_stream", "updates_stream", "key", "secret")},
             "unlimited": True}
+
+
+def account_doubt(config: Config) -> str:
+    """Why the account at the broker is not the empty one this run begins with; empty = it is.
+
+    The local venue begins every run with a new account.
+
+    Raises
+    ------
+    HftpipeError
+        If the broker cannot be asked.
+    """
+    if config.venue.kind == "local":
+        return ""
+    from hftpipe.alpaca.session import Rest
+    rest = Rest(config.venue.rest, config.venue.key, config.venue.secret)
+    try:
+        positions, orders = rest.positions(), rest.orders()
+    finally:
+        rest.close()
+    found = [f"{len(items)} {what}" for items, what in
+             ((positions, "positions"), (orders, "open orders")) if items]
+    return "the broker holds " + " and ".join(found) if found else ""
 
 
 def _connected(supervisor: Supervisor, control: Control) -> None:

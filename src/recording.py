@@ -80,6 +80,7 @@ class Writer:
         self.events = 0
         self.last: dict[int, int] = {}          # identity of the newest event of each stream
         self._file.write(MAGIC + struct.pack("<II", len(text), zlib.crc32(text)) + text)
+        self._file.flush()                      # resume() must find a whole header
 
     def write(self, stream: int, slots: Any) -> None:
         """Append *slots* of one stream: (n, slot_size) bytes, see :func:`raw`."""

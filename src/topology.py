@@ -91,6 +91,11 @@ LINKS = (
     Link("ledger", "store", "stored", 32768),
 )
 
+# What a producer looks for before it takes anything, and the credit that is on its way back.
+LEAST = {"feed.book": 4096, "feed.store": 4096, "signal.risk": 32,
+         "gateway.signal": 8, "gateway.risk": 8, "gateway.ledger": 8}
+LEAST_STORE = 128
+
 
 def links(capacity: Mapping[str, int] | None = None,
           where: Callable[[str], str] = lambda name: "") -> tuple[Link, ...]:
@@ -465,6 +470,12 @@ def plan(machine: Machine, cores: Sequence[int], *, oversubscribe: bool = False,
         raise UsageError("cores must name at least one, found none")
     pin = dict(pin or {})
     joined = links(capacity, where)
+    for link in joined:
+        least = LEAST.get(link.name, LEAST_STORE if link.consumer == "store" else 2)
+        if link.capacity < least:
+            dotted = f"layout.capacity.{link.name}"
+            raise ConfigError(f"{where(dotted)}{dotted} must be at least {least}, else its "
+                              f"producer never has room, was {link.capacity}")
     count = len(cores)
     house = tuple(cores[:2] if count >= HOUSE_FROM else cores[:1])
     cold_wait = SLEEP

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import json
 import os
@@ -331,9 +332,19 @@ async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> 
         waiting.append(rows)
         retry()
 
+    def back() -> None:
+        # What happened to open orders while the stream was down was not sent to us, and will
+        # not be: positions may be wrong.  Without an open order nothing can have been missed.
+        open_orders = context.control.stage(topology.INDEX["gateway"]).counter("orders_open")
+        if open_orders:
+            epoch = context.control.halt()
+            context.log.error("halted: order updates were down while orders were open",
+                              orders_open=open_orders, epoch=epoch)
+
     client = updates_type(
         venue["updates_stream"], key, secret, context.run.run,
-        {row["symbol"].decode(): i for i, row in enumerate(context.table)}, on_updates)
+        {row["symbol"].decode(): i for i, row in enumerate(context.table)}, on_updates,
+        on_reconnect=back)
     stop = asyncio.Event()
     task = asyncio.create_task(client.run(stop))
     _settle(context, "updates", _control.RUNNING)
@@ -385,6 +396,7 @@ class Tap:
             # A store that was killed may have recorded some of these, and not released them.
             old = int((slots["event"] <= self._writer.last.get(self._stream, 0)).sum())
             self._writer.write(self._stream, recording.raw(slots[old:], self.record))
+            self._writer.flush()    # a killed process loses its buffers, and the slots are gone
             self._link.release(len(slots))
             done += len(slots)
 
@@ -445,6 +457,13 @@ def store(context: Context) -> Exit:
         out.close()
     block.state = _control.STOPPED
     return Exit.OK
+
+
+def shared_config(settings: config.Config) -> str:
+    """What the stages need of a configuration.  Recordings keep it, and they are handed on: the
+    database's URL, which may hold a password, is not in it."""
+    plain = dataclasses.replace(settings.store, url="embedded")
+    return dataclasses.replace(settings, store=plain).dump()
 
 
 def recording_path(path: str) -> Path:

@@ -10,7 +10,7 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 
 LAYERS = [
     # 0 words: the layouts, the memory order, the clock, the errors
-    {"schema", "_schema", "_atomic", "_clock", "errors", "_token", "models"},
+    {"schema", "_schema", "_atomic", "_memory", "_clock", "errors", "_token", "models"},
     # 1 parts: one job each, ignorant of one another
     {"_ring", "_control", "_book", "_order", "_ledger", "_wire"},
     # 2 judgement: may read parts

@@ -234,12 +234,13 @@ def test_text_has_a_limit_in_bytes():
 
 
 WRITER = """
-import sys
+import os, sys
 from hftpipe import shm
 page = shm.control(int(sys.argv[1]))
+parent = os.getppid()
 print("ready", flush=True)
 i = 0
-while True:
+while os.getppid() == parent:       # never outlives a test that was killed
     i += 1
     page.text = chr(97 + i % 26) * (i * 7 % 3584)
 """

@@ -44,13 +44,19 @@ def orders(live):
 # ---------------------------------------------------------------- one demo, looked at closely
 
 class Demo:
-    """A demo of four seconds, and what was seen of it while it ran."""
+    """A demo that was ended after some fills, and what was seen of it while it ran."""
 
     def __init__(self, path):
         self.path = path
         self.recording = path / "demo.rec"
-        self.live = Live(path / "run", "--for", "4s", "--record", self.recording, name="demo")
-        live = self.live.up().trades()
+        self.live = Live(path / "run", "--for", "10min", "--record", self.recording, name="demo")
+        try:
+            self.watch(self.live.up().trades(10))
+        except BaseException:
+            self.live.close()
+            raise
+
+    def watch(self, live):
         self.private = json.loads((live.path / worker.PRIVATE).read_text())
         self.secrets = [self.private["venue"][name].encode() for name in ("key", "secret")]
         self.processes = {}
@@ -63,9 +69,10 @@ class Demo:
             if f"{live.run:x}" in name:
                 self.look(f"/dev/shm/{name}")
         self.mode = (live.path / worker.PRIVATE).stat().st_mode & 0o777
+        live.popen.terminate()
         self.code = live.end()
         self.out = live.document
-        for folder, _, names in os.walk(path):
+        for folder, _, names in os.walk(self.path):
             for name in names:
                 self.look(os.path.join(folder, name))
 
@@ -116,8 +123,9 @@ def test_demo_leaves_no_process_and_no_shared_memory(demo):
     assert demo.live.run not in shm.runs()
     assert not [n for n in os.listdir("/dev/shm") if f"{demo.live.run:x}" in n]
     names = " ".join(demo.processes.values())
-    for part in ("--process feed", "--process hot", "--process updates", "--process store",
-                 "--process monitor", " hftpipe venue ", "postgres"):
+    planned = {p["name"] for p in demo.live.record.processes} - {"supervisor"}
+    assert {"hot", "updates", "store", "monitor"} <= planned
+    for part in (*(f"--process {name}" for name in planned), " hftpipe venue ", "postgres"):
         assert part in names, f"the search for processes found no {part}"
     assert not (demo.live.path / worker.PRIVATE).exists()
 
@@ -266,7 +274,7 @@ def exchanged(path, i, j):
 def test_eight_processes_on_two_cores_do_the_same(tmp_path):
     cores = sorted(os.sched_getaffinity(0))[:2]
     with runs(tmp_path / "run") as go:
-        live = go("--for", "3s", "--oversubscribe", "--cores", ",".join(map(str, cores)),
+        live = go("--for", "10min", "--oversubscribe", "--cores", ",".join(map(str, cores)),
                   name="demo").up().trades()
         pids = {s: live.control.stage(i).pid for i, s in enumerate(
             b.name for b in live.control.stages) if s != "supervisor"}
@@ -276,6 +284,7 @@ def test_eight_processes_on_two_cores_do_the_same(tmp_path):
             assert os.sched_getaffinity(pids[name]) <= set(cores)
         waits = {p["name"]: p["wait"] for p in live.record.processes}
         assert {waits[n] for n in ("book", "signal", "risk", "gateway", "ledger")} == {"yield"}
+        live.popen.terminate()
         assert live.end() == 0
         assert live.document["verified"] and live.document["fills"] > 0
         assert live.document["rows_stored"] == sum(live.recorded().values())
@@ -283,15 +292,16 @@ def test_eight_processes_on_two_cores_do_the_same(tmp_path):
             check_rows(c, live.run, live.recorded())
 
 
-def test_on_one_core_nothing_spins(tmp_path):
+def test_on_one_core_nothing_spins_and_a_demo_ends_by_itself(tmp_path):
     core = min(os.sched_getaffinity(0))
     with runs(tmp_path / "run") as go:
-        live = go("--for", "2s", "--cores", core, name="demo").up().trades()
+        live = go("--for", "4s", "--cores", core, name="demo").up()
         assert all(p["wait"] != "spin" for p in live.record.processes)
         pids = {b.pid for b in live.control.stages} - {live.popen.pid}
         assert {tuple(os.sched_getaffinity(p)) for p in pids} == {(core,)}
         assert live.end() == 0
-        assert live.document["verified"] and live.document["orders"] > 0
+        assert live.document["verified"] and live.document["cause"] == "time is up"
+        assert live.document["rows_stored"] == sum(live.recorded().values()) > 0
 
 
 # ---------------------------------------------------------------- the operator

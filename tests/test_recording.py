@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy
 import pytest
 
-from hftpipe import recording, schema
+from hftpipe import _ring, recording, schema, worker
 from hftpipe.errors import DataError
+from tests.chain import table
 
 GOLDEN = Path(__file__).parent / "golden"
 _spec = importlib.util.spec_from_file_location("golden_make", GOLDEN / "make.py")
@@ -116,3 +117,24 @@ def test_a_killed_writer_is_resumed_behind_its_last_whole_block(file, tmp_path):
             for stream, block in whole[kept:]:
                 out.write(stream, numpy.frombuffer(block, "u1").reshape(3, -1))
         assert [(s, b.tobytes()) for s, b in recording.Recording(torn).blocks()] == whole
+
+
+def test_what_a_tap_gave_back_is_in_the_file_when_the_process_is_killed(tmp_path):
+    """A buffer died with the store: its slots were gone, and the recording had a hole."""
+    producer, consumer = _ring.pair(schema.STORED, 64)
+    path = tmp_path / "a.rec"
+    writer = recording.Writer(path, table(), 1, 0)
+    assert recording.Recording(path).run == 1           # killed before the first event
+    tap = worker.Tap(consumer, schema.STREAM.FEED, writer)
+    for seq in range(1, 11):
+        row = numpy.zeros(1, schema.dtype(schema.STORED))
+        row["event"] = schema.event_id(schema.STREAM.FEED, seq)
+        row["record"], row["lines"] = schema.RECORD.MARKET, 1
+        assert producer.push(row.tobytes())
+    tap.release(len(tap.peek(10)))
+    kept = tmp_path / "killed.rec"
+    kept.write_bytes(path.read_bytes())                 # what a kill -9 leaves
+    again = recording.Writer.resume(kept)
+    assert again.events == 10
+    again.close()
+    writer.close()

@@ -1,10 +1,14 @@
 """Stages joined by rings: a tick becomes an order, a fill, a position; no link loses anything."""
 import ctypes
+import mmap
+import threading
+import time
 
+import numpy
 import pytest
 
-from hftpipe import schema
-from hftpipe._stage import checksum
+from hftpipe import _clock, _control, schema
+from hftpipe._stage import WAIT_SLEEP, Host, checksum
 from hftpipe.errors import SchemaError
 from tests.chain import NANO, Chain, quote
 
@@ -34,7 +38,6 @@ def once(f):
 @pytest.fixture(autouse=True)
 def real_clock():
     yield
-    from hftpipe import _clock
     _clock.unset_virtual()
 
 
@@ -168,3 +171,147 @@ def test_a_corrupt_sequence_number_stops_the_stage():
     ctypes.c_uint64.from_address(at).value = 1 << 40
     with pytest.raises(SchemaError, match="corrupt"):
         chain.book.do_work(64)
+
+
+# ---------------------------------------------------------------- what a strategy may ask for
+
+def test_an_instrument_that_is_not_in_the_table_is_refused_not_replaced():
+    told = []
+
+    def ask(c, add):
+        if c.event == 1 and not told:
+            told.append(None)
+            add(**BUY, price=int(c.book["ask"]), qty=NANO, instrument=7)
+
+    chain = Chain(ask)
+    chain.inline.run(quote(1000, 10000, 10001))
+    (intent,) = chain.bodies("signal", schema.INTENT)
+    (verdict,) = chain.bodies("risk", schema.VERDICT)
+    assert intent["instrument"] == verdict["instrument"] == 7
+    assert verdict["reason"] == schema.REASON.UNKNOWN_INSTRUMENT
+    assert chain.wire.submitted == 0 and chain.signal.holding(0)["open_buy"] == 0
+
+
+def test_a_refused_cancel_takes_nothing_back():
+    """Its denial carried the cancel's quantity, which the strategy's open quantity lost."""
+    done = []
+
+    def ask(c, add):
+        if c.event == 1 and not done:
+            done.append(1)
+            add(**BUY, price=int(c.book["ask"]) - NANO // 10, qty=5 * NANO)
+            add(side=1, type=schema.ORDER_TYPE.LIMIT, tif=schema.TIF.DAY, qty=5 * NANO,
+                price=NANO, action=schema.ACTION.CANCEL, target=99)
+
+    chain = Chain(ask, latency=10**12)              # the order stays open
+    chain.inline.run(quote(1000, 10000, 10001))
+    events = chain.bodies("gateway", schema.ORDER_EVENT)
+    kinds = [(int(e["kind"]), int(e["reason"])) for e in events]
+    assert kinds == [(KIND.SENT, 0), (KIND.DENIED, schema.REASON.NOT_OPEN)]
+    assert chain.signal.holding(0)["open_buy"] == 5 * NANO
+
+
+# ---------------------------------------------------------------- the end of a run
+
+def eventually(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_drain_waits_for_open_orders_however_long_the_run_was():
+    """Time without work counted from the start of the run: a drain took no fill any more."""
+    memory = mmap.mmap(-1, _control.SIZE)
+    _control.format(memory, run=7, stages=("gateway",))
+    control = _control.Control(memory)
+    chain = Chain(once(buy_at_ask()), latency=10**12)
+    _clock.set_virtual(1000, 1000)
+    chain.feed.put_many(quote(1000, 10000, 10001))
+    for stage in chain.stages:
+        stage.do_work(64)
+    assert chain.gateway.counters["orders_open"] == 1
+    (intent,) = chain.bodies("signal", schema.INTENT)
+
+    host = Host([chain.gateway], control, WAIT_SLEEP)
+    thread = threading.Thread(target=host.run, daemon=True)
+    thread.start()
+
+    def passes(count):
+        seen = host.passes
+        eventually(lambda: host.passes >= seen + count or not thread.is_alive())
+
+    second = 10**9
+    passes(2)
+    _clock.set_virtual(60 * second, 60 * second)    # nothing to do for a minute
+    passes(2)
+    control.request_stop(_control.DRAIN)
+    passes(2)
+    _clock.set_virtual(61 * second, 61 * second)
+    passes(2)
+    assert thread.is_alive()
+    fill = numpy.zeros(1, schema.dtype(schema.UPDATE))
+    fill["order"], fill["kind"], fill["side"] = intent["event"], KIND.FILL, 1
+    fill["price"], fill["qty"], fill["cum_qty"] = intent["price"], intent["qty"], intent["qty"]
+    fill["execution"] = 1
+    assert chain.links.producer("updates.gateway").push(fill.tobytes())
+    eventually(lambda: chain.gateway.counters["fills"] == 1)
+    passes(2)
+    _clock.set_virtual(62 * second, 62 * second)
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_drain_does_not_wait_for_ever_for_an_order():
+    memory = mmap.mmap(-1, _control.SIZE)
+    _control.format(memory, run=7, stages=("gateway",))
+    control = _control.Control(memory)
+    chain = Chain(once(buy_at_ask()), latency=10**12)
+    _clock.set_virtual(1000, 1000)
+    chain.feed.put_many(quote(1000, 10000, 10001))
+    for stage in chain.stages:
+        stage.do_work(64)
+    control.request_stop(_control.DRAIN)
+    host = Host([chain.gateway], control, WAIT_SLEEP)
+    thread = threading.Thread(target=host.run, daemon=True)
+    thread.start()
+    eventually(lambda: host.passes > 2)
+    assert thread.is_alive()
+    _clock.set_virtual(10**10, 10**10)
+    thread.join(20)
+    assert not thread.is_alive() and chain.gateway.counters["orders_open"] == 1
+
+
+# ---------------------------------------------------------------- the simulated venue
+
+def l3(ts, kind, ref, qty=0, price=0, side=1):
+    """One record of an order-by-order feed; price in cents."""
+    out = numpy.zeros(1, schema.dtype(schema.MARKET))
+    out["ts_recv"], out["ts_venue"], out["kind"], out["ref"] = ts, ts, kind, ref
+    out["qty"], out["price"], out["side"] = qty * NANO, price * NANO // 100, side
+    out["flags"] = schema.MARKET_FLAG.LAST
+    return out
+
+
+def test_executions_without_a_price_use_up_the_queue_before_us():
+    """ITCH names the order that traded, not its price: a resting order never moved up."""
+    kinds = schema.MARKET_KIND
+
+    def ask(c, add):
+        if c.event == 1 and c.book["ask"] and c.book["bid"] and not c.open_buy and not c.qty:
+            add(side=1, type=schema.ORDER_TYPE.LIMIT, tif=schema.TIF.DAY,
+                action=schema.ACTION.NEW, price=int(c.book["bid"]), qty=10 * NANO)
+
+    chain = Chain(ask, latency=1)
+    for records in (l3(1000, kinds.ADD, 1, 30, 9999), l3(2000, kinds.ADD, 2, 30, 10001, -1),
+                    l3(3000, kinds.ADD, 3, 50, 9999)):      # behind us
+        assert chain.inline.run(records) == 1
+    assert chain.wire.open_orders == 1
+    chain.inline.run(l3(4000, kinds.EXECUTE, 1, 30))        # all that stood before us
+    chain.inline.finish()
+    assert chain.gateway.counters["fills"] == 0
+    chain.inline.run(l3(5000, kinds.EXECUTE, 3, 10))        # and now it would have been us
+    chain.inline.finish()
+    (fill,) = [e for e in chain.bodies("gateway", schema.ORDER_EVENT)
+               if e["kind"] == KIND.FILL]
+    assert (int(fill["qty"]), int(fill["price"])) == (10 * NANO, 9999 * NANO // 100)

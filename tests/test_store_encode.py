@@ -63,7 +63,7 @@ bits = st.integers(0, (1 << 64) - 1)
 
 
 @pytest.mark.db
-@settings(max_examples=25, deadline=None,
+@settings(max_examples=15, deadline=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("number", schema.BODIES, ids=lambda n: schema.BODIES[n].name)
 @given(seed=st.integers(0, 1 << 32), count=st.integers(1, 9), stream=st.integers(0, 127),
@@ -87,7 +87,9 @@ def test_round_trip(connection, number, seed, count, stream, first, words):
         assert found["event_seq"] == row[2] and row[0] == RUN and row[1] == stream
         values = expected_values(record, raw)
         for c, value in zip(layout.columns(record)[3:], row[3:], strict=True):
-            if c.field.type == "f32":
+            if c.field.type == "f32" and values[c.name] != values[c.name]:
+                assert value != value                   # NaN; its bits were compared above
+            elif c.field.type == "f32":
                 assert struct.pack("<f", value) == struct.pack("<f", values[c.name])
             else:
                 assert value == values[c.name], c.name

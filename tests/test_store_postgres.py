@@ -85,6 +85,16 @@ def test_it_is_private_and_answers(place):
     assert not (place / "pg/conninfo").exists()
 
 
+def test_no_secret_of_ours_reaches_it(place, monkeypatch):
+    monkeypatch.setenv("ALPACA_SECRET_KEY", "canary-4711")
+    with Postgres(place, QUICK):
+        for pid in Postgres(place)._inhabitants():
+            for name in ("environ", "cmdline"):
+                assert b"canary" not in Path(f"/proc/{pid}/{name}").read_bytes()
+            assert (place / "pg/password").read_bytes().split(b":")[4].strip() not in (
+                Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
 def test_what_was_written_is_there_after_a_stop_and_a_kill(place):
     p = Postgres(place, QUICK)
     c = p.start()

@@ -51,6 +51,17 @@ def test_capacity_goes_over_the_default_and_unknown_links_are_named():
         links({"feed.book": 65})
 
 
+@pytest.mark.parametrize(("name", "count", "least"), [
+    ("feed.book", 2048, 4096), ("signal.risk", 16, 32), ("gateway.store", 64, 128)])
+def test_a_link_whose_producer_would_never_have_room_is_refused(name, count, least):
+    """The run came up, and stood still for ever or kept its gate closed."""
+    message = rf"^f:1: layout.capacity.{name} must be at least {least}"
+    with pytest.raises(ConfigError, match=message):
+        plan(Machine.of(2), [0, 1], capacity={name: count}, where=lambda key: "f:1: ")
+    made = plan(Machine.of(2), [0, 1], capacity={name: least})
+    assert {k.name: k.capacity for k in made.links}[name] == least
+
+
 # ---------------------------------------------------------------- core lists
 
 @given(st.sets(st.integers(0, 300)))
@@ -242,10 +253,10 @@ def test_consumers_start_before_producers(count):
 
 
 def test_memory_is_what_the_rings_take():
-    made = auto(Machine.of(2), capacity={"feed.store": 8})
+    made = auto(Machine.of(2), capacity={"feed.store": 4096})
     memory = made.memory()
     assert set(memory) == {link.name for link in LINKS} | {"control"}
-    assert memory["feed.store"] == 4096
+    assert memory["feed.store"] == 129 * 4096
     assert memory["feed.book"] >= 16384 * 64
     assert all(size % 4096 == 0 for size in memory.values())
 

@@ -1,87 +1,52 @@
-"""What a stream sends that nobody can read is counted on the page and said in the log."""
+"""What a process does around its stages: where it cannot know what happened, trading stops."""
 import asyncio
-import json
+import mmap
 from types import SimpleNamespace
 
-import numpy
+import pytest
 
-from hftpipe import _control, config, schema, worker
-from hftpipe.alpaca.updates import Reader
-
-
-class Page(dict):
-    """A stage's block, and the control page around it."""
-
-    def __init__(self, beats):
-        super().__init__()
-        self.state, self.left = 0, beats
-
-    def set(self, name, value):
-        self[name] = value
-
-    def count(self, name):
-        self[name] = self.get(name, 0) + 1
-
-    def stage(self, index):
-        return self
-
-    @property
-    def stop(self):
-        self.left -= 1
-        return _control.QUIT if self.left < 0 else _control.RUN
+from hftpipe import _control, config, topology, worker
+from hftpipe.errors import Exit
+from tests.chain import table
 
 
-def context(page):
+class Client:
+    """A stream of order updates that has just come back."""
+
+    live, reconnects = True, 1
+    reader = SimpleNamespace(errors=0, drops=0)
+
+    def __init__(self, *args, on_reconnect=None):
+        self.hook = on_reconnect
+
+    async def run(self, stop):
+        self.hook()
+        await stop.wait()
+
+
+@pytest.mark.parametrize("open_orders, trading", [(0, "armed"), (2, "halted")])
+def test_updates_that_were_down_while_orders_were_open_halt(open_orders, trading):
+    """Fills of that time are never sent again: the position was wrong, and trading went on."""
+    memory = mmap.mmap(-1, _control.SIZE)
+    _control.format(memory, run=7, stages=[s.name for s in topology.STAGES])
+    control = _control.Control(memory)
+    control.resume(control.halt_epoch)
+    control.stage(topology.INDEX["gateway"]).set("orders_open", open_orders)
+    control.request_stop(_control.DRAIN)
     said = []
-    log = SimpleNamespace(warning=lambda event, **more: said.append((event, more)),
-                          error=lambda event, **more: said.append((event, more)))
-    table = numpy.zeros(1, schema.dtype(schema.INSTRUMENT))
-    table["symbol"] = b"AAPL"
-    return said, SimpleNamespace(
-        private={"venue": {"data_stream": "", "updates_stream": "", "key": "k", "secret": "s"}},
-        control=page, table=table, log=log, config=config.loads(""),
-        run=SimpleNamespace(run=1), ended=lambda *_: True)
+    context = SimpleNamespace(
+        private={"venue": {"updates_stream": "ws://h/s", "key": "k", "secret": "s"}},
+        control=control, run=SimpleNamespace(run=7), table=table(), ended=lambda *stages: True,
+        log=SimpleNamespace(error=lambda text, **more: said.append((text, more))))
+    assert asyncio.run(worker._updates(context, None, Client)) == Exit.OK
+    assert control.trading == trading
+    assert [more["orders_open"] for _, more in said] == ([open_orders] if open_orders else [])
 
 
-def test_malformed_order_updates():
-    class Updates:
-        live, reconnects = True, 0
-
-        def __init__(self, url, key, secret, run, instruments, sink):
-            self.reader = Reader(run, instruments)
-
-        async def run(self, stop):
-            for bad in (b"\xff{{", json.dumps({"stream": "trade_updates", "data": {}}).encode()):
-                assert self.reader.records(bad, 1) is None
-            await stop.wait()
-
-    page = Page(3)
-    said, made = context(page)
-    asyncio.run(worker._updates(made, SimpleNamespace(put_many=len), Updates))
-    assert page["errors"] == 2
-    assert said == [("malformed order updates", {"messages": 2})]
-
-
-def test_malformed_market_data_is_said_at_1_2_4_and_so_on():
-    class Decoder:
-        errors = 0
-
-        def counters(self):
-            self.errors += 1
-            return {"drops": 0, "errors": self.errors}
-
-    class Feed:
-        live, reconnects = True, 0
-
-        def __init__(self, *_, **__):
-            pass
-
-        async def run(self, stop):
-            await stop.wait()
-
-    page = Page(8)
-    said, made = context(page)
-    asyncio.run(worker._feed(made, SimpleNamespace(put_many=lambda r: True), Feed, Decoder()))
-    assert page["errors"] == 9
-    assert [more["messages"] for event, more in said] == [1, 2, 4, 8]
-    assert {event for event, _ in said} == {"malformed market data"}
+def test_what_a_recording_keeps_of_the_configuration_has_no_password():
+    settings = config.loads("[store]\nurl = 'postgresql://bob:hunter2@db/x'\nrecord = 'a.rec'\n"
+                            "[risk]\nmax_open_orders = 3", env={})
+    text = worker.shared_config(settings)
+    assert "hunter2" not in text
+    again = config.loads(text, env={})
+    assert again.risk == settings.risk and again.store.record == "a.rec"

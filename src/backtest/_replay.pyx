@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from .._clock cimport clock_virtual
-from .._ring cimport Ring
+from .._ring cimport Ring, ring_credit, ring_t
 from .._schema cimport HP_MARKET_FLAG_LAST, hp_market_t
 from .._stage cimport (
     BookStage, FeedStage, GatewayStage, LedgerStage, RiskStage, SignalStage, Stage)
@@ -13,6 +13,10 @@ from hftpipe.errors import HftpipeError
 cdef enum:
     ROUNDS_MAX = 100_000        # passes over all stages at one instant of event time
 cdef int64_t NEVER = 0x7fffffffffffffff
+
+
+cdef inline bint _half_free(ring_t *store) noexcept nogil:
+    return store == NULL or 2 * ring_credit(store, (store.mask + 1) // 2) > store.mask
 
 
 cdef class Inline:
@@ -67,12 +71,18 @@ cdef class Inline:
                 return False
         return True
 
+    cdef bint _room(self) noexcept nogil:
+        """Whether every store link is at most half full: then nothing stalls on the way."""
+        return (_half_free(self.feed.store.ring) and _half_free(self.book.store.ring)
+                and _half_free(self.signal.store.ring) and _half_free(self.risk.store.ring)
+                and _half_free(self.gateway.store.ring) and _half_free(self.ledger.store.ring))
+
     cdef bint _until(self, int64_t now) noexcept nogil:
-        """Let the venue do what is due before *now*."""
+        """Let the venue do what is due before *now*; stops early where there is no room."""
         cdef int64_t due
         while True:
             due = self.wire.next_due()
-            if due > now:
+            if due > now or not self._room():
                 return True
             self._clock(due)
             self.wire.advance(due)
@@ -103,7 +113,7 @@ cdef class Inline:
                     continue
                 # [first, i] is one venue message
                 good = self._until(m[first].ts_recv)
-                if not good or self.feed.room() < i - first + 1:
+                if not good or not self._room() or self.feed.room() < i - first + 1:
                     break
                 self._clock(m[first].ts_recv)
                 self.feed.put(m + first, i - first + 1)
@@ -121,14 +131,21 @@ cdef class Inline:
             self.check()
         return first
 
-    def finish(self):
-        """Let everything that is still on its way arrive."""
+    def finish(self) -> bool:
+        """Let everything that is still on its way arrive.
+
+        Returns
+        -------
+        bool
+            False when a store link has to be drained first: drain it and call again.
+        """
         cdef bint good = True
         with nogil:
-            while good and self.wire.next_due() != NEVER:
+            while good and self.wire.next_due() != NEVER and self._room():
                 good = self._until(self.wire.next_due())
         if not good:
             self.check()
+        return self.wire.next_due() == NEVER
 
     def check(self):
         """Raise what stopped a stage, if anything did."""

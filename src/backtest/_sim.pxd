@@ -8,8 +8,8 @@ Model (every figure of it in event time)
       liquidity never fills two orders.
     * What remains of an IOC or market order is cancelled; FOK is all or nothing.
     * What remains of a day or gtc limit order rests behind the quantity displayed at its
-      price then.  Trades at its price use up that queue first; a trade through its price,
-      or the other side reaching it, fills the rest.
+      price then.  Trades at its price use up that queue first; a trade through its price
+      fills up to the quantity traded, the other side reaching it the rest.
     * Our orders do not change the recorded market.
 """
 from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t

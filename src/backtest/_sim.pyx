@@ -219,7 +219,7 @@ cdef class SimWire(Wire):
     cdef void on_market(self, const hp_market_t *m) noexcept nogil:
         cdef uint32_t i
         cdef sim_order_t *s
-        cdef int64_t best, part, through
+        cdef int64_t best, part, through, price = m.price
         cdef bint trade = m.kind == HP_MARKET_TRADE or m.kind == HP_MARKET_EXECUTE
         if not trade:
             for i in range(self.taken_count):   # news about a price, or about a whole side
@@ -230,6 +230,8 @@ cdef class SimWire(Wire):
                 self.taken_count -= 1
         if not self.alive or not m.flags & HP_MARKET_FLAG_LAST or m.instrument >= self.instruments:
             return
+        if trade and price == 0:                # at the price of the order it names (L3)
+            price = self.books[m.instrument].last_price
         for i in range(self.alive):
             s = &self.orders[i]
             if s.order == 0 or s.due or s.instrument != m.instrument or s.filled == s.qty:
@@ -237,8 +239,8 @@ cdef class SimWire(Wire):
             if self.tail - self.head >= SIM_ANSWERS - 80:
                 return
             part = 0
-            if trade and m.price > 0:
-                through = s.side * (s.price - m.price)
+            if trade and price > 0:
+                through = s.side * (s.price - price)
                 if through > 0:
                     part = m.qty
                 elif through == 0:

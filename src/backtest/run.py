@@ -103,18 +103,21 @@ def backtest(path: str | Path, config: Config, strategies: Strategies, *,
             first = first or int(chunk["ts_recv"][0])
             last = int(chunk["ts_recv"][-1])
             at = 0
+            full = False
             while at < len(chunk):
-                taken = inline.run(chunk[at:])
+                reached, taken = inline.now, inline.run(chunk[at:])
                 at += taken
-                if writer is not None:
-                    _drain(links, writer, 0.0 if not taken else DRAIN_AT)
-                elif not taken:
+                if not taken and inline.now == reached and (full or writer is None):
                     raise DataError(f"{path}: a venue message at event {out.events + at} has more "
                                     f"records than the market link holds")
+                full = not taken
+                if writer is not None:
+                    _drain(links, writer, 0.0 if full else DRAIN_AT)
             out.events += len(chunk)
             if progress is not None:
                 progress(out.events, last)
-        inline.finish()
+        while not inline.finish():
+            _drain(links, writer, 0.0)
         out.seconds = time.perf_counter() - began
         if writer is not None:
             _drain(links, writer, 0.0)
@@ -137,8 +140,10 @@ def backtest(path: str | Path, config: Config, strategies: Strategies, *,
     return out
 
 
-def _drain(links: build.PrivateLinks, writer: recording.Writer, above: float) -> None:
+def _drain(links: build.PrivateLinks, writer: recording.Writer | None, above: float) -> None:
     """Move stored events into the recording, from links filled beyond *above*."""
+    if writer is None:
+        return
     for name in STORES:
         ring = links.consumer(name)
         if ring is None or ring.occupancy <= above:

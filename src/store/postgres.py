@@ -59,7 +59,9 @@ SETTINGS = {
     # Nothing of ours may be left in /dev/shm, not even after kill -9.
     "dynamic_shared_memory_type": "mmap", "shared_buffers": "64MB",
     "max_connections": "40", "io_method": "sync",
-    "max_wal_size": "2GB", "min_wal_size": "128MB", "checkpoint_timeout": "5min",
+    # A batch of 4,096 rows writes 2 MB of WAL: with the default buffers it would wait for disk.
+    "wal_buffers": "16MB", "max_wal_size": "2GB", "min_wal_size": "128MB",
+    "checkpoint_timeout": "5min",
     "jit": "off", "timezone": "UTC", "log_timezone": "UTC", "log_min_messages": "warning",
     "cluster_name": "hftpipe",
 }
@@ -386,8 +388,10 @@ class Postgres:
         job = {"args": args, "cwd": str(cwd), "parent": os.getpid(), "secret": secret,
                "signal": int(signal.SIGINT), "socket": "socket" if log else "",
                "uid": user.pw_uid if user else None, "gid": user.pw_gid if user else None}
-        environ = {k: v for k, v in os.environ.items()
-                   if not k.startswith(("PG", "LC_", "LANG", "PYTHON"))} | {"LC_ALL": "C"}
+        # Not our environment: it may hold the broker's keys, and root's server is `nobody`.
+        environ = {"PATH": os.defpath, "LC_ALL": "C"}
+        if libraries := os.environ.get("LD_LIBRARY_PATH"):      # of this interpreter
+            environ["LD_LIBRARY_PATH"] = libraries
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(open(self.log, "ab")) if log else subprocess.PIPE
             # Root enters the directory here: the user it becomes could not walk to it.

@@ -198,7 +198,7 @@ class StoreWriter:
                 self._observe(self.totals)
         return rows
 
-    def serve(self, stopped: Callable[[], bool], idle: Callable[[float], object] = time.sleep
+    def serve(self, stopped: Callable[[], object], idle: Callable[[float], object] = time.sleep
               ) -> None:
         """Work until *stopped* says so; small batches are let grow for a few milliseconds.
 

@@ -59,11 +59,12 @@ def moves(live, what, stage, name, by=1):
 
 # ---------------------------------------------------------------- what makes events
 
-@pytest.mark.parametrize("name", [
-    "hot", "venue", pytest.param("feed", marks=pytest.mark.slow),
-    pytest.param("updates", marks=pytest.mark.slow)])
-def test_a_death_that_matters_halts_stores_everything_and_exits_1(run, name):
-    killed(run().up().trades(), name)
+@pytest.mark.parametrize(("name", "fused"), [
+    ("hot", "auto"), ("venue", "auto"), pytest.param("feed", "no", marks=pytest.mark.slow),
+    pytest.param("hot", "no", marks=pytest.mark.slow),
+    pytest.param("updates", "auto", marks=pytest.mark.slow)])
+def test_a_death_that_matters_halts_stores_everything_and_exits_1(run, name, fused):
+    killed(run("--set", f"layout.fuse_feed={fused}").up().trades(), name)
 
 
 @pytest.mark.parametrize("name", [

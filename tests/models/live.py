@@ -166,8 +166,8 @@ class Live:
 
     def venue_log(self):
         """Lines of the venue's log."""
-        return [json.loads(line) for line in
-                (self.path / "venue/orders.jsonl").read_text().splitlines()]
+        return [json.loads(line) for log in sorted((self.path / "venue").glob("*/orders.jsonl"))
+                for line in log.read_text().splitlines()]
 
     def close(self):
         """Whatever it is doing, it is over; nothing stays."""

@@ -1,0 +1,56 @@
+"""What the documents show exists: every command with its options, every file they point to."""
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+
+from hftpipe import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def commands():
+    """Every ``hftpipe ...`` line in a code block of README and docs."""
+    for page in PAGES:
+        for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.M | re.S):
+            for line in block.splitlines():
+                text = line.removeprefix("$ ").split("#")[0].strip()
+                if text.startswith("hftpipe ") and "..." not in text.replace("//...", ""):
+                    yield pytest.param(text, id=f"{page.name}:{text[:60]}")
+
+
+@pytest.mark.parametrize("text", list(commands()))
+def test_every_command_shown_is_understood(text):
+    args = [str(ROOT / "README.md") if a == "FILE" else a for a in shlex.split(text)[1:]]
+    command, name = cli.group, "hftpipe"
+    context = None
+    while True:
+        context = command.make_context(name, args, parent=context, obj=cli.Settings())
+        if not isinstance(command, click.Group):
+            return
+        name, command, args = command.resolve_command(context, [
+            *getattr(context, "_protected_args", []), *context.args])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_of_the_documents_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_make_targets_shown_exist():
+    targets = set(re.findall(r"^([a-z-]+(?: [a-z-]+)*):", (ROOT / "Makefile").read_text(), re.M))
+    known = {t for group in targets for t in group.split()}
+    shown = set(re.findall(r"^make ([a-z]+)", (ROOT / "README.md").read_text(), re.M))
+    assert shown and shown <= known
+
+
+def test_every_command_has_a_help_text_with_an_example():
+    for name in cli.COMMANDS:
+        command = import_module(f"hftpipe.cli.{name}").command
+        text = command.get_help(click.Context(command, info_name=name))
+        assert "Example:" in text or isinstance(command, click.Group), name

@@ -1,0 +1,87 @@
+"""What a stream sends that nobody can read is counted on the page and said in the log."""
+import asyncio
+import json
+from types import SimpleNamespace
+
+import numpy
+
+from hftpipe import _control, config, schema, worker
+from hftpipe.alpaca.updates import Reader
+
+
+class Page(dict):
+    """A stage's block, and the control page around it."""
+
+    def __init__(self, beats):
+        super().__init__()
+        self.state, self.left = 0, beats
+
+    def set(self, name, value):
+        self[name] = value
+
+    def count(self, name):
+        self[name] = self.get(name, 0) + 1
+
+    def stage(self, index):
+        return self
+
+    @property
+    def stop(self):
+        self.left -= 1
+        return _control.QUIT if self.left < 0 else _control.RUN
+
+
+def context(page):
+    said = []
+    log = SimpleNamespace(warning=lambda event, **more: said.append((event, more)),
+                          error=lambda event, **more: said.append((event, more)))
+    table = numpy.zeros(1, schema.dtype(schema.INSTRUMENT))
+    table["symbol"] = b"AAPL"
+    return said, SimpleNamespace(
+        private={"venue": {"data_stream": "", "updates_stream": "", "key": "k", "secret": "s"}},
+        control=page, table=table, log=log, config=config.loads(""),
+        run=SimpleNamespace(run=1), ended=lambda *_: True)
+
+
+def test_malformed_order_updates():
+    class Updates:
+        live, reconnects = True, 0
+
+        def __init__(self, url, key, secret, run, instruments, sink, **more):
+            self.reader = Reader(run, instruments)
+
+        async def run(self, stop):
+            for bad in (b"\xff{{", json.dumps({"stream": "trade_updates", "data": {}}).encode()):
+                assert self.reader.records(bad, 1) is None
+            await stop.wait()
+
+    page = Page(3)
+    said, made = context(page)
+    asyncio.run(worker._updates(made, SimpleNamespace(put_many=len), Updates))
+    assert page["errors"] == 2
+    assert said == [("malformed order updates", {"messages": 2})]
+
+
+def test_malformed_market_data_is_said_at_1_2_4_and_so_on():
+    class Decoder:
+        errors = 0
+
+        def counters(self):
+            self.errors += 1
+            return {"drops": 0, "errors": self.errors}
+
+    class Feed:
+        live, reconnects = True, 0
+
+        def __init__(self, *_, **__):
+            pass
+
+        async def run(self, stop):
+            await stop.wait()
+
+    page = Page(8)
+    said, made = context(page)
+    asyncio.run(worker._feed(made, SimpleNamespace(put_many=lambda r: True), Feed, Decoder()))
+    assert page["errors"] == 9
+    assert [more["messages"] for event, more in said] == [1, 2, 4, 8]
+    assert {event for event, _ in said} == {"malformed market data"}
