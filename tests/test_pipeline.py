@@ -21,6 +21,7 @@ from tests.models.live import (
     command,
     database,
     environment,
+    living,
     marked,
     runs,
     until,
@@ -61,7 +62,7 @@ class Demo:
         self.secrets = [self.private["venue"][name].encode() for name in ("key", "secret")]
         self.processes = {}
         self.exposed = []
-        for pid, line in marked(live.env).items():
+        for pid, line in living(live.env, live.path).items():
             self.processes[pid] = line
             for name in ("cmdline", "environ"):
                 self.look(f"/proc/{pid}/{name}")
