@@ -514,6 +514,8 @@ class Supervisor:
             self._store_code = code
         for index in running.child.stages:
             block = self.control.stage(index)
+            if block.state == _control.STOPPED and code == -signal.SIGTERM:
+                continue    # it had ended by itself; our signal met the interpreter on its way out
             if block.state not in (_control.STOPPED, _control.FAILED) or code != 0:
                 block.state = _control.STOPPED if code == 0 else _control.FAILED
 
