@@ -23,7 +23,7 @@ import pytest
 from bench import harness
 
 HERE = Path(__file__).resolve().parent
-ROUNDS, OURS, USERS = (5, 21_000, 1_500) if harness.FULL else (1, 1_500, 200)
+ROUNDS, OURS, USERS = (5, 20_100, 800) if harness.FULL else (1, 1_500, 200)
 RATE = {"ours": 1000, "user": 500}
 WARM_UP = 500 if harness.FULL else 100
 WANTED = {"p50_us": 10, "p99_us": 40, "ratio_p50": 60, "ratio_p99": 20}
