@@ -9,7 +9,7 @@ Placement
 * The first core of the list (the first two from eight on) keeps house: interrupts, the kernel and
   everything that sleeps.  The other cores are hot: one process spins on each, nothing else.
 * A core per hot stage when there are enough; with fewer, neighbours of the chain are fused into
-  one process, the order path first, because a hop inside a process costs 2 ns, between cores 120.
+  one process, the order path first, because a hop inside a process moves no cache line.
 * Two processes never spin on one core: they would starve each other by whole scheduler slices.
   With one core, or ``--oversubscribe``, nobody spins.
 """
