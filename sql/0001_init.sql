@@ -566,6 +566,41 @@ COMMENT ON COLUMN hftpipe.take_event.taken IS 'Identity of the order event.';
 COMMENT ON COLUMN hftpipe.take_event.after IS 'Book records taken before it in this run.';
 COMMENT ON COLUMN hftpipe.take_event.room IS 'Intents that were allowed then.';
 
+CREATE TABLE hftpipe.figure (
+    run        bigint NOT NULL,
+    stream     smallint NOT NULL,
+    seq        bigint NOT NULL,
+    ts         bigint NOT NULL,
+    ts_in      bigint NOT NULL,
+    aux        bigint NOT NULL,
+    checksum   bigint NOT NULL,
+    cause      bigint NOT NULL,
+    event      bigint NOT NULL,
+    ts         bigint NOT NULL,
+    until      bigint NOT NULL,
+    value      bigint NOT NULL,
+    instrument integer NOT NULL,
+    other      integer NOT NULL,
+    kind       smallint NOT NULL,
+    PRIMARY KEY (run, stream, seq)
+);
+COMMENT ON TABLE hftpipe.figure IS 'One value that risk takes from outside, with its age.';
+COMMENT ON COLUMN hftpipe.figure.run IS 'Run it happened in: UTC ns of the run''s start.';
+COMMENT ON COLUMN hftpipe.figure.stream IS 'STREAM_*: the stage that made it.';
+COMMENT ON COLUMN hftpipe.figure.seq IS 'Its number in that stream, from 1, without gaps.';
+COMMENT ON COLUMN hftpipe.figure.ts IS 'Hop time: this stage published it, monotonic. [ns]';
+COMMENT ON COLUMN hftpipe.figure.ts_in IS 'Hop time of the stage before, or 0. [ns]';
+COMMENT ON COLUMN hftpipe.figure.aux IS 'By record; INTENT: hop time of the book stage.';
+COMMENT ON COLUMN hftpipe.figure.checksum IS 'checksum() over the words of the body.';
+COMMENT ON COLUMN hftpipe.figure.cause IS 'Identity of the market event that caused it; 0 = none.';
+COMMENT ON COLUMN hftpipe.figure.event IS 'Identity of this event.';
+COMMENT ON COLUMN hftpipe.figure.ts IS 'When it was computed, monotonic. [ns]';
+COMMENT ON COLUMN hftpipe.figure.until IS 'It holds until then, monotonic; 0 = it ages from ts. [ns]';
+COMMENT ON COLUMN hftpipe.figure.value IS 'By kind.';
+COMMENT ON COLUMN hftpipe.figure.instrument IS 'Index into the instrument table.';
+COMMENT ON COLUMN hftpipe.figure.other IS 'Second instrument, limit or strategy, by kind.';
+COMMENT ON COLUMN hftpipe.figure.kind IS 'FIGURE_*.';
+
 INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('stream', 0, 'none', 'No event.'),
     ('stream', 1, 'feed', 'Market data as normalised off the socket.'),
@@ -575,6 +610,8 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('stream', 5, 'gateway', 'The life of each order.'),
     ('stream', 6, 'updates', 'What the venue said about our orders.'),
     ('stream', 7, 'ledger', 'Positions and P&L.'),
+    ('stream', 8, 'analyst', 'Figures that the cold path computes for risk.'),
+    ('stream', 9, 'operator', 'What people ask of a running gate: pause, limits, breaker.'),
     ('record', 1, 'market', 'market'),
     ('record', 2, 'book_status', 'book_status'),
     ('record', 3, 'features', 'features'),
@@ -586,6 +623,7 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('record', 9, 'position', 'position'),
     ('record', 10, 'risk_event', 'risk_event'),
     ('record', 11, 'take', 'take'),
+    ('record', 12, 'figure', 'figure'),
     ('market', 1, 'trade', 'A print; ref is the venue''s trade id.'),
     ('market', 2, 'quote', 'Best price of one side, replacing that whole side (L1).'),
     ('market', 3, 'level', 'Total quantity at a price, 0 deletes it (L2).'),
@@ -678,7 +716,33 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('risk_event', 2, 'resume_seen', 'Risk saw the epochs equal again.'),
     ('risk_event', 3, 'limit_breach', 'A limit was breached by the market, not by an order.'),
     ('risk_event', 4, 'store_full', 'A store link filled up: gate closed.'),
-    ('risk_event', 5, 'store_ok', 'All store links have room again.');
+    ('risk_event', 5, 'store_ok', 'All store links have room again.'),
+    ('figure', 1, 'session', 'Trading session: value is SESSION_*; holds until `until`.'),
+    ('figure', 2, 'var_95', 'One-day value at risk of what is held, 95 %, nanocash.'),
+    ('figure', 3, 'var_99', 'The same at 99 %.'),
+    ('figure', 4, 'unit_var_95', 'One-day value at risk of the instrument, 95 %, in 1e-9 of its value.'),
+    ('figure', 5, 'unit_var_99', 'The same at 99 %.'),
+    ('figure', 6, 'volatility', 'Average true range in 1e-9 of the price.'),
+    ('figure', 7, 'correlation', 'Of the returns of `instrument` and `other`, in 1e-9.'),
+    ('figure', 8, 'volume', 'Average daily volume, nanoqty.'),
+    ('figure', 9, 'volume_ratio', 'Volume of late over its average, in 1e-9.'),
+    ('figure', 10, 'equity', 'Equity of the account when the day began, nanocash.'),
+    ('figure', 11, 'week_pnl', 'P&L of the week before this day, nanocash.'),
+    ('figure', 12, 'month_pnl', 'P&L of the month before this day, nanocash.'),
+    ('figure', 13, 'peak', 'Highest equity before this day, nanocash.'),
+    ('figure', 20, 'pause', 'Trading of `instrument`: value 1 pauses it, 0 resumes it.'),
+    ('figure', 21, 'restrict', 'Restricted list: value 1 puts `instrument` on it, 0 takes it off.'),
+    ('figure', 22, 'limit', 'Limit number `other` is now `value`, in its own unit.'),
+    ('figure', 23, 'breaker', 'Circuit breaker: value is BREAKER_*, set by hand.'),
+    ('figure', 24, 'rearm', 'Strategy number `other` may execute again.'),
+    ('session', 0, 'closed', 'No trading.'),
+    ('session', 1, 'open', 'Regular hours.'),
+    ('session', 2, 'pre', 'Before the open.'),
+    ('session', 3, 'after', 'After the close.'),
+    ('session', 4, 'blackout', 'Regular hours, in a blackout of ours.'),
+    ('breaker', 0, 'closed', 'Orders pass.'),
+    ('breaker', 1, 'open', 'Only orders that reduce a position pass.'),
+    ('breaker', 2, 'half_open', 'One test order may pass.');
 -- END GENERATED
 -- How the audit views find an order's events; the market table has its primary key only.
 CREATE INDEX order_event_order ON hftpipe.order_event (run, "order", seq);

@@ -18,6 +18,8 @@ enum {
   HP_STREAM_GATEWAY = 5, /* The life of each order. */
   HP_STREAM_UPDATES = 6, /* What the venue said about our orders. */
   HP_STREAM_LEDGER = 7, /* Positions and P&L. */
+  HP_STREAM_ANALYST = 8, /* Figures that the cold path computes for risk. */
+  HP_STREAM_OPERATOR = 9, /* What people ask of a running gate: pause, limits, breaker. */
 };
 
 /* What the body of a stored event is. */
@@ -33,6 +35,7 @@ enum {
   HP_RECORD_POSITION = 9, /* position */
   HP_RECORD_RISK_EVENT = 10, /* risk_event */
   HP_RECORD_TAKE = 11, /* take */
+  HP_RECORD_FIGURE = 12, /* figure */
 };
 
 /* What a market record says. */
@@ -170,6 +173,44 @@ enum {
   HP_RISK_EVENT_LIMIT_BREACH = 3, /* A limit was breached by the market, not by an order. */
   HP_RISK_EVENT_STORE_FULL = 4, /* A store link filled up: gate closed. */
   HP_RISK_EVENT_STORE_OK = 5, /* All store links have room again. */
+};
+
+/* What a figure tells risk. */
+enum {
+  HP_FIGURE_SESSION = 1, /* Trading session: value is SESSION_*; holds until `until`. */
+  HP_FIGURE_VAR_95 = 2, /* One-day value at risk of what is held, 95 %, nanocash. */
+  HP_FIGURE_VAR_99 = 3, /* The same at 99 %. */
+  HP_FIGURE_UNIT_VAR_95 = 4, /* One-day value at risk of the instrument, 95 %, in 1e-9 of its value. */
+  HP_FIGURE_UNIT_VAR_99 = 5, /* The same at 99 %. */
+  HP_FIGURE_VOLATILITY = 6, /* Average true range in 1e-9 of the price. */
+  HP_FIGURE_CORRELATION = 7, /* Of the returns of `instrument` and `other`, in 1e-9. */
+  HP_FIGURE_VOLUME = 8, /* Average daily volume, nanoqty. */
+  HP_FIGURE_VOLUME_RATIO = 9, /* Volume of late over its average, in 1e-9. */
+  HP_FIGURE_EQUITY = 10, /* Equity of the account when the day began, nanocash. */
+  HP_FIGURE_WEEK_PNL = 11, /* P&L of the week before this day, nanocash. */
+  HP_FIGURE_MONTH_PNL = 12, /* P&L of the month before this day, nanocash. */
+  HP_FIGURE_PEAK = 13, /* Highest equity before this day, nanocash. */
+  HP_FIGURE_PAUSE = 20, /* Trading of `instrument`: value 1 pauses it, 0 resumes it. */
+  HP_FIGURE_RESTRICT = 21, /* Restricted list: value 1 puts `instrument` on it, 0 takes it off. */
+  HP_FIGURE_LIMIT = 22, /* Limit number `other` is now `value`, in its own unit. */
+  HP_FIGURE_BREAKER = 23, /* Circuit breaker: value is BREAKER_*, set by hand. */
+  HP_FIGURE_REARM = 24, /* Strategy number `other` may execute again. */
+};
+
+/* Which part of the trading day it is. */
+enum {
+  HP_SESSION_CLOSED = 0, /* No trading. */
+  HP_SESSION_OPEN = 1, /* Regular hours. */
+  HP_SESSION_PRE = 2, /* Before the open. */
+  HP_SESSION_AFTER = 3, /* After the close. */
+  HP_SESSION_BLACKOUT = 4, /* Regular hours, in a blackout of ours. */
+};
+
+/* State of the circuit breaker. */
+enum {
+  HP_BREAKER_CLOSED = 0, /* Orders pass. */
+  HP_BREAKER_OPEN = 1, /* Only orders that reduce a position pass. */
+  HP_BREAKER_HALF_OPEN = 2, /* One test order may pass. */
 };
 
 #define HP_MARKET_ID UINT64_C(0x0a76dcd342582b89)
@@ -602,6 +643,36 @@ _Static_assert(offsetof(hp_take_t, pad1) == 40, "take.pad1: offset");
 _Static_assert(offsetof(hp_take_t, pad2) == 48, "take.pad2: offset");
 _Static_assert(offsetof(hp_take_t, pad3) == 56, "take.pad3: offset");
 
+#define HP_FIGURE_ID UINT64_C(0x2a29425c243fb041)
+/* One value that risk takes from outside, with its age. */
+typedef struct {
+  uint64_t link_seq;      /*   0: The ring's own word. */
+  uint64_t event;         /*   8: Identity of this event. */
+  int64_t  ts;            /*  16 [ns]: When it was computed, monotonic. */
+  int64_t  until;         /*  24 [ns]: It holds until then, monotonic; 0 = it ages from ts. */
+  int64_t  value;         /*  32: By kind. */
+  uint64_t pad0;          /*  40: Zero. */
+  uint64_t pad1;          /*  48: Zero. */
+  uint16_t instrument;    /*  56: Index into the instrument table. */
+  uint16_t other;         /*  58: Second instrument, limit or strategy, by kind. */
+  uint8_t  kind;          /*  60: FIGURE_*. */
+  uint8_t  pad2;          /*  61: Zero. */
+  uint16_t pad3;          /*  62: Zero. */
+} __attribute__((aligned(64))) hp_figure_t;
+_Static_assert(sizeof(hp_figure_t) == 64, "figure: size");
+_Static_assert(offsetof(hp_figure_t, link_seq) == 0, "figure.link_seq: offset");
+_Static_assert(offsetof(hp_figure_t, event) == 8, "figure.event: offset");
+_Static_assert(offsetof(hp_figure_t, ts) == 16, "figure.ts: offset");
+_Static_assert(offsetof(hp_figure_t, until) == 24, "figure.until: offset");
+_Static_assert(offsetof(hp_figure_t, value) == 32, "figure.value: offset");
+_Static_assert(offsetof(hp_figure_t, pad0) == 40, "figure.pad0: offset");
+_Static_assert(offsetof(hp_figure_t, pad1) == 48, "figure.pad1: offset");
+_Static_assert(offsetof(hp_figure_t, instrument) == 56, "figure.instrument: offset");
+_Static_assert(offsetof(hp_figure_t, other) == 58, "figure.other: offset");
+_Static_assert(offsetof(hp_figure_t, kind) == 60, "figure.kind: offset");
+_Static_assert(offsetof(hp_figure_t, pad2) == 61, "figure.pad2: offset");
+_Static_assert(offsetof(hp_figure_t, pad3) == 62, "figure.pad3: offset");
+
 #define HP_INSTRUMENT_ID UINT64_C(0x9018d5638bc53897)
 /* One row of the instrument table. */
 typedef struct {
@@ -622,7 +693,7 @@ _Static_assert(offsetof(hp_instrument_t, base_price) == 40, "instrument.base_pri
 _Static_assert(offsetof(hp_instrument_t, flags) == 48, "instrument.flags: offset");
 _Static_assert(offsetof(hp_instrument_t, pad0) == 56, "instrument.pad0: offset");
 
-#define HP_ENVELOPE_ID UINT64_C(0x7c66209c70f52a5f)
+#define HP_ENVELOPE_ID UINT64_C(0x040796f6c97ad60f)
 /* What every stored event carries before its body. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -650,7 +721,7 @@ _Static_assert(offsetof(hp_envelope_t, instrument) == 50, "envelope.instrument: 
 _Static_assert(offsetof(hp_envelope_t, pad0) == 52, "envelope.pad0: offset");
 _Static_assert(offsetof(hp_envelope_t, aux) == 56, "envelope.aux: offset");
 
-#define HP_STORED_ID UINT64_C(0xbaa3faf09f724513)
+#define HP_STORED_ID UINT64_C(0x69aafcf51b32d651)
 /* One slot of a store link: envelope and a one-line body. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -694,7 +765,7 @@ _Static_assert(offsetof(hp_stored_t, body5) == 104, "stored.body5: offset");
 _Static_assert(offsetof(hp_stored_t, body6) == 112, "stored.body6: offset");
 _Static_assert(offsetof(hp_stored_t, body7) == 120, "stored.body7: offset");
 
-#define HP_STORED_WIDE_ID UINT64_C(0x0d0507944b87c11f)
+#define HP_STORED_WIDE_ID UINT64_C(0xedb7e25b85b2015f)
 /* The same for bodies of up to two lines. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */

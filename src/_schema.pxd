@@ -15,6 +15,7 @@ cdef extern from "_schema.h" nogil:
     const uint64_t HP_POSITION_ID
     const uint64_t HP_RISK_EVENT_ID
     const uint64_t HP_TAKE_ID
+    const uint64_t HP_FIGURE_ID
     const uint64_t HP_INSTRUMENT_ID
     const uint64_t HP_ENVELOPE_ID
     const uint64_t HP_STORED_ID
@@ -34,6 +35,8 @@ cdef extern from "_schema.h" nogil:
         HP_STREAM_GATEWAY
         HP_STREAM_UPDATES
         HP_STREAM_LEDGER
+        HP_STREAM_ANALYST
+        HP_STREAM_OPERATOR
 
     enum:
         HP_RECORD_MARKET
@@ -47,6 +50,7 @@ cdef extern from "_schema.h" nogil:
         HP_RECORD_POSITION
         HP_RECORD_RISK_EVENT
         HP_RECORD_TAKE
+        HP_RECORD_FIGURE
 
     enum:
         HP_MARKET_TRADE
@@ -162,6 +166,38 @@ cdef extern from "_schema.h" nogil:
         HP_RISK_EVENT_LIMIT_BREACH
         HP_RISK_EVENT_STORE_FULL
         HP_RISK_EVENT_STORE_OK
+
+    enum:
+        HP_FIGURE_SESSION
+        HP_FIGURE_VAR_95
+        HP_FIGURE_VAR_99
+        HP_FIGURE_UNIT_VAR_95
+        HP_FIGURE_UNIT_VAR_99
+        HP_FIGURE_VOLATILITY
+        HP_FIGURE_CORRELATION
+        HP_FIGURE_VOLUME
+        HP_FIGURE_VOLUME_RATIO
+        HP_FIGURE_EQUITY
+        HP_FIGURE_WEEK_PNL
+        HP_FIGURE_MONTH_PNL
+        HP_FIGURE_PEAK
+        HP_FIGURE_PAUSE
+        HP_FIGURE_RESTRICT
+        HP_FIGURE_LIMIT
+        HP_FIGURE_BREAKER
+        HP_FIGURE_REARM
+
+    enum:
+        HP_SESSION_CLOSED
+        HP_SESSION_OPEN
+        HP_SESSION_PRE
+        HP_SESSION_AFTER
+        HP_SESSION_BLACKOUT
+
+    enum:
+        HP_BREAKER_CLOSED
+        HP_BREAKER_OPEN
+        HP_BREAKER_HALF_OPEN
 
     ctypedef struct hp_market_t:
         uint64_t link_seq
@@ -364,6 +400,20 @@ cdef extern from "_schema.h" nogil:
         uint64_t pad1
         uint64_t pad2
         uint64_t pad3
+
+    ctypedef struct hp_figure_t:
+        uint64_t link_seq
+        uint64_t event
+        int64_t ts
+        int64_t until
+        int64_t value
+        uint64_t pad0
+        uint64_t pad1
+        uint16_t instrument
+        uint16_t other
+        uint8_t kind
+        uint8_t pad2
+        uint16_t pad3
 
     ctypedef struct hp_instrument_t:
         char[16] symbol

@@ -164,13 +164,15 @@ STREAM = Enum("stream", "Who made an event; the top byte of its identity.", (
     ("GATEWAY", 5, "The life of each order."),
     ("UPDATES", 6, "What the venue said about our orders."),
     ("LEDGER", 7, "Positions and P&L."),
+    ("ANALYST", 8, "Figures that the cold path computes for risk."),
+    ("OPERATOR", 9, "What people ask of a running gate: pause, limits, breaker."),
 ))
 
 RECORD = Enum("record", "What the body of a stored event is.", (
     ("MARKET", 1, "market"), ("BOOK_STATUS", 2, "book_status"), ("FEATURES", 3, "features"),
     ("SIGNAL", 4, "signal"), ("INTENT", 5, "intent"), ("VERDICT", 6, "verdict"),
     ("ORDER_EVENT", 7, "order_event"), ("UPDATE", 8, "update"), ("POSITION", 9, "position"),
-    ("RISK_EVENT", 10, "risk_event"), ("TAKE", 11, "take"),
+    ("RISK_EVENT", 10, "risk_event"), ("TAKE", 11, "take"), ("FIGURE", 12, "figure"),
 ))
 
 MARKET_KIND = Enum("market", "What a market record says.", (
@@ -285,6 +287,37 @@ RISK_EVENT_KIND = Enum("risk_event", "What happened to the gate.", (
     ("LIMIT_BREACH", 3, "A limit was breached by the market, not by an order."),
     ("STORE_FULL", 4, "A store link filled up: gate closed."),
     ("STORE_OK", 5, "All store links have room again."),
+))
+
+FIGURE_KIND = Enum("figure", "What a figure tells risk.", (
+    ("SESSION", 1, "Trading session: value is SESSION_*; holds until `until`."),
+    ("VAR_95", 2, "One-day value at risk of what is held, 95 %, nanocash."),
+    ("VAR_99", 3, "The same at 99 %."),
+    ("UNIT_VAR_95", 4, "One-day value at risk of the instrument, 95 %, in 1e-9 of its value."),
+    ("UNIT_VAR_99", 5, "The same at 99 %."),
+    ("VOLATILITY", 6, "Average true range in 1e-9 of the price."),
+    ("CORRELATION", 7, "Of the returns of `instrument` and `other`, in 1e-9."),
+    ("VOLUME", 8, "Average daily volume, nanoqty."),
+    ("VOLUME_RATIO", 9, "Volume of late over its average, in 1e-9."),
+    ("EQUITY", 10, "Equity of the account when the day began, nanocash."),
+    ("WEEK_PNL", 11, "P&L of the week before this day, nanocash."),
+    ("MONTH_PNL", 12, "P&L of the month before this day, nanocash."),
+    ("PEAK", 13, "Highest equity before this day, nanocash."),
+    ("PAUSE", 20, "Trading of `instrument`: value 1 pauses it, 0 resumes it."),
+    ("RESTRICT", 21, "Restricted list: value 1 puts `instrument` on it, 0 takes it off."),
+    ("LIMIT", 22, "Limit number `other` is now `value`, in its own unit."),
+    ("BREAKER", 23, "Circuit breaker: value is BREAKER_*, set by hand."),
+    ("REARM", 24, "Strategy number `other` may execute again."),
+))
+
+SESSION = Enum("session", "Which part of the trading day it is.", (
+    ("CLOSED", 0, "No trading."), ("OPEN", 1, "Regular hours."), ("PRE", 2, "Before the open."),
+    ("AFTER", 3, "After the close."), ("BLACKOUT", 4, "Regular hours, in a blackout of ours."),
+))
+
+BREAKER = Enum("breaker", "State of the circuit breaker.", (
+    ("CLOSED", 0, "Orders pass."), ("OPEN", 1, "Only orders that reduce a position pass."),
+    ("HALF_OPEN", 2, "One test order may pass."),
 ))
 
 # ---------------------------------------------------------------- records
@@ -506,6 +539,18 @@ TAKE = Record("take", 64, "The signal stage took an order event: where, among th
     Field("pad2", "u64", "", "Zero.", None), Field("pad3", "u64", "", "Zero.", None),
 ))
 
+FIGURE = Record("figure", 64, "One value that risk takes from outside, with its age.", (
+    LINK, _event(),
+    Field("ts", "i64", "ns", "When it was computed, monotonic."),
+    Field("until", "i64", "ns", "It holds until then, monotonic; 0 = it ages from ts."),
+    Field("value", "i64", "", "By kind."),
+    Field("pad0", "u64", "", "Zero.", None), Field("pad1", "u64", "", "Zero.", None),
+    INSTRUMENT_INDEX,
+    Field("other", "u16", "", "Second instrument, limit or strategy, by kind."),
+    Field("kind", "u8", "", "FIGURE_*.", enum=FIGURE_KIND),
+    Field("pad2", "u8", "", "Zero.", None), Field("pad3", "u16", "", "Zero.", None),
+))
+
 INSTRUMENT = Record("instrument", 64, "One row of the instrument table.", (
     Field("symbol", "s16", "", "Venue's symbol, zero-padded."),
     Field("tick", "i64", "nanoprice", "Price increment."),
@@ -535,13 +580,14 @@ STORED_WIDE = Record("stored_wide", 192, "The same for bodies of up to two lines
     *ENVELOPE.fields, *(Field(f"body{i}", "u64", "", "Body.") for i in range(16))))
 
 RECORDS = (MARKET, BOOK, BOOK_STATUS, FEATURES, SIGNAL, INTENT, VERDICT, ORDER, UPDATE,
-           ORDER_EVENT, POSITION, RISK_EVENT, TAKE, INSTRUMENT, ENVELOPE, STORED, STORED_WIDE)
+           ORDER_EVENT, POSITION, RISK_EVENT, TAKE, FIGURE, INSTRUMENT, ENVELOPE, STORED,
+           STORED_WIDE)
 BY_NAME = {r.name: r for r in RECORDS}
 # What may stand in a store link, by the number in its envelope.
 BODIES = {value: BY_NAME[name] for _, value, name in RECORD.members}
 
 ENUMS = (STREAM, RECORD, MARKET_KIND, MARKET_FLAG, BOOK_FLAG, SIDE, ORDER_TYPE, TIF, ACTION,
-         REASON, ORDER_EVENT_KIND, ORDER_STATE, RISK_EVENT_KIND)
+         REASON, ORDER_EVENT_KIND, ORDER_STATE, RISK_EVENT_KIND, FIGURE_KIND, SESSION, BREAKER)
 
 DEPTH = 5                       # levels summed into BOOK.bid_depth and ask_depth
 
