@@ -567,21 +567,21 @@ COMMENT ON COLUMN hftpipe.take_event.after IS 'Book records taken before it in t
 COMMENT ON COLUMN hftpipe.take_event.room IS 'Intents that were allowed then.';
 
 CREATE TABLE hftpipe.figure (
-    run        bigint NOT NULL,
-    stream     smallint NOT NULL,
-    seq        bigint NOT NULL,
-    ts         bigint NOT NULL,
-    ts_in      bigint NOT NULL,
-    aux        bigint NOT NULL,
-    checksum   bigint NOT NULL,
-    cause      bigint NOT NULL,
-    event      bigint NOT NULL,
-    ts         bigint NOT NULL,
-    until      bigint NOT NULL,
-    value      bigint NOT NULL,
-    instrument integer NOT NULL,
-    other      integer NOT NULL,
-    kind       smallint NOT NULL,
+    run         bigint NOT NULL,
+    stream      smallint NOT NULL,
+    seq         bigint NOT NULL,
+    ts          bigint NOT NULL,
+    ts_in       bigint NOT NULL,
+    aux         bigint NOT NULL,
+    checksum    bigint NOT NULL,
+    cause       bigint NOT NULL,
+    event       bigint NOT NULL,
+    ts_computed bigint NOT NULL,
+    until       bigint NOT NULL,
+    value       bigint NOT NULL,
+    instrument  integer NOT NULL,
+    other       integer NOT NULL,
+    kind        smallint NOT NULL,
     PRIMARY KEY (run, stream, seq)
 );
 COMMENT ON TABLE hftpipe.figure IS 'One value that risk takes from outside, with its age.';
@@ -594,8 +594,8 @@ COMMENT ON COLUMN hftpipe.figure.aux IS 'By record; INTENT: hop time of the book
 COMMENT ON COLUMN hftpipe.figure.checksum IS 'checksum() over the words of the body.';
 COMMENT ON COLUMN hftpipe.figure.cause IS 'Identity of the market event that caused it; 0 = none.';
 COMMENT ON COLUMN hftpipe.figure.event IS 'Identity of this event.';
-COMMENT ON COLUMN hftpipe.figure.ts IS 'When it was computed, monotonic. [ns]';
-COMMENT ON COLUMN hftpipe.figure.until IS 'It holds until then, monotonic; 0 = it ages from ts. [ns]';
+COMMENT ON COLUMN hftpipe.figure.ts_computed IS 'When it was computed, monotonic. [ns]';
+COMMENT ON COLUMN hftpipe.figure.until IS 'It holds until then, monotonic; 0 = it ages from ts_computed. [ns]';
 COMMENT ON COLUMN hftpipe.figure.value IS 'By kind.';
 COMMENT ON COLUMN hftpipe.figure.instrument IS 'Index into the instrument table.';
 COMMENT ON COLUMN hftpipe.figure.other IS 'Second instrument, limit or strategy, by kind.';
@@ -765,7 +765,7 @@ DECLARE
 BEGIN
     FOREACH name IN ARRAY ARRAY['market_event', 'book_status', 'feature', 'signal', 'intent',
         'verdict', 'order_event', 'update_event', 'position_event', 'risk_event',
-        'take_event'] LOOP
+        'take_event', 'figure'] LOOP
         EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON '
             'hftpipe.%I FOR EACH STATEMENT EXECUTE FUNCTION hftpipe.refuse()', name);
         EXECUTE format('ALTER TABLE hftpipe.%I ENABLE ALWAYS TRIGGER append_only', name);

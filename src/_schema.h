@@ -643,13 +643,13 @@ _Static_assert(offsetof(hp_take_t, pad1) == 40, "take.pad1: offset");
 _Static_assert(offsetof(hp_take_t, pad2) == 48, "take.pad2: offset");
 _Static_assert(offsetof(hp_take_t, pad3) == 56, "take.pad3: offset");
 
-#define HP_FIGURE_ID UINT64_C(0x2a29425c243fb041)
+#define HP_FIGURE_ID UINT64_C(0xa7e1a03d7c74636b)
 /* One value that risk takes from outside, with its age. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
   uint64_t event;         /*   8: Identity of this event. */
-  int64_t  ts;            /*  16 [ns]: When it was computed, monotonic. */
-  int64_t  until;         /*  24 [ns]: It holds until then, monotonic; 0 = it ages from ts. */
+  int64_t  ts_computed;   /*  16 [ns]: When it was computed, monotonic. */
+  int64_t  until;         /*  24 [ns]: It holds until then, monotonic; 0 = it ages from ts_computed. */
   int64_t  value;         /*  32: By kind. */
   uint64_t pad0;          /*  40: Zero. */
   uint64_t pad1;          /*  48: Zero. */
@@ -662,7 +662,7 @@ typedef struct {
 _Static_assert(sizeof(hp_figure_t) == 64, "figure: size");
 _Static_assert(offsetof(hp_figure_t, link_seq) == 0, "figure.link_seq: offset");
 _Static_assert(offsetof(hp_figure_t, event) == 8, "figure.event: offset");
-_Static_assert(offsetof(hp_figure_t, ts) == 16, "figure.ts: offset");
+_Static_assert(offsetof(hp_figure_t, ts_computed) == 16, "figure.ts_computed: offset");
 _Static_assert(offsetof(hp_figure_t, until) == 24, "figure.until: offset");
 _Static_assert(offsetof(hp_figure_t, value) == 32, "figure.value: offset");
 _Static_assert(offsetof(hp_figure_t, pad0) == 40, "figure.pad0: offset");

@@ -404,7 +404,7 @@ cdef extern from "_schema.h" nogil:
     ctypedef struct hp_figure_t:
         uint64_t link_seq
         uint64_t event
-        int64_t ts
+        int64_t ts_computed
         int64_t until
         int64_t value
         uint64_t pad0

@@ -541,8 +541,8 @@ TAKE = Record("take", 64, "The signal stage took an order event: where, among th
 
 FIGURE = Record("figure", 64, "One value that risk takes from outside, with its age.", (
     LINK, _event(),
-    Field("ts", "i64", "ns", "When it was computed, monotonic."),
-    Field("until", "i64", "ns", "It holds until then, monotonic; 0 = it ages from ts."),
+    Field("ts_computed", "i64", "ns", "When it was computed, monotonic."),
+    Field("until", "i64", "ns", "It holds until then, monotonic; 0 = it ages from ts_computed."),
     Field("value", "i64", "", "By kind."),
     Field("pad0", "u64", "", "Zero.", None), Field("pad1", "u64", "", "Zero.", None),
     INSTRUMENT_INDEX,
