@@ -422,15 +422,14 @@ LIMIT = Enum("limit", "Limits of the risk gate, by the number a LIMIT figure nam
      "and of every fill that the figure does not know yet."),
     ("MAX_VAR_99", 26, "The same at 99 %."),
     ("DRAWDOWN_WARN_BPS", 27, "Equity so far below its peak is recorded."),
-    ("DRAWDOWN_ACT_BPS", 28, "Equity so far below its peak opens the breaker: only reducing orders "
-     "pass."),
+    ("DRAWDOWN_ACT_BPS", 28, "Equity so far below its peak lets only reducing orders pass."),
     ("DRAWDOWN_HALT_BPS", 29, "Equity so far below its peak halts trading."),
     ("DRAWDOWN_CONFIRM", 30, "Marks in a row that must say so before a drawdown halts."),
     ("MAX_CORRELATION", 31, "Correlation, of either sign, with any other instrument that is held or "
      "ordered."),
     ("MAX_VOLATILITY_BPS", 32, "Average true range as a share of the price."),
     ("BASE_VOLATILITY_BPS", 33, "Above this volatility, the position limits shrink in proportion."),
-    ("MAX_LEVERAGE_BPS", 34, "Worst-case value of all positions as a share of the equity."),
+    ("MAX_LEVERAGE", 34, "Worst-case value of all positions over the equity."),
     ("MARKET_HOURS", 35, "Whether orders pass in trading hours only."),
     ("ALLOW_PREMARKET", 36, "Whether trading hours begin before the open."),
     ("ALLOW_AFTERHOURS", 37, "Whether trading hours go on after the close."),
@@ -447,6 +446,8 @@ LIMIT = Enum("limit", "Limits of the risk gate, by the number a LIMIT figure nam
     ("BREAKER_COOLDOWN_MS", 48, "Open for a fault of the infrastructure, the breaker lets a test "
      "order pass after so long."),
     ("BREAKER_QUIET_MS", 49, "After a test order went well, it closes when so long nothing failed."),
+    ("BREAKER_DAILY_LOSS", 50, "Loss of the day that opens the breaker."),
+    ("BREAKER_DRAWDOWN_BPS", 51, "Equity so far below its peak opens the breaker."),
 ))
 
 # ---------------------------------------------------------------- records
