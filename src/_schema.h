@@ -36,6 +36,7 @@ enum {
   HP_RECORD_RISK_EVENT = 10, /* risk_event */
   HP_RECORD_TAKE = 11, /* take */
   HP_RECORD_FIGURE = 12, /* figure */
+  HP_RECORD_CHECKS = 13, /* checks */
 };
 
 /* What a market record says. */
@@ -453,6 +454,128 @@ _Static_assert(offsetof(hp_verdict_t, reason) == 58, "verdict.reason: offset");
 _Static_assert(offsetof(hp_verdict_t, action) == 59, "verdict.action: offset");
 _Static_assert(offsetof(hp_verdict_t, pad0) == 60, "verdict.pad0: offset");
 
+#define HP_CHECKS_ID UINT64_C(0xeba6c08754ecbb66)
+/* How near every check of an intent was to its limit. */
+typedef struct {
+  uint64_t link_seq;      /*   0: The ring's own word. */
+  uint64_t order;         /*   8: Identity of the intent. */
+  uint16_t halted;        /*  16 [1e-3]: Use of the limit behind it: Kill switch engaged, or trading never armed. */
+  uint16_t stale_data;    /*  18 [1e-3]: Use of the limit behind it: No price, or the newest one is too old, or the book is stale. */
+  uint16_t invalid_order; /*  20 [1e-3]: Use of the limit behind it: Field out of range: side, type, quantity, price or increment. */
+  uint16_t unknown_instrument; /*  22 [1e-3]: Use of the limit behind it: Instrument index is not in the table. */
+  uint16_t order_size;    /*  24 [1e-3]: Use of the limit behind it: Quantity of one order above its limit. */
+  uint16_t order_notional; /*  26 [1e-3]: Use of the limit behind it: Value of one order above its limit. */
+  uint16_t position_size; /*  28 [1e-3]: Use of the limit behind it: Worst-case position in shares above its limit. */
+  uint16_t position_notional; /*  30 [1e-3]: Use of the limit behind it: Worst-case position value of one instrument above its limit. */
+  uint16_t total_notional; /*  32 [1e-3]: Use of the limit behind it: Worst-case value of all positions above its limit. */
+  uint16_t open_positions; /*  34 [1e-3]: Use of the limit behind it: One more instrument held than allowed. */
+  uint16_t daily_loss;    /*  36 [1e-3]: Use of the limit behind it: Realised plus unrealised loss of the day at or above its limit. */
+  uint16_t price_collar;  /*  38 [1e-3]: Use of the limit behind it: Limit price too far from the reference price. */
+  uint16_t order_rate;    /*  40 [1e-3]: Use of the limit behind it: More orders per minute than allowed. */
+  uint16_t duplicate;     /*  42 [1e-3]: Use of the limit behind it: The same intent a second time. */
+  uint16_t crosses_zero;  /*  44 [1e-3]: Use of the limit behind it: Order would turn a position around; split it at flat. */
+  uint16_t short_not_allowed; /*  46 [1e-3]: Use of the limit behind it: Selling more than is held is switched off. */
+  uint16_t overflow;      /*  48 [1e-3]: Use of the limit behind it: A product does not fit 64 bits: cannot be evaluated. */
+  uint16_t table_full;    /*  50 [1e-3]: Use of the limit behind it: No free slot for an order's reservation. */
+  uint16_t store_full;    /*  52 [1e-3]: Use of the limit behind it: A store link is full: nothing may happen that cannot be recorded. */
+  uint16_t token;         /*  54 [1e-3]: Use of the limit behind it: Gateway: the verdict's token does not match the order. */
+  uint16_t expired;       /*  56 [1e-3]: Use of the limit behind it: Gateway: the intent is older than max_age. */
+  uint16_t busy;          /*  58 [1e-3]: Use of the limit behind it: Gateway: no free connection or rate-limit token within max_age. */
+  uint16_t disconnected;  /*  60 [1e-3]: Use of the limit behind it: Gateway: no order connection. */
+  uint16_t not_open;      /*  62 [1e-3]: Use of the limit behind it: Cancel of an order that is not open. */
+  uint16_t venue;         /*  64 [1e-3]: Use of the limit behind it: The venue refused the order. */
+  uint16_t wash_trade;    /*  66 [1e-3]: Use of the limit behind it: Would trade against an open order of ours. */
+  uint16_t pending;       /*  68 [1e-3]: Use of the limit behind it: Too many orders of this instrument are open. */
+  uint16_t pad28;         /*  70: Zero. */
+  uint16_t pad29;         /*  72: Zero. */
+  uint16_t pad30;         /*  74: Zero. */
+  uint16_t pad31;         /*  76: Zero. */
+  uint16_t pad32;         /*  78: Zero. */
+  uint16_t pad33;         /*  80: Zero. */
+  uint16_t pad34;         /*  82: Zero. */
+  uint16_t pad35;         /*  84: Zero. */
+  uint16_t pad36;         /*  86: Zero. */
+  uint16_t pad37;         /*  88: Zero. */
+  uint16_t pad38;         /*  90: Zero. */
+  uint16_t pad39;         /*  92: Zero. */
+  uint16_t pad40;         /*  94: Zero. */
+  uint16_t pad41;         /*  96: Zero. */
+  uint16_t pad42;         /*  98: Zero. */
+  uint16_t pad43;         /* 100: Zero. */
+  uint16_t pad44;         /* 102: Zero. */
+  uint16_t pad45;         /* 104: Zero. */
+  uint16_t pad46;         /* 106: Zero. */
+  uint16_t pad47;         /* 108: Zero. */
+  uint16_t pad48;         /* 110: Zero. */
+  uint16_t pad49;         /* 112: Zero. */
+  uint16_t pad50;         /* 114: Zero. */
+  uint16_t pad51;         /* 116: Zero. */
+  uint16_t pad52;         /* 118: Zero. */
+  uint16_t pad53;         /* 120: Zero. */
+  uint16_t pad54;         /* 122: Zero. */
+  uint16_t pad55;         /* 124: Zero. */
+  uint16_t pad56;         /* 126: Zero. */
+} __attribute__((aligned(64))) hp_checks_t;
+_Static_assert(sizeof(hp_checks_t) == 128, "checks: size");
+_Static_assert(offsetof(hp_checks_t, link_seq) == 0, "checks.link_seq: offset");
+_Static_assert(offsetof(hp_checks_t, order) == 8, "checks.order: offset");
+_Static_assert(offsetof(hp_checks_t, halted) == 16, "checks.halted: offset");
+_Static_assert(offsetof(hp_checks_t, stale_data) == 18, "checks.stale_data: offset");
+_Static_assert(offsetof(hp_checks_t, invalid_order) == 20, "checks.invalid_order: offset");
+_Static_assert(offsetof(hp_checks_t, unknown_instrument) == 22, "checks.unknown_instrument: offset");
+_Static_assert(offsetof(hp_checks_t, order_size) == 24, "checks.order_size: offset");
+_Static_assert(offsetof(hp_checks_t, order_notional) == 26, "checks.order_notional: offset");
+_Static_assert(offsetof(hp_checks_t, position_size) == 28, "checks.position_size: offset");
+_Static_assert(offsetof(hp_checks_t, position_notional) == 30, "checks.position_notional: offset");
+_Static_assert(offsetof(hp_checks_t, total_notional) == 32, "checks.total_notional: offset");
+_Static_assert(offsetof(hp_checks_t, open_positions) == 34, "checks.open_positions: offset");
+_Static_assert(offsetof(hp_checks_t, daily_loss) == 36, "checks.daily_loss: offset");
+_Static_assert(offsetof(hp_checks_t, price_collar) == 38, "checks.price_collar: offset");
+_Static_assert(offsetof(hp_checks_t, order_rate) == 40, "checks.order_rate: offset");
+_Static_assert(offsetof(hp_checks_t, duplicate) == 42, "checks.duplicate: offset");
+_Static_assert(offsetof(hp_checks_t, crosses_zero) == 44, "checks.crosses_zero: offset");
+_Static_assert(offsetof(hp_checks_t, short_not_allowed) == 46, "checks.short_not_allowed: offset");
+_Static_assert(offsetof(hp_checks_t, overflow) == 48, "checks.overflow: offset");
+_Static_assert(offsetof(hp_checks_t, table_full) == 50, "checks.table_full: offset");
+_Static_assert(offsetof(hp_checks_t, store_full) == 52, "checks.store_full: offset");
+_Static_assert(offsetof(hp_checks_t, token) == 54, "checks.token: offset");
+_Static_assert(offsetof(hp_checks_t, expired) == 56, "checks.expired: offset");
+_Static_assert(offsetof(hp_checks_t, busy) == 58, "checks.busy: offset");
+_Static_assert(offsetof(hp_checks_t, disconnected) == 60, "checks.disconnected: offset");
+_Static_assert(offsetof(hp_checks_t, not_open) == 62, "checks.not_open: offset");
+_Static_assert(offsetof(hp_checks_t, venue) == 64, "checks.venue: offset");
+_Static_assert(offsetof(hp_checks_t, wash_trade) == 66, "checks.wash_trade: offset");
+_Static_assert(offsetof(hp_checks_t, pending) == 68, "checks.pending: offset");
+_Static_assert(offsetof(hp_checks_t, pad28) == 70, "checks.pad28: offset");
+_Static_assert(offsetof(hp_checks_t, pad29) == 72, "checks.pad29: offset");
+_Static_assert(offsetof(hp_checks_t, pad30) == 74, "checks.pad30: offset");
+_Static_assert(offsetof(hp_checks_t, pad31) == 76, "checks.pad31: offset");
+_Static_assert(offsetof(hp_checks_t, pad32) == 78, "checks.pad32: offset");
+_Static_assert(offsetof(hp_checks_t, pad33) == 80, "checks.pad33: offset");
+_Static_assert(offsetof(hp_checks_t, pad34) == 82, "checks.pad34: offset");
+_Static_assert(offsetof(hp_checks_t, pad35) == 84, "checks.pad35: offset");
+_Static_assert(offsetof(hp_checks_t, pad36) == 86, "checks.pad36: offset");
+_Static_assert(offsetof(hp_checks_t, pad37) == 88, "checks.pad37: offset");
+_Static_assert(offsetof(hp_checks_t, pad38) == 90, "checks.pad38: offset");
+_Static_assert(offsetof(hp_checks_t, pad39) == 92, "checks.pad39: offset");
+_Static_assert(offsetof(hp_checks_t, pad40) == 94, "checks.pad40: offset");
+_Static_assert(offsetof(hp_checks_t, pad41) == 96, "checks.pad41: offset");
+_Static_assert(offsetof(hp_checks_t, pad42) == 98, "checks.pad42: offset");
+_Static_assert(offsetof(hp_checks_t, pad43) == 100, "checks.pad43: offset");
+_Static_assert(offsetof(hp_checks_t, pad44) == 102, "checks.pad44: offset");
+_Static_assert(offsetof(hp_checks_t, pad45) == 104, "checks.pad45: offset");
+_Static_assert(offsetof(hp_checks_t, pad46) == 106, "checks.pad46: offset");
+_Static_assert(offsetof(hp_checks_t, pad47) == 108, "checks.pad47: offset");
+_Static_assert(offsetof(hp_checks_t, pad48) == 110, "checks.pad48: offset");
+_Static_assert(offsetof(hp_checks_t, pad49) == 112, "checks.pad49: offset");
+_Static_assert(offsetof(hp_checks_t, pad50) == 114, "checks.pad50: offset");
+_Static_assert(offsetof(hp_checks_t, pad51) == 116, "checks.pad51: offset");
+_Static_assert(offsetof(hp_checks_t, pad52) == 118, "checks.pad52: offset");
+_Static_assert(offsetof(hp_checks_t, pad53) == 120, "checks.pad53: offset");
+_Static_assert(offsetof(hp_checks_t, pad54) == 122, "checks.pad54: offset");
+_Static_assert(offsetof(hp_checks_t, pad55) == 124, "checks.pad55: offset");
+_Static_assert(offsetof(hp_checks_t, pad56) == 126, "checks.pad56: offset");
+
 #define HP_ORDER_ID UINT64_C(0x650d7774e130fda2)
 /* An order that risk lets go (or denied, for the books). */
 typedef struct {
@@ -693,7 +816,7 @@ _Static_assert(offsetof(hp_instrument_t, base_price) == 40, "instrument.base_pri
 _Static_assert(offsetof(hp_instrument_t, flags) == 48, "instrument.flags: offset");
 _Static_assert(offsetof(hp_instrument_t, pad0) == 56, "instrument.pad0: offset");
 
-#define HP_ENVELOPE_ID UINT64_C(0x040796f6c97ad60f)
+#define HP_ENVELOPE_ID UINT64_C(0x3939dc4628a468e1)
 /* What every stored event carries before its body. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -721,7 +844,7 @@ _Static_assert(offsetof(hp_envelope_t, instrument) == 50, "envelope.instrument: 
 _Static_assert(offsetof(hp_envelope_t, pad0) == 52, "envelope.pad0: offset");
 _Static_assert(offsetof(hp_envelope_t, aux) == 56, "envelope.aux: offset");
 
-#define HP_STORED_ID UINT64_C(0x69aafcf51b32d651)
+#define HP_STORED_ID UINT64_C(0x04b5977230c3ac77)
 /* One slot of a store link: envelope and a one-line body. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -765,7 +888,7 @@ _Static_assert(offsetof(hp_stored_t, body5) == 104, "stored.body5: offset");
 _Static_assert(offsetof(hp_stored_t, body6) == 112, "stored.body6: offset");
 _Static_assert(offsetof(hp_stored_t, body7) == 120, "stored.body7: offset");
 
-#define HP_STORED_WIDE_ID UINT64_C(0xedb7e25b85b2015f)
+#define HP_STORED_WIDE_ID UINT64_C(0x41dac0c54d322179)
 /* The same for bodies of up to two lines. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */

@@ -9,6 +9,7 @@ cdef extern from "_schema.h" nogil:
     const uint64_t HP_SIGNAL_ID
     const uint64_t HP_INTENT_ID
     const uint64_t HP_VERDICT_ID
+    const uint64_t HP_CHECKS_ID
     const uint64_t HP_ORDER_ID
     const uint64_t HP_UPDATE_ID
     const uint64_t HP_ORDER_EVENT_ID
@@ -51,6 +52,7 @@ cdef extern from "_schema.h" nogil:
         HP_RECORD_RISK_EVENT
         HP_RECORD_TAKE
         HP_RECORD_FIGURE
+        HP_RECORD_CHECKS
 
     enum:
         HP_MARKET_TRADE
@@ -311,6 +313,66 @@ cdef extern from "_schema.h" nogil:
         uint8_t reason
         uint8_t action
         uint32_t pad0
+
+    ctypedef struct hp_checks_t:
+        uint64_t link_seq
+        uint64_t order
+        uint16_t halted
+        uint16_t stale_data
+        uint16_t invalid_order
+        uint16_t unknown_instrument
+        uint16_t order_size
+        uint16_t order_notional
+        uint16_t position_size
+        uint16_t position_notional
+        uint16_t total_notional
+        uint16_t open_positions
+        uint16_t daily_loss
+        uint16_t price_collar
+        uint16_t order_rate
+        uint16_t duplicate
+        uint16_t crosses_zero
+        uint16_t short_not_allowed
+        uint16_t overflow
+        uint16_t table_full
+        uint16_t store_full
+        uint16_t token
+        uint16_t expired
+        uint16_t busy
+        uint16_t disconnected
+        uint16_t not_open
+        uint16_t venue
+        uint16_t wash_trade
+        uint16_t pending
+        uint16_t pad28
+        uint16_t pad29
+        uint16_t pad30
+        uint16_t pad31
+        uint16_t pad32
+        uint16_t pad33
+        uint16_t pad34
+        uint16_t pad35
+        uint16_t pad36
+        uint16_t pad37
+        uint16_t pad38
+        uint16_t pad39
+        uint16_t pad40
+        uint16_t pad41
+        uint16_t pad42
+        uint16_t pad43
+        uint16_t pad44
+        uint16_t pad45
+        uint16_t pad46
+        uint16_t pad47
+        uint16_t pad48
+        uint16_t pad49
+        uint16_t pad50
+        uint16_t pad51
+        uint16_t pad52
+        uint16_t pad53
+        uint16_t pad54
+        uint16_t pad55
+        uint16_t pad56
 
     ctypedef struct hp_order_t:
         uint64_t link_seq
