@@ -3,7 +3,7 @@
 The stage drives the same struct without it; see ``_risk.pxd``.
 """
 cimport cython
-from libc.stdint cimport INT32_MIN, INT64_MAX, INT64_MIN, int32_t, uint64_t
+from libc.stdint cimport INT32_MIN, INT64_MIN, int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
@@ -24,9 +24,9 @@ from collections import namedtuple
 
 import numpy
 
-from hftpipe import limits as table_of
 from hftpipe import schema
 from hftpipe.errors import ConfigError
+from hftpipe.limits import BY_NAME, LIMITS, OFF, UNITS, parse_limits
 
 cdef enum:
     NANO = 1000000000
@@ -85,7 +85,7 @@ cdef class Risk:
         cdef exposure_t *x
         cdef int64_t i, size = 1024
         cdef uint64_t pairs
-        number = table_of.parse_limits(limits)
+        number = parse_limits(limits)
         array = numpy.ascontiguousarray(instruments)
         if array.dtype != schema.dtype(schema.INSTRUMENT) or array.ndim != 1:
             raise ConfigError(f"instruments: wanted a vector of INSTRUMENT records, "
@@ -96,16 +96,16 @@ cdef class Risk:
             raise ValueError(f"stage_count must be 0 to {CONTROL_STAGES}, was {stage_count}")
         if capacity < 1 or capacity > 1 << 24 or capacity & (capacity - 1):
             raise ValueError(f"capacity must be a power of two up to {1 << 24}, was {capacity}")
-        if number["max_correlation"] != table_of.OFF and len(array) > RISK_PAIRED:
+        if number["max_correlation"] != OFF and len(array) > RISK_PAIRED:
             raise ConfigError(f"max_correlation: wanted at most {RISK_PAIRED} instruments, found "
                               f'{len(array)}; set it to "off: <why>"')
         breaker_init(&self.r.breaker)
-        for limit in table_of.LIMITS:
+        for limit in LIMITS:
             i = limit.number
             self.r.low[i], self.r.high[i] = limit.low, limit.high
             self.r.idle[i] = INT64_MIN if limit.off is None else limit.off
             self.r.limit[i] = number[limit.name]
-            if number[limit.name] == table_of.OFF:
+            if number[limit.name] == OFF:
                 self.r.limit[i] = limit.off
                 self.r.off |= 1ULL << i
         if control is not None:
@@ -238,6 +238,15 @@ cdef class Risk:
         cdef int reason = risk_check(&self.r, &i, now, &v, &o)
         return reason, record_of(schema.VERDICT, &v), record_of(schema.ORDER, &o)
 
+    def judge(self, intent, int64_t now):
+        """The same without records: ``(reason, limit, value, detail, token)``."""
+        cdef hp_intent_t i
+        cdef hp_verdict_t v
+        cdef hp_order_t o
+        load(intent, &i, sizeof(i))
+        cdef int reason = risk_check(&self.r, &i, now, &v, &o)
+        return reason, v.limit, v.value, v.detail, o.token
+
     def mark(self, book):
         """Take a BOOK record: reference price, touch, last trade, age and flags."""
         cdef hp_book_t record
@@ -292,11 +301,11 @@ cdef class Risk:
         ConfigError
             If it is unknown, out of range, cannot be off, or there is no memory for it.
         """
-        limit = table_of.BY_NAME.get(name)
+        limit = BY_NAME.get(name)
         if limit is None:
             raise ConfigError(f"{name}: wanted a known limit")
         if not risk_limit(&self.r, <uint64_t>limit.number, value):
-            raise ConfigError(f"{name}: wanted {table_of.UNITS[limit.unit][2]}, found "
+            raise ConfigError(f"{name}: wanted {UNITS[limit.unit][2]}, found "
                               f"{limit.show(value)}")
 
     def limits_use(self, int64_t now) -> list[object]:
@@ -308,7 +317,7 @@ cdef class Risk:
         self.usage.at = 0
         usage_step(&self.usage, &self.r, now, self.r.count)
         return [Use(limit.name, limit.unit, self.usage.limit[<int>limit.number],
-                    self.usage.use[<int>limit.number]) for limit in table_of.LIMITS]
+                    self.usage.use[<int>limit.number]) for limit in LIMITS]
 
     def counters(self) -> dict[str, int]:
         """Verdicts by reason (``none`` = approved, cancels included), and what else was seen."""

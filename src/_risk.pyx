@@ -4,6 +4,7 @@ Order of the checks, units and promises are in ``_risk.pxd``; what comes from ou
 in ``_figure.pyx``; the handle for Python is in ``_gate.pyx``.
 """
 from libc.stdint cimport INT32_MIN, INT64_MAX, INT64_MIN
+from libc.string cimport memset
 
 from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_prefetch_write
 from ._breaker cimport (
@@ -258,6 +259,8 @@ cdef uint8_t pair_refuses(const risk_t *r, uint64_t i, uint64_t word, uint64_t b
     else:
         reason = refuse(v, HP_REASON_CORRELATION, r.limit[HP_LIMIT_MAX_CORRELATION],
                         r.pairs.value[at])
+        v.detail = <uint32_t>j
+        return reason
     v.detail |= <uint32_t>j << 16
     return reason
 
@@ -343,7 +346,7 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
     q.tag = order_key(i)
     q.twin = same_find(r, i, q.tag)
     if q.twin != NULL:
-        k = hp_sub_saturate(now, q.twin.at)
+        k = max(hp_sub_saturate(now, q.twin.at), 0)
         if k < limit[HP_LIMIT_DUPLICATE_WINDOW_MS] * MS:
             return refuse(v, HP_REASON_DUPLICATE_ORDER, limit[HP_LIMIT_DUPLICATE_WINDOW_MS] * MS,
                           k)
@@ -525,6 +528,7 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
     cdef uint8_t reason
     cdef exposure_t *x
     cdef quote_t q
+    memset(&q, 0, sizeof(q))
     if i.instrument < r.count:
         # Of a thousand symbols these lines are seldom near; they come while the page is read.
         x = &r.table[i.instrument]

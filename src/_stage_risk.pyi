@@ -1,8 +1,10 @@
+from collections.abc import Sequence
+
 from typing_extensions import disjoint_base
 
 from hftpipe._control import Control
 from hftpipe._ring import Ring
-from hftpipe._risk import Risk
+from hftpipe._gate import Risk
 from hftpipe._stage import Stage
 
 @disjoint_base
@@ -10,6 +12,7 @@ class RiskStage(Stage):
     def __init__(
         self, intents: Ring, marks: Ring, order_events: Ring, positions: Ring, orders: Ring,
         risk: Risk, store: Ring | None = None, control: Control | None = None, index: int = 3,
+        figures: Sequence[Ring] = (),
     ) -> None: ...
     @property
     def refusals(self) -> dict[str, int]: ...

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy
 
 from hftpipe import _ring, schema, topology
+from hftpipe._gate import Risk
 from hftpipe._ledger import Ledger
 from hftpipe._order import Orders
-from hftpipe._risk import Risk
 from hftpipe._stage import Stage
 from hftpipe._stage_book import BookStage
 from hftpipe._stage_feed import FeedStage, Source
@@ -125,7 +125,9 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
                               need(links.consumer("gateway.risk")),
                               need(links.consumer("ledger.risk")),
                               need(links.producer("risk.gateway")),
-                              Risk(config.risk, table, control, len(topology.STAGES)), **common)
+                              Risk(config.risk, table, control, len(topology.STAGES)), **common,
+                              figures=[ring for source in ("analyst", "supervisor")
+                                       if (ring := links.consumer(f"{source}.risk")) is not None])
         elif name == "gateway":
             if wire is None:
                 raise ValueError("a gateway stage needs a wire")

@@ -219,7 +219,6 @@ NOT_ABOVE = (
     ("max_position_notional", "max_total_notional"),
     ("min_order_notional", "max_order_notional"),
     ("min_price", "max_price"),
-    ("price_collar_bps", "last_collar_bps"),
     ("max_daily_loss", "max_weekly_loss"),
     ("max_weekly_loss", "max_monthly_loss"),
     ("max_symbol_share_bps", "max_sector_share_bps"),
