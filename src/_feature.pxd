@@ -1,6 +1,6 @@
 """The feature vector of one instrument's book, incrementally.
 
-What each feature means stands in ``schema.FEATURE_NAMES``; this is the arithmetic.
+What each feature means stands in ``schema.CATALOGUE``; this is the arithmetic.
 State and inputs are one plain struct and one BOOK record, so a replay gives the same
 bits: time is the record's ``ts_recv``, never a clock.
 

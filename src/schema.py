@@ -25,9 +25,11 @@ This module imports nothing of hftpipe, so it runs before anything is built.
 """
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -138,6 +140,15 @@ class Record:
         """64 bits that change with any name, type, unit or enumeration of the record."""
         text = json.dumps(descriptor(self), sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One number a model or strategy may look at; *doc* is its whole definition."""
+
+    name: str
+    doc: str
+    bars: bool = False      # computed from bars, so the window is part of its meaning
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,32 +398,39 @@ BOOK_STATUS = Record("book_status", 64, "A book's flags changed.", (
 # malformed; others change nothing.  "Change" is against the state before, 0 at the first.
 # mid = (bid + ask) / 2.  An EMA over n weighs the newest value by 2 / (n + 1), takes it in
 # before it is read, and starts at the first value (a mid, a size, a traded quantity) or at 0.
-FEATURE_NAMES = (
-    ("mid_return", "log(mid / mid of the state before)"),
-    ("mid_momentum_fast", "log(mid / its EMA over 16 states)"),
-    ("mid_momentum_slow", "log(mid / its EMA over 128 states)"),
-    ("volatility", "square root of the EMA over 64 states of mid_return squared, from 0"),
-    ("spread_bps", "(ask - bid) / mid * 1e4"),
-    ("imbalance_top", "(bid_qty - ask_qty) / (bid_qty + ask_qty), 0 when both are 0"),
-    ("imbalance_depth", "the same of bid_depth and ask_depth"),
-    ("microprice_bps", "(microprice - mid) / mid * 1e4; microprice = (bid * ask_qty + "
-     "ask * bid_qty) / (bid_qty + ask_qty), the mid when both are 0"),
-    ("order_flow", "EMA over 16 states of Cont's order-flow imbalance, from 0, over the EMA over "
-     "16 states of (bid_qty + ask_qty) / 2; 0 when that is 0"),
-    ("trade_flow", "EMA over 16 trades of last_side * last_qty over that of last_qty, states with "
-     "the TRADE flag and last_qty > 0 only; in [-1, 1], 0 before the first"),
-    ("last_offset_bps", "(last_price - mid) / mid * 1e4, 0 before the first trade"),
-    ("bid_queue_change", "change of bid_qty over the larger of before and after; 0 when the bid "
-     "moved"),
-    ("ask_queue_change", "change of ask_qty over the larger of before and after; 0 when the ask "
-     "moved"),
-    ("depth_ratio", "log((1 + bid_depth) / (1 + ask_depth)), depths in whole units"),
-    ("trade_rate", "EMA over 64 states of 1 with the TRADE flag, 0 without, from 0"),
-    ("arrival", "log1p of milliseconds by ts_recv since the state before, 0 when not later, "
-     "capped at 1 h"),
+CATALOGUE = (
+    Feature("mid_return", "log(mid / mid of the state before)"),
+    Feature("mid_momentum_fast", "log(mid / its EMA over 16 states)"),
+    Feature("mid_momentum_slow", "log(mid / its EMA over 128 states)"),
+    Feature("volatility", "square root of the EMA over 64 states of mid_return squared, from 0"),
+    Feature("spread_bps", "(ask - bid) / mid * 1e4"),
+    Feature("imbalance_top", "(bid_qty - ask_qty) / (bid_qty + ask_qty), 0 when both are 0"),
+    Feature("imbalance_depth", "the same of bid_depth and ask_depth"),
+    Feature("microprice_bps", "(microprice - mid) / mid * 1e4; microprice = (bid * ask_qty + ask "
+            "* bid_qty) / (bid_qty + ask_qty), the mid when both are 0"),
+    Feature("order_flow", "EMA over 16 states of Cont's order-flow imbalance, from 0, over the "
+            "EMA over 16 states of (bid_qty + ask_qty) / 2; 0 when that is 0"),
+    Feature("trade_flow", "EMA over 16 trades of last_side * last_qty over that of last_qty, "
+            "states with the TRADE flag and last_qty > 0 only; in [-1, 1], 0 before the first"),
+    Feature("last_offset_bps", "(last_price - mid) / mid * 1e4, 0 before the first trade"),
+    Feature("bid_queue_change", "change of bid_qty over the larger of before and after; 0 when "
+            "the bid moved"),
+    Feature("ask_queue_change", "change of ask_qty over the larger of before and after; 0 when "
+            "the ask moved"),
+    Feature("depth_ratio", "log((1 + bid_depth) / (1 + ask_depth)), depths in whole units"),
+    Feature("trade_rate", "EMA over 64 states of 1 with the TRADE flag, 0 without, from 0"),
+    Feature("arrival", "log1p of milliseconds by ts_recv since the state before, 0 when not "
+            "later, capped at 1 h"),
 )
 FEATURES = Record("features", 64, "The feature vector the model sees, in this order.", tuple(
-    Field(name, "f32", "", doc[0].upper() + doc[1:] + ".") for name, doc in FEATURE_NAMES))
+    Field(f.name, "f32", "", f.doc[0].upper() + f.doc[1:] + ".") for f in CATALOGUE))
+FEATURE_BY_NAME = {f.name: f for f in CATALOGUE}
+# Named sets: what a configuration, a model or a research script may ask for in one word.
+FEATURE_SETS: dict[str, tuple[str, ...]] = {"book": tuple(f.name for f in CATALOGUE)}
+# Windows of bars in ns.  Each begins at a multiple of its length since 1970-01-01T00:00 UTC.
+BARS = {"1s": 10**9, "5s": 5 * 10**9, "15s": 15 * 10**9, "30s": 30 * 10**9,
+        "1min": 60 * 10**9, "5min": 300 * 10**9, "15min": 900 * 10**9, "30min": 1800 * 10**9,
+        "1h": 3600 * 10**9, "4h": 14400 * 10**9, "1d": 86400 * 10**9}
 
 SIGNAL = Record("signal", 64, "What the model said.", (
     LINK, _event("Identity of the market event it was asked about."),
@@ -652,6 +670,54 @@ def event_id(stream: int, seq: int) -> int:
 def split_event(event: int) -> tuple[int, int]:
     """``(stream, seq)`` of an identity."""
     return event >> SEQ_BITS, event & ((1 << SEQ_BITS) - 1)
+
+
+def _nearest(what: str, name: str, known: Sequence[str]) -> ValueError:
+    near = difflib.get_close_matches(name, known, 1, 0)
+    return ValueError(f"wanted {what}, found {name!r}: did you mean {near[0]!r}?")
+
+
+def feature_index(names: Sequence[str]) -> list[int]:
+    """Where each of *names* stands in FEATURES.
+
+    Raises
+    ------
+    ValueError
+        If a name is not in the catalogue (naming the nearest) or stands twice, or there is none.
+    """
+    order = [f.name for f in CATALOGUE]
+    for name in names:
+        if name not in FEATURE_BY_NAME:
+            raise _nearest("a feature", name, order)
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice or not names:
+        raise ValueError(f"wanted each feature once, found {twice[0]!r} twice" if twice
+                         else "wanted at least one feature, found none")
+    return [order.index(name) for name in names]
+
+
+def feature_hash(names: Sequence[str], bar: str = "") -> int:
+    """64 bits that change with any name, its definition, the order, or the window of bars.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Features in the order of the vector.
+    bar : str
+        One of BARS.  Needed when a feature is computed from bars; without effect otherwise.
+
+    Raises
+    ------
+    ValueError
+        As :func:`feature_index`, and if *bar* is needed and is no window (naming the nearest).
+    """
+    chosen = [CATALOGUE[i] for i in feature_index(names)]
+    if not any(f.bars for f in chosen):
+        bar = ""
+    elif bar not in BARS:
+        raise _nearest("a window of bars", bar, list(BARS))
+    text = json.dumps([bar, [[f.name, f.doc] for f in chosen]])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 def descriptor(record: Record) -> dict[str, Any]:

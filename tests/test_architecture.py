@@ -17,6 +17,8 @@ LAYERS = [
     {"_feature", "_model", "_risk", "_match"},
     # 3 joints: the socket of a strategy, parts joined into duty cycles
     {"_strategy"}, {"_stage"},
+    {"_stage_feed", "_stage_book", "_stage_signal", "_stage_risk", "_stage_gateway",
+     "_stage_updates", "_stage_ledger", "_host"},
     # 4 shell: files, environment, processes
     {"config", "shm", "log", "recording"}, {"topology", "metrics", "rundir"},
     {"process", "health", "build"},

@@ -47,3 +47,41 @@ def test_every_body_that_is_stored_fits_its_slot():
 
 def test_identity_round_trip():
     assert schema.split_event(schema.event_id(schema.STREAM.GATEWAY, 77)) == (5, 77)
+
+
+BOOK = schema.FEATURE_SETS["book"]
+
+
+def test_feature_hash_is_of_the_names_their_order_and_their_meaning(monkeypatch):
+    base = schema.feature_hash(BOOK)
+    assert 0 < base < 2**64 and base == schema.feature_hash(list(BOOK))
+    swapped = (BOOK[1], BOOK[0], *BOOK[2:])
+    assert len({base, schema.feature_hash(swapped), schema.feature_hash(BOOK[:-1])}) == 3
+    changed = schema.Feature(BOOK[0], "something else")
+    monkeypatch.setattr(schema, "CATALOGUE", (changed, *schema.CATALOGUE[1:]))
+    assert schema.feature_hash(BOOK) != base
+
+
+def test_feature_hash_holds_the_window_of_bars_when_it_matters(monkeypatch):
+    assert schema.feature_hash(BOOK, "1min") == schema.feature_hash(BOOK)      # none is from bars
+    first = schema.CATALOGUE[0]
+    monkeypatch.setattr(schema, "CATALOGUE", (
+        schema.Feature(first.name, first.doc, bars=True), *schema.CATALOGUE[1:]))
+    assert len({schema.feature_hash(BOOK, bar) for bar in schema.BARS}) == len(schema.BARS) == 11
+    with pytest.raises(ValueError, match="wanted a window of bars, found '1m': did you mean '1min"):
+        schema.feature_hash(BOOK, "1m")
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    (["mid_retrn"], "wanted a feature, found 'mid_retrn': did you mean 'mid_return'?"),
+    (["arrival", "arrival"], "wanted each feature once, found 'arrival' twice"),
+    ([], "wanted at least one feature, found none")])
+def test_features_that_are_not_are_refused(names, message):
+    with pytest.raises(ValueError) as caught:
+        schema.feature_hash(names)
+    assert str(caught.value) == message
+
+
+def test_feature_sets_are_of_the_catalogue():
+    for names in schema.FEATURE_SETS.values():
+        assert [schema.FEATURES.fields[i].name for i in schema.feature_index(names)] == list(names)

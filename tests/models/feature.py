@@ -1,4 +1,4 @@
-"""The feature vector as its definitions in ``schema.FEATURE_NAMES`` read: naive, exact, slow.
+"""The feature vector as its definitions in ``schema.CATALOGUE`` read: naive, exact, slow.
 
 Integers stay integers and averages are recomputed from all values ever seen, with
 fractions where a quotient is exact; nothing here is shared with ``src/_feature.pyx``.
