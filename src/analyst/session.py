@@ -1,8 +1,9 @@
 """Which part of the trading day it is, and until when: calendars, blackouts, a clock that jumps.
 
-A calendar answers for an instant of UTC; :class:`Watch` turns the answer into a figure that holds
-for a few seconds of the monotonic clock.  Whatever is not known (a day beyond the calendar, a venue
-that does not answer, a clock that was set) gives no figure: the last one lapses and the gate closes.
+A calendar answers for an instant of UTC; :class:`Watch` turns the answer into a figure that
+holds for a few seconds of the monotonic clock.  Whatever is not known (a day beyond the calendar,
+a venue that does not answer, a clock that was set) gives no figure: the last one lapses and the
+gate closes.
 """
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from itertools import pairwise
+from typing import Any, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from hftpipe.errors import ConfigError
@@ -68,7 +70,7 @@ def spans(texts: Sequence[str]) -> tuple[tuple[dt.time, dt.time], ...]:
 
 @dataclass(frozen=True)
 class Day:
-    """One day of an exchange: wall-clock edges of its sessions, ascending, the first at midnight."""
+    """One day of an exchange: wall-clock edges of its sessions, ascending, from midnight on."""
 
     edges: tuple[tuple[dt.datetime, int], ...]
 
@@ -76,8 +78,8 @@ class Day:
 class NewYork:
     """The New York Stock Exchange: regular hours, half days, holidays, hours before and after.
 
-    Holidays and half days are those of the package ``holidays``.  It computes any year by rule; what
-    the exchange has announced ends with *known_until*, and nothing is said of later days.
+    Holidays and half days are those of the package ``holidays``.  It computes any year by rule;
+    what the exchange has announced ends with *known_until*, and nothing is said of later days.
 
     Parameters
     ----------
@@ -105,8 +107,8 @@ class NewYork:
         except ZoneInfoNotFoundError:
             raise ConfigError("no time zone America/New_York on this machine: install tzdata, or "
                               'set session.calendar = "always"') from None
-        self._closed = NewYorkStockExchange()
-        self._half = NewYorkStockExchange(categories=HALF_DAY)
+        exchange: Any = NewYorkStockExchange            # its types are not complete
+        self._closed, self._half = exchange(), exchange(categories=HALF_DAY)
         self.blackouts, self.premarket, self.aftermarket = blackouts, premarket, aftermarket
         self.known_until = known_until
         self.gap = ""
@@ -152,14 +154,12 @@ class NewYork:
             return None
         self.gap = ""
         midnight = dt.datetime.combine(today + dt.timedelta(days=1), dt.time(0), self.zone)
-        value, until = SESSION.CLOSED, midnight
         # Compared as instants: wall clocks of one zone would compare without their offset.
         edges = [(round(at.timestamp()) * SECOND, state) for at, state in self.day(today).edges]
-        edges.append((round(until.timestamp()) * SECOND, SESSION.CLOSED))
-        for (begin, state), (end, _) in zip(edges, edges[1:], strict=False):
+        edges.append((round(midnight.timestamp()) * SECOND, SESSION.CLOSED))
+        for (begin, state), (end, _) in pairwise(edges):
             if begin <= utc < end:
-                value = state
-                return value, end
+                return state, end
         raise AssertionError(f"{now} lies outside its own day")
 
 

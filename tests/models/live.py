@@ -21,7 +21,7 @@ from hftpipe.store.postgres import Postgres
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE = 120                  # s; this machine may be busy with other things
 MARKER = "HFTPIPE_TEST_RUN"     # in the environment of every process that a test starts
-STREAMS = ("feed", "book", "signal", "risk", "gateway", "updates", "ledger")
+STREAMS = ("feed", "book", "signal", "risk", "gateway", "updates", "ledger", "analyst", "operator")
 
 
 def environment(**extra):
@@ -128,6 +128,8 @@ class Live:
             return None
 
     def counter(self, stage, name):
+        """Of a stage, or of a stream by its name: the supervisor stores what operators ask."""
+        stage = "supervisor" if stage == "operator" else stage
         return self.control.stage(topology.INDEX[stage]).counter(name)
 
     def pid(self, process):
