@@ -244,6 +244,8 @@ def test_consumers_start_before_producers(count):
         at = {stage: order.index(p.name) for p in made.start_order for stage in p.stages}
         chain = [*CHAIN[:5], "store"]
         for link in LINKS:
+            if link.producer == "supervisor":   # it starts the others, and speaks when they run
+                continue
             forward = link.consumer == "store" or (
                 link.producer in chain and link.consumer in chain
                 and chain.index(link.producer) < chain.index(link.consumer))
