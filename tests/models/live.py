@@ -227,7 +227,8 @@ def check_rows(c, run, recorded, exact=STREAMS):
         more = rows - recorded[name]
         assert more == 0 or (name not in exact and more == 1), (
             f"{name}: {rows} rows, {recorded[name]} recorded")
-    return {name: row[2] for name, row in found.items()}
+    assert set(found) <= set(STREAMS)
+    return {name: found[name][2] if name in found else 0 for name in STREAMS}
 
 
 def check_venue(c, run, lines):
