@@ -797,17 +797,18 @@ def _nearest(what: str, name: str, known: Sequence[str]) -> ValueError:
     return ValueError(f"wanted {what}, found {name!r}: did you mean {near[0]!r}?")
 
 
-def feature_index(names: Sequence[str]) -> list[int]:
-    """Where each of *names* stands in FEATURES.
+def feature_index(names: Sequence[str],
+                  catalogue: Sequence[Feature] | None = None) -> list[int]:
+    """Where each of *names* stands in FEATURES, or in another *catalogue*.
 
     Raises
     ------
     ValueError
         If a name is not in the catalogue (naming the nearest) or stands twice, or there is none.
     """
-    order = [f.name for f in CATALOGUE]
+    order = [f.name for f in (CATALOGUE if catalogue is None else catalogue)]
     for name in names:
-        if name not in FEATURE_BY_NAME:
+        if name not in order:
             raise _nearest("a feature", name, order)
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice or not names:
@@ -816,7 +817,8 @@ def feature_index(names: Sequence[str]) -> list[int]:
     return [order.index(name) for name in names]
 
 
-def feature_hash(names: Sequence[str], bar: str = "") -> int:
+def feature_hash(names: Sequence[str], bar: str = "",
+                 catalogue: Sequence[Feature] | None = None) -> int:
     """64 bits that change with any name, its definition, the order, or the window of bars.
 
     Parameters
@@ -831,7 +833,8 @@ def feature_hash(names: Sequence[str], bar: str = "") -> int:
     ValueError
         As :func:`feature_index`, and if *bar* is needed and is no window (naming the nearest).
     """
-    chosen = [CATALOGUE[i] for i in feature_index(names)]
+    known = CATALOGUE if catalogue is None else catalogue
+    chosen = [known[i] for i in feature_index(names, known)]
     if not any(f.bars for f in chosen):
         bar = ""
     elif bar not in BARS:
