@@ -36,6 +36,7 @@ enum {
   HP_RECORD_RISK_EVENT = 10, /* risk_event */
   HP_RECORD_TAKE = 11, /* take */
   HP_RECORD_FIGURE = 12, /* figure */
+  HP_RECORD_CHECKS = 13, /* checks */
 };
 
 /* What a market record says. */
@@ -131,6 +132,34 @@ enum {
   HP_REASON_VENUE = 25, /* The venue refused the order. */
   HP_REASON_WASH_TRADE = 26, /* Would trade against an open order of ours. */
   HP_REASON_PENDING = 27, /* Too many orders of this instrument are open. */
+  HP_REASON_BREAKER = 28, /* The circuit breaker is open; detail is its cause. */
+  HP_REASON_PAUSED = 29, /* Somebody paused the instrument. */
+  HP_REASON_RESTRICTED = 30, /* The instrument is on the restricted list. */
+  HP_REASON_NO_FIGURE = 31, /* A figure that a check needs never came, or is unusable; detail is its kind. */
+  HP_REASON_OLD_FIGURE = 32, /* A figure that a check needs is too old; detail is its kind. */
+  HP_REASON_DUPLICATE_ORDER = 33, /* Instrument, side, price and quantity of an order just approved. */
+  HP_REASON_PRICE_RANGE = 34, /* Price outside what is ever traded. */
+  HP_REASON_ORDER_SMALL = 35, /* Value of one order below its limit. */
+  HP_REASON_ORDERS_PER_DAY = 36, /* More orders per trading day than allowed. */
+  HP_REASON_REPEATED = 37, /* The strategy executed too often; a person must enable it again. */
+  HP_REASON_WEEKLY_LOSS = 38, /* Loss of the week at or above its limit. */
+  HP_REASON_MONTHLY_LOSS = 39, /* Loss of the month at or above its limit. */
+  HP_REASON_TRADE_LOSS = 40, /* What the position has lost, or would at its stop, above its limit. */
+  HP_REASON_CONCENTRATION = 41, /* Worst-case value of one instrument above its share of the equity. */
+  HP_REASON_SECTOR = 42, /* Worst-case value of one sector above its share of the equity. */
+  HP_REASON_VAR_95 = 43, /* Value at risk, 95 %, above its limit. */
+  HP_REASON_VAR_99 = 44, /* Value at risk, 99 %, above its limit. */
+  HP_REASON_DRAWDOWN = 45, /* Equity too far below its peak. */
+  HP_REASON_CORRELATION = 46, /* Moves too much like instrument `detail`, which is held or ordered. */
+  HP_REASON_VOLATILITY = 47, /* Average true range above its limit. */
+  HP_REASON_LEVERAGE = 48, /* Worst-case value of all positions above what the equity allows. */
+  HP_REASON_HOURS = 49, /* Outside trading hours, in a blackout, or the session is unknown. */
+  HP_REASON_LAST_COLLAR = 50, /* Price too far from the last trade. */
+  HP_REASON_ORDER_VOLUME = 51, /* Quantity of one order above its share of the daily volume. */
+  HP_REASON_POSITION_VOLUME = 52, /* Worst-case position above its share of the daily volume. */
+  HP_REASON_SPREAD = 53, /* Spread above its limit. */
+  HP_REASON_VOLUME_RATIO = 54, /* Volume of late too low. */
+  HP_REASON_LIMITS = 55, /* Gateway: approved under limits that have been changed since. */
 };
 
 /* A step in the life of an order. */
@@ -173,11 +202,21 @@ enum {
   HP_RISK_EVENT_LIMIT_BREACH = 3, /* A limit was breached by the market, not by an order. */
   HP_RISK_EVENT_STORE_FULL = 4, /* A store link filled up: gate closed. */
   HP_RISK_EVENT_STORE_OK = 5, /* All store links have room again. */
+  HP_RISK_EVENT_LIMIT_SET = 6, /* Limit number `detail` is now `value`; it was `limit`. */
+  HP_RISK_EVENT_BREAKER = 7, /* The breaker is now `value`, BREAKER_*; it was `limit`; detail is the cause. */
+  HP_RISK_EVENT_PAUSE = 8, /* Somebody paused the instrument (value 1) or resumed it (0). */
+  HP_RISK_EVENT_RESTRICT = 9, /* The instrument was put on the restricted list (1) or taken off (0). */
+  HP_RISK_EVENT_REARM = 10, /* Strategy number `detail` was enabled again. */
+  HP_RISK_EVENT_LATCHED = 11, /* Strategy number `detail` executed too often and was disabled. */
+  HP_RISK_EVENT_DRAWDOWN = 12, /* Drawdown `value` reached level `detail` (1 warn, 2 act, 3 halt), `limit`. */
+  HP_RISK_EVENT_CANCEL = 13, /* The open breaker cancels order `cause`. */
+  HP_RISK_EVENT_FIGURE_REFUSED = 14, /* A figure of kind `detail` was out of range: what it told is unknown. */
+  HP_RISK_EVENT_DAY = 15, /* Trading day `value` began: the counts of the day are zero again. */
 };
 
 /* What a figure tells risk. */
 enum {
-  HP_FIGURE_SESSION = 1, /* Trading session: value is SESSION_*; holds until `until`. */
+  HP_FIGURE_SESSION = 1, /* Trading session of `instrument`: value is SESSION_*, `other` the trading day in days since 1970; holds until `until`. */
   HP_FIGURE_VAR_95 = 2, /* One-day value at risk of what is held, 95 %, nanocash. */
   HP_FIGURE_VAR_99 = 3, /* The same at 99 %. */
   HP_FIGURE_UNIT_VAR_95 = 4, /* One-day value at risk of the instrument, 95 %, in 1e-9 of its value. */
@@ -190,6 +229,7 @@ enum {
   HP_FIGURE_WEEK_PNL = 11, /* P&L of the week before this day, nanocash. */
   HP_FIGURE_MONTH_PNL = 12, /* P&L of the month before this day, nanocash. */
   HP_FIGURE_PEAK = 13, /* Highest equity before this day, nanocash. */
+  HP_FIGURE_SECTOR = 14, /* Sector of `instrument`: a number from 1 to 255. */
   HP_FIGURE_PAUSE = 20, /* Trading of `instrument`: value 1 pauses it, 0 resumes it. */
   HP_FIGURE_RESTRICT = 21, /* Restricted list: value 1 puts `instrument` on it, 0 takes it off. */
   HP_FIGURE_LIMIT = 22, /* Limit number `other` is now `value`, in its own unit. */
@@ -211,6 +251,74 @@ enum {
   HP_BREAKER_CLOSED = 0, /* Orders pass. */
   HP_BREAKER_OPEN = 1, /* Only orders that reduce a position pass. */
   HP_BREAKER_HALF_OPEN = 2, /* One test order may pass. */
+};
+
+/* What opened the circuit breaker. */
+enum {
+  HP_BREAKER_CAUSE_NONE = 0, /* It is closed. */
+  HP_BREAKER_CAUSE_HAND = 1, /* A person; released by hand only. */
+  HP_BREAKER_CAUSE_DAILY_LOSS = 2, /* Loss of the day; released by hand only. */
+  HP_BREAKER_CAUSE_LOSSES = 3, /* Too many losing trades in a row; released by hand only. */
+  HP_BREAKER_CAUSE_DRAWDOWN = 4, /* Equity too far below its peak; released by hand only. */
+  HP_BREAKER_CAUSE_FAILURES = 5, /* Orders in a row that did not reach the venue or got no answer. */
+  HP_BREAKER_CAUSE_REJECTS = 6, /* Orders in a row that the venue refused. */
+  HP_BREAKER_CAUSE_LATENCY = 7, /* Answers of the venue were too slow for too long. */
+  HP_BREAKER_CAUSE_TEST = 8, /* The test order of the half-open breaker failed. */
+  HP_BREAKER_CAUSE_UNREADABLE = 9, /* What the run before left could not be read; released by hand only. */
+};
+
+/* Limits of the risk gate, by the number a LIMIT figure names. */
+enum {
+  HP_LIMIT_MAX_ORDER_SHARES = 0, /* Quantity of one order. */
+  HP_LIMIT_MAX_ORDER_NOTIONAL = 1, /* Value of one order. */
+  HP_LIMIT_MAX_POSITION_SHARES = 2, /* Worst-case position of one instrument: what is held plus all open orders of a side. */
+  HP_LIMIT_MAX_POSITION_NOTIONAL = 3, /* Worst-case value of one instrument. */
+  HP_LIMIT_MAX_TOTAL_NOTIONAL = 4, /* Worst-case value of all instruments. */
+  HP_LIMIT_MAX_OPEN_POSITIONS = 5, /* Instruments with a position or an open order. */
+  HP_LIMIT_MAX_DAILY_LOSS = 6, /* Loss of the day, realised plus unrealised, at which only reducing orders pass. */
+  HP_LIMIT_PRICE_COLLAR_BPS = 7, /* Distance of a limit price, or of the far touch for a market order, to the mid. */
+  HP_LIMIT_MAX_ORDERS_PER_MINUTE = 8, /* Orders approved within any 60 seconds. */
+  HP_LIMIT_MAX_OPEN_ORDERS = 9, /* Open orders of one instrument. */
+  HP_LIMIT_MAX_DATA_AGE_MS = 10, /* Age of the newest state of the book. */
+  HP_LIMIT_ALLOW_SHORT = 11, /* Whether more may be sold than is held (and the instrument is shortable). */
+  HP_LIMIT_MIN_ORDER_NOTIONAL = 12, /* Value of one order at least, unless it reduces. */
+  HP_LIMIT_MIN_PRICE = 13, /* Lowest price of an order that does not reduce. */
+  HP_LIMIT_MAX_PRICE = 14, /* Highest price of an order that does not reduce. */
+  HP_LIMIT_LAST_COLLAR_BPS = 15, /* Distance of a limit price, or of the far touch for a market order, to the last trade. */
+  HP_LIMIT_MAX_ORDERS_PER_DAY = 16, /* Orders approved on one trading day. */
+  HP_LIMIT_MAX_STRATEGY_ORDERS = 17, /* Orders of one strategy on one trading day; beyond, it is disabled until a person enables it again. */
+  HP_LIMIT_DUPLICATE_WINDOW_MS = 18, /* Within this time no second order of the same instrument, side, price and quantity passes. */
+  HP_LIMIT_MAX_WEEKLY_LOSS = 19, /* Loss of the week at which only reducing orders pass. */
+  HP_LIMIT_MAX_MONTHLY_LOSS = 20, /* Loss of the month at which only reducing orders pass. */
+  HP_LIMIT_MAX_TRADE_LOSS = 21, /* Loss of one position: what it has lost, and what its worst-case value would lose at its stop. */
+  HP_LIMIT_STOP_DISTANCE_BPS = 22, /* Distance of the stop that max_trade_loss counts with. */
+  HP_LIMIT_MAX_SYMBOL_SHARE_BPS = 23, /* Worst-case value of one instrument as a share of the equity. */
+  HP_LIMIT_MAX_SECTOR_SHARE_BPS = 24, /* Worst-case value of one sector as a share of the equity. */
+  HP_LIMIT_MAX_VAR_95 = 25, /* One-day value at risk, 95 %: of what is held, plus that of every open order and of every fill that the figure does not know yet. */
+  HP_LIMIT_MAX_VAR_99 = 26, /* The same at 99 %. */
+  HP_LIMIT_DRAWDOWN_WARN_BPS = 27, /* Equity so far below its peak is recorded. */
+  HP_LIMIT_DRAWDOWN_ACT_BPS = 28, /* Equity so far below its peak opens the breaker: only reducing orders pass. */
+  HP_LIMIT_DRAWDOWN_HALT_BPS = 29, /* Equity so far below its peak halts trading. */
+  HP_LIMIT_DRAWDOWN_CONFIRM = 30, /* Marks in a row that must say so before a drawdown halts. */
+  HP_LIMIT_MAX_CORRELATION = 31, /* Correlation, of either sign, with any other instrument that is held or ordered. */
+  HP_LIMIT_MAX_VOLATILITY_BPS = 32, /* Average true range as a share of the price. */
+  HP_LIMIT_BASE_VOLATILITY_BPS = 33, /* Above this volatility, the position limits shrink in proportion. */
+  HP_LIMIT_MAX_LEVERAGE_BPS = 34, /* Worst-case value of all positions as a share of the equity. */
+  HP_LIMIT_MARKET_HOURS = 35, /* Whether orders pass in trading hours only. */
+  HP_LIMIT_ALLOW_PREMARKET = 36, /* Whether trading hours begin before the open. */
+  HP_LIMIT_ALLOW_AFTERHOURS = 37, /* Whether trading hours go on after the close. */
+  HP_LIMIT_MAX_ORDER_VOLUME_BPS = 38, /* Quantity of one order as a share of the average daily volume. */
+  HP_LIMIT_MAX_POSITION_VOLUME_BPS = 39, /* Worst-case position as a share of the average daily volume. */
+  HP_LIMIT_MAX_SPREAD_BPS = 40, /* Spread as a share of the mid. */
+  HP_LIMIT_MIN_VOLUME_RATIO = 41, /* Volume of late over its average at least. */
+  HP_LIMIT_MAX_FIGURE_AGE_MS = 42, /* Age of a figure that names no end. */
+  HP_LIMIT_BREAKER_LOSSES = 43, /* Losing trades in a row that open the breaker. */
+  HP_LIMIT_BREAKER_FAILURES = 44, /* Orders in a row without an answer that open the breaker. */
+  HP_LIMIT_BREAKER_REJECTS = 45, /* Orders in a row refused by the venue that open the breaker. */
+  HP_LIMIT_BREAKER_LATENCY_MS = 46, /* An answer slower than this counts as slow. */
+  HP_LIMIT_BREAKER_SLOW_MS = 47, /* Only slow answers for so long open the breaker. */
+  HP_LIMIT_BREAKER_COOLDOWN_MS = 48, /* Open for a fault of the infrastructure, the breaker lets a test order pass after so long. */
+  HP_LIMIT_BREAKER_QUIET_MS = 49, /* After a test order went well, it closes when so long nothing failed. */
 };
 
 #define HP_MARKET_ID UINT64_C(0x0a76dcd342582b89)
@@ -423,7 +531,7 @@ _Static_assert(offsetof(hp_intent_t, action) == 61, "intent.action: offset");
 _Static_assert(offsetof(hp_intent_t, strategy) == 62, "intent.strategy: offset");
 _Static_assert(offsetof(hp_intent_t, pad0) == 63, "intent.pad0: offset");
 
-#define HP_VERDICT_ID UINT64_C(0x22b9495519d3b368)
+#define HP_VERDICT_ID UINT64_C(0x8d97819fa4ea6e2e)
 /* What risk said about an intent. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -437,7 +545,7 @@ typedef struct {
   uint16_t instrument;    /*  56: Index into the instrument table. */
   uint8_t  reason;        /*  58: REASON_*; 0 = approved. */
   uint8_t  action;        /*  59: ACTION_* of the intent. */
-  uint32_t pad0;          /*  60: Zero. */
+  uint32_t detail;        /*  60: What the reason is about: kind of figure, other instrument. */
 } __attribute__((aligned(64))) hp_verdict_t;
 _Static_assert(sizeof(hp_verdict_t) == 64, "verdict: size");
 _Static_assert(offsetof(hp_verdict_t, link_seq) == 0, "verdict.link_seq: offset");
@@ -451,9 +559,137 @@ _Static_assert(offsetof(hp_verdict_t, value) == 48, "verdict.value: offset");
 _Static_assert(offsetof(hp_verdict_t, instrument) == 56, "verdict.instrument: offset");
 _Static_assert(offsetof(hp_verdict_t, reason) == 58, "verdict.reason: offset");
 _Static_assert(offsetof(hp_verdict_t, action) == 59, "verdict.action: offset");
-_Static_assert(offsetof(hp_verdict_t, pad0) == 60, "verdict.pad0: offset");
+_Static_assert(offsetof(hp_verdict_t, detail) == 60, "verdict.detail: offset");
 
-#define HP_ORDER_ID UINT64_C(0x650d7774e130fda2)
+#define HP_CHECKS_ID UINT64_C(0xd9a9118affa79ed6)
+/* How near every check was to its limit; cause is the intent. */
+typedef struct {
+  uint64_t link_seq;      /*   0: The ring's own word. */
+  uint16_t halted;        /*   8 [1e-3]: Use of the limit behind it: Kill switch engaged, or trading never armed. */
+  uint16_t stale_data;    /*  10 [1e-3]: Use of the limit behind it: No price, or the newest one is too old, or the book is stale. */
+  uint16_t invalid_order; /*  12 [1e-3]: Use of the limit behind it: Field out of range: side, type, quantity, price or increment. */
+  uint16_t unknown_instrument; /*  14 [1e-3]: Use of the limit behind it: Instrument index is not in the table. */
+  uint16_t order_size;    /*  16 [1e-3]: Use of the limit behind it: Quantity of one order above its limit. */
+  uint16_t order_notional; /*  18 [1e-3]: Use of the limit behind it: Value of one order above its limit. */
+  uint16_t position_size; /*  20 [1e-3]: Use of the limit behind it: Worst-case position in shares above its limit. */
+  uint16_t position_notional; /*  22 [1e-3]: Use of the limit behind it: Worst-case position value of one instrument above its limit. */
+  uint16_t total_notional; /*  24 [1e-3]: Use of the limit behind it: Worst-case value of all positions above its limit. */
+  uint16_t open_positions; /*  26 [1e-3]: Use of the limit behind it: One more instrument held than allowed. */
+  uint16_t daily_loss;    /*  28 [1e-3]: Use of the limit behind it: Realised plus unrealised loss of the day at or above its limit. */
+  uint16_t price_collar;  /*  30 [1e-3]: Use of the limit behind it: Limit price too far from the reference price. */
+  uint16_t order_rate;    /*  32 [1e-3]: Use of the limit behind it: More orders per minute than allowed. */
+  uint16_t duplicate;     /*  34 [1e-3]: Use of the limit behind it: The same intent a second time. */
+  uint16_t crosses_zero;  /*  36 [1e-3]: Use of the limit behind it: Order would turn a position around; split it at flat. */
+  uint16_t short_not_allowed; /*  38 [1e-3]: Use of the limit behind it: Selling more than is held is switched off. */
+  uint16_t overflow;      /*  40 [1e-3]: Use of the limit behind it: A product does not fit 64 bits: cannot be evaluated. */
+  uint16_t table_full;    /*  42 [1e-3]: Use of the limit behind it: No free slot for an order's reservation. */
+  uint16_t store_full;    /*  44 [1e-3]: Use of the limit behind it: A store link is full: nothing may happen that cannot be recorded. */
+  uint16_t token;         /*  46 [1e-3]: Use of the limit behind it: Gateway: the verdict's token does not match the order. */
+  uint16_t expired;       /*  48 [1e-3]: Use of the limit behind it: Gateway: the intent is older than max_age. */
+  uint16_t busy;          /*  50 [1e-3]: Use of the limit behind it: Gateway: no free connection or rate-limit token within max_age. */
+  uint16_t disconnected;  /*  52 [1e-3]: Use of the limit behind it: Gateway: no order connection. */
+  uint16_t not_open;      /*  54 [1e-3]: Use of the limit behind it: Cancel of an order that is not open. */
+  uint16_t venue;         /*  56 [1e-3]: Use of the limit behind it: The venue refused the order. */
+  uint16_t wash_trade;    /*  58 [1e-3]: Use of the limit behind it: Would trade against an open order of ours. */
+  uint16_t pending;       /*  60 [1e-3]: Use of the limit behind it: Too many orders of this instrument are open. */
+  uint16_t breaker;       /*  62 [1e-3]: Use of the limit behind it: The circuit breaker is open; detail is its cause. */
+  uint16_t paused;        /*  64 [1e-3]: Use of the limit behind it: Somebody paused the instrument. */
+  uint16_t restricted;    /*  66 [1e-3]: Use of the limit behind it: The instrument is on the restricted list. */
+  uint16_t no_figure;     /*  68 [1e-3]: Use of the limit behind it: A figure that a check needs never came, or is unusable; detail is its kind. */
+  uint16_t old_figure;    /*  70 [1e-3]: Use of the limit behind it: A figure that a check needs is too old; detail is its kind. */
+  uint16_t duplicate_order; /*  72 [1e-3]: Use of the limit behind it: Instrument, side, price and quantity of an order just approved. */
+  uint16_t price_range;   /*  74 [1e-3]: Use of the limit behind it: Price outside what is ever traded. */
+  uint16_t order_small;   /*  76 [1e-3]: Use of the limit behind it: Value of one order below its limit. */
+  uint16_t orders_per_day; /*  78 [1e-3]: Use of the limit behind it: More orders per trading day than allowed. */
+  uint16_t repeated;      /*  80 [1e-3]: Use of the limit behind it: The strategy executed too often; a person must enable it again. */
+  uint16_t weekly_loss;   /*  82 [1e-3]: Use of the limit behind it: Loss of the week at or above its limit. */
+  uint16_t monthly_loss;  /*  84 [1e-3]: Use of the limit behind it: Loss of the month at or above its limit. */
+  uint16_t trade_loss;    /*  86 [1e-3]: Use of the limit behind it: What the position has lost, or would at its stop, above its limit. */
+  uint16_t concentration; /*  88 [1e-3]: Use of the limit behind it: Worst-case value of one instrument above its share of the equity. */
+  uint16_t sector;        /*  90 [1e-3]: Use of the limit behind it: Worst-case value of one sector above its share of the equity. */
+  uint16_t var_95;        /*  92 [1e-3]: Use of the limit behind it: Value at risk, 95 %, above its limit. */
+  uint16_t var_99;        /*  94 [1e-3]: Use of the limit behind it: Value at risk, 99 %, above its limit. */
+  uint16_t drawdown;      /*  96 [1e-3]: Use of the limit behind it: Equity too far below its peak. */
+  uint16_t correlation;   /*  98 [1e-3]: Use of the limit behind it: Moves too much like instrument `detail`, which is held or ordered. */
+  uint16_t volatility;    /* 100 [1e-3]: Use of the limit behind it: Average true range above its limit. */
+  uint16_t leverage;      /* 102 [1e-3]: Use of the limit behind it: Worst-case value of all positions above what the equity allows. */
+  uint16_t hours;         /* 104 [1e-3]: Use of the limit behind it: Outside trading hours, in a blackout, or the session is unknown. */
+  uint16_t last_collar;   /* 106 [1e-3]: Use of the limit behind it: Price too far from the last trade. */
+  uint16_t order_volume;  /* 108 [1e-3]: Use of the limit behind it: Quantity of one order above its share of the daily volume. */
+  uint16_t position_volume; /* 110 [1e-3]: Use of the limit behind it: Worst-case position above its share of the daily volume. */
+  uint16_t spread;        /* 112 [1e-3]: Use of the limit behind it: Spread above its limit. */
+  uint16_t volume_ratio;  /* 114 [1e-3]: Use of the limit behind it: Volume of late too low. */
+  uint16_t limits;        /* 116 [1e-3]: Use of the limit behind it: Gateway: approved under limits that have been changed since. */
+  uint16_t pad56;         /* 118: Zero. */
+  uint16_t pad57;         /* 120: Zero. */
+  uint16_t pad58;         /* 122: Zero. */
+  uint16_t pad59;         /* 124: Zero. */
+  uint16_t pad60;         /* 126: Zero. */
+} __attribute__((aligned(64))) hp_checks_t;
+_Static_assert(sizeof(hp_checks_t) == 128, "checks: size");
+_Static_assert(offsetof(hp_checks_t, link_seq) == 0, "checks.link_seq: offset");
+_Static_assert(offsetof(hp_checks_t, halted) == 8, "checks.halted: offset");
+_Static_assert(offsetof(hp_checks_t, stale_data) == 10, "checks.stale_data: offset");
+_Static_assert(offsetof(hp_checks_t, invalid_order) == 12, "checks.invalid_order: offset");
+_Static_assert(offsetof(hp_checks_t, unknown_instrument) == 14, "checks.unknown_instrument: offset");
+_Static_assert(offsetof(hp_checks_t, order_size) == 16, "checks.order_size: offset");
+_Static_assert(offsetof(hp_checks_t, order_notional) == 18, "checks.order_notional: offset");
+_Static_assert(offsetof(hp_checks_t, position_size) == 20, "checks.position_size: offset");
+_Static_assert(offsetof(hp_checks_t, position_notional) == 22, "checks.position_notional: offset");
+_Static_assert(offsetof(hp_checks_t, total_notional) == 24, "checks.total_notional: offset");
+_Static_assert(offsetof(hp_checks_t, open_positions) == 26, "checks.open_positions: offset");
+_Static_assert(offsetof(hp_checks_t, daily_loss) == 28, "checks.daily_loss: offset");
+_Static_assert(offsetof(hp_checks_t, price_collar) == 30, "checks.price_collar: offset");
+_Static_assert(offsetof(hp_checks_t, order_rate) == 32, "checks.order_rate: offset");
+_Static_assert(offsetof(hp_checks_t, duplicate) == 34, "checks.duplicate: offset");
+_Static_assert(offsetof(hp_checks_t, crosses_zero) == 36, "checks.crosses_zero: offset");
+_Static_assert(offsetof(hp_checks_t, short_not_allowed) == 38, "checks.short_not_allowed: offset");
+_Static_assert(offsetof(hp_checks_t, overflow) == 40, "checks.overflow: offset");
+_Static_assert(offsetof(hp_checks_t, table_full) == 42, "checks.table_full: offset");
+_Static_assert(offsetof(hp_checks_t, store_full) == 44, "checks.store_full: offset");
+_Static_assert(offsetof(hp_checks_t, token) == 46, "checks.token: offset");
+_Static_assert(offsetof(hp_checks_t, expired) == 48, "checks.expired: offset");
+_Static_assert(offsetof(hp_checks_t, busy) == 50, "checks.busy: offset");
+_Static_assert(offsetof(hp_checks_t, disconnected) == 52, "checks.disconnected: offset");
+_Static_assert(offsetof(hp_checks_t, not_open) == 54, "checks.not_open: offset");
+_Static_assert(offsetof(hp_checks_t, venue) == 56, "checks.venue: offset");
+_Static_assert(offsetof(hp_checks_t, wash_trade) == 58, "checks.wash_trade: offset");
+_Static_assert(offsetof(hp_checks_t, pending) == 60, "checks.pending: offset");
+_Static_assert(offsetof(hp_checks_t, breaker) == 62, "checks.breaker: offset");
+_Static_assert(offsetof(hp_checks_t, paused) == 64, "checks.paused: offset");
+_Static_assert(offsetof(hp_checks_t, restricted) == 66, "checks.restricted: offset");
+_Static_assert(offsetof(hp_checks_t, no_figure) == 68, "checks.no_figure: offset");
+_Static_assert(offsetof(hp_checks_t, old_figure) == 70, "checks.old_figure: offset");
+_Static_assert(offsetof(hp_checks_t, duplicate_order) == 72, "checks.duplicate_order: offset");
+_Static_assert(offsetof(hp_checks_t, price_range) == 74, "checks.price_range: offset");
+_Static_assert(offsetof(hp_checks_t, order_small) == 76, "checks.order_small: offset");
+_Static_assert(offsetof(hp_checks_t, orders_per_day) == 78, "checks.orders_per_day: offset");
+_Static_assert(offsetof(hp_checks_t, repeated) == 80, "checks.repeated: offset");
+_Static_assert(offsetof(hp_checks_t, weekly_loss) == 82, "checks.weekly_loss: offset");
+_Static_assert(offsetof(hp_checks_t, monthly_loss) == 84, "checks.monthly_loss: offset");
+_Static_assert(offsetof(hp_checks_t, trade_loss) == 86, "checks.trade_loss: offset");
+_Static_assert(offsetof(hp_checks_t, concentration) == 88, "checks.concentration: offset");
+_Static_assert(offsetof(hp_checks_t, sector) == 90, "checks.sector: offset");
+_Static_assert(offsetof(hp_checks_t, var_95) == 92, "checks.var_95: offset");
+_Static_assert(offsetof(hp_checks_t, var_99) == 94, "checks.var_99: offset");
+_Static_assert(offsetof(hp_checks_t, drawdown) == 96, "checks.drawdown: offset");
+_Static_assert(offsetof(hp_checks_t, correlation) == 98, "checks.correlation: offset");
+_Static_assert(offsetof(hp_checks_t, volatility) == 100, "checks.volatility: offset");
+_Static_assert(offsetof(hp_checks_t, leverage) == 102, "checks.leverage: offset");
+_Static_assert(offsetof(hp_checks_t, hours) == 104, "checks.hours: offset");
+_Static_assert(offsetof(hp_checks_t, last_collar) == 106, "checks.last_collar: offset");
+_Static_assert(offsetof(hp_checks_t, order_volume) == 108, "checks.order_volume: offset");
+_Static_assert(offsetof(hp_checks_t, position_volume) == 110, "checks.position_volume: offset");
+_Static_assert(offsetof(hp_checks_t, spread) == 112, "checks.spread: offset");
+_Static_assert(offsetof(hp_checks_t, volume_ratio) == 114, "checks.volume_ratio: offset");
+_Static_assert(offsetof(hp_checks_t, limits) == 116, "checks.limits: offset");
+_Static_assert(offsetof(hp_checks_t, pad56) == 118, "checks.pad56: offset");
+_Static_assert(offsetof(hp_checks_t, pad57) == 120, "checks.pad57: offset");
+_Static_assert(offsetof(hp_checks_t, pad58) == 122, "checks.pad58: offset");
+_Static_assert(offsetof(hp_checks_t, pad59) == 124, "checks.pad59: offset");
+_Static_assert(offsetof(hp_checks_t, pad60) == 126, "checks.pad60: offset");
+
+#define HP_ORDER_ID UINT64_C(0x0bd17888c92562b5)
 /* An order that risk lets go (or denied, for the books). */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -533,7 +769,7 @@ _Static_assert(offsetof(hp_update_t, pad0) == 108, "update.pad0: offset");
 _Static_assert(offsetof(hp_update_t, pad1) == 112, "update.pad1: offset");
 _Static_assert(offsetof(hp_update_t, pad2) == 120, "update.pad2: offset");
 
-#define HP_ORDER_EVENT_ID UINT64_C(0x5e47f0b27c37fbcb)
+#define HP_ORDER_EVENT_ID UINT64_C(0x6646b7ead1393721)
 /* A step in the life of an order; the gateway's word. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -593,7 +829,7 @@ _Static_assert(offsetof(hp_position_t, instrument) == 56, "position.instrument: 
 _Static_assert(offsetof(hp_position_t, pad0) == 58, "position.pad0: offset");
 _Static_assert(offsetof(hp_position_t, pad1) == 60, "position.pad1: offset");
 
-#define HP_RISK_EVENT_ID UINT64_C(0x3a0417d93e3760f6)
+#define HP_RISK_EVENT_ID UINT64_C(0xe62552c6762d0233)
 /* Something happened to the gate. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -606,7 +842,7 @@ typedef struct {
   uint16_t instrument;    /*  56: Index into the instrument table. */
   uint8_t  kind;          /*  58: RISK_EVENT_*. */
   uint8_t  reason;        /*  59: REASON_*. */
-  uint32_t pad0;          /*  60: Zero. */
+  uint32_t detail;        /*  60: By kind. */
 } __attribute__((aligned(64))) hp_risk_event_t;
 _Static_assert(sizeof(hp_risk_event_t) == 64, "risk_event: size");
 _Static_assert(offsetof(hp_risk_event_t, link_seq) == 0, "risk_event.link_seq: offset");
@@ -619,7 +855,7 @@ _Static_assert(offsetof(hp_risk_event_t, value) == 48, "risk_event.value: offset
 _Static_assert(offsetof(hp_risk_event_t, instrument) == 56, "risk_event.instrument: offset");
 _Static_assert(offsetof(hp_risk_event_t, kind) == 58, "risk_event.kind: offset");
 _Static_assert(offsetof(hp_risk_event_t, reason) == 59, "risk_event.reason: offset");
-_Static_assert(offsetof(hp_risk_event_t, pad0) == 60, "risk_event.pad0: offset");
+_Static_assert(offsetof(hp_risk_event_t, detail) == 60, "risk_event.detail: offset");
 
 #define HP_TAKE_ID UINT64_C(0x42960a9dee6aa88f)
 /* The signal stage took an order event: where, among the books. */
@@ -643,7 +879,7 @@ _Static_assert(offsetof(hp_take_t, pad1) == 40, "take.pad1: offset");
 _Static_assert(offsetof(hp_take_t, pad2) == 48, "take.pad2: offset");
 _Static_assert(offsetof(hp_take_t, pad3) == 56, "take.pad3: offset");
 
-#define HP_FIGURE_ID UINT64_C(0xa7e1a03d7c74636b)
+#define HP_FIGURE_ID UINT64_C(0x1ee1a9f6b46a9fc2)
 /* One value that risk takes from outside, with its age. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -651,7 +887,7 @@ typedef struct {
   int64_t  ts_computed;   /*  16 [ns]: When it was computed, monotonic. */
   int64_t  until;         /*  24 [ns]: It holds until then, monotonic; 0 = it ages from ts_computed. */
   int64_t  value;         /*  32: By kind. */
-  uint64_t pad0;          /*  40: Zero. */
+  uint64_t basis;         /*  40: VAR_*: newest order event whose fill the value knows; else 0. */
   uint64_t pad1;          /*  48: Zero. */
   uint16_t instrument;    /*  56: Index into the instrument table. */
   uint16_t other;         /*  58: Second instrument, limit or strategy, by kind. */
@@ -665,7 +901,7 @@ _Static_assert(offsetof(hp_figure_t, event) == 8, "figure.event: offset");
 _Static_assert(offsetof(hp_figure_t, ts_computed) == 16, "figure.ts_computed: offset");
 _Static_assert(offsetof(hp_figure_t, until) == 24, "figure.until: offset");
 _Static_assert(offsetof(hp_figure_t, value) == 32, "figure.value: offset");
-_Static_assert(offsetof(hp_figure_t, pad0) == 40, "figure.pad0: offset");
+_Static_assert(offsetof(hp_figure_t, basis) == 40, "figure.basis: offset");
 _Static_assert(offsetof(hp_figure_t, pad1) == 48, "figure.pad1: offset");
 _Static_assert(offsetof(hp_figure_t, instrument) == 56, "figure.instrument: offset");
 _Static_assert(offsetof(hp_figure_t, other) == 58, "figure.other: offset");
@@ -693,7 +929,7 @@ _Static_assert(offsetof(hp_instrument_t, base_price) == 40, "instrument.base_pri
 _Static_assert(offsetof(hp_instrument_t, flags) == 48, "instrument.flags: offset");
 _Static_assert(offsetof(hp_instrument_t, pad0) == 56, "instrument.pad0: offset");
 
-#define HP_ENVELOPE_ID UINT64_C(0x040796f6c97ad60f)
+#define HP_ENVELOPE_ID UINT64_C(0x3939dc4628a468e1)
 /* What every stored event carries before its body. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -721,7 +957,7 @@ _Static_assert(offsetof(hp_envelope_t, instrument) == 50, "envelope.instrument: 
 _Static_assert(offsetof(hp_envelope_t, pad0) == 52, "envelope.pad0: offset");
 _Static_assert(offsetof(hp_envelope_t, aux) == 56, "envelope.aux: offset");
 
-#define HP_STORED_ID UINT64_C(0x69aafcf51b32d651)
+#define HP_STORED_ID UINT64_C(0x04b5977230c3ac77)
 /* One slot of a store link: envelope and a one-line body. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -765,7 +1001,7 @@ _Static_assert(offsetof(hp_stored_t, body5) == 104, "stored.body5: offset");
 _Static_assert(offsetof(hp_stored_t, body6) == 112, "stored.body6: offset");
 _Static_assert(offsetof(hp_stored_t, body7) == 120, "stored.body7: offset");
 
-#define HP_STORED_WIDE_ID UINT64_C(0xedb7e25b85b2015f)
+#define HP_STORED_WIDE_ID UINT64_C(0x41dac0c54d322179)
 /* The same for bodies of up to two lines. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */

@@ -9,6 +9,7 @@ cdef extern from "_schema.h" nogil:
     const uint64_t HP_SIGNAL_ID
     const uint64_t HP_INTENT_ID
     const uint64_t HP_VERDICT_ID
+    const uint64_t HP_CHECKS_ID
     const uint64_t HP_ORDER_ID
     const uint64_t HP_UPDATE_ID
     const uint64_t HP_ORDER_EVENT_ID
@@ -51,6 +52,7 @@ cdef extern from "_schema.h" nogil:
         HP_RECORD_RISK_EVENT
         HP_RECORD_TAKE
         HP_RECORD_FIGURE
+        HP_RECORD_CHECKS
 
     enum:
         HP_MARKET_TRADE
@@ -130,6 +132,34 @@ cdef extern from "_schema.h" nogil:
         HP_REASON_VENUE
         HP_REASON_WASH_TRADE
         HP_REASON_PENDING
+        HP_REASON_BREAKER
+        HP_REASON_PAUSED
+        HP_REASON_RESTRICTED
+        HP_REASON_NO_FIGURE
+        HP_REASON_OLD_FIGURE
+        HP_REASON_DUPLICATE_ORDER
+        HP_REASON_PRICE_RANGE
+        HP_REASON_ORDER_SMALL
+        HP_REASON_ORDERS_PER_DAY
+        HP_REASON_REPEATED
+        HP_REASON_WEEKLY_LOSS
+        HP_REASON_MONTHLY_LOSS
+        HP_REASON_TRADE_LOSS
+        HP_REASON_CONCENTRATION
+        HP_REASON_SECTOR
+        HP_REASON_VAR_95
+        HP_REASON_VAR_99
+        HP_REASON_DRAWDOWN
+        HP_REASON_CORRELATION
+        HP_REASON_VOLATILITY
+        HP_REASON_LEVERAGE
+        HP_REASON_HOURS
+        HP_REASON_LAST_COLLAR
+        HP_REASON_ORDER_VOLUME
+        HP_REASON_POSITION_VOLUME
+        HP_REASON_SPREAD
+        HP_REASON_VOLUME_RATIO
+        HP_REASON_LIMITS
 
     enum:
         HP_ORDER_EVENT_DENIED
@@ -166,6 +196,16 @@ cdef extern from "_schema.h" nogil:
         HP_RISK_EVENT_LIMIT_BREACH
         HP_RISK_EVENT_STORE_FULL
         HP_RISK_EVENT_STORE_OK
+        HP_RISK_EVENT_LIMIT_SET
+        HP_RISK_EVENT_BREAKER
+        HP_RISK_EVENT_PAUSE
+        HP_RISK_EVENT_RESTRICT
+        HP_RISK_EVENT_REARM
+        HP_RISK_EVENT_LATCHED
+        HP_RISK_EVENT_DRAWDOWN
+        HP_RISK_EVENT_CANCEL
+        HP_RISK_EVENT_FIGURE_REFUSED
+        HP_RISK_EVENT_DAY
 
     enum:
         HP_FIGURE_SESSION
@@ -181,6 +221,7 @@ cdef extern from "_schema.h" nogil:
         HP_FIGURE_WEEK_PNL
         HP_FIGURE_MONTH_PNL
         HP_FIGURE_PEAK
+        HP_FIGURE_SECTOR
         HP_FIGURE_PAUSE
         HP_FIGURE_RESTRICT
         HP_FIGURE_LIMIT
@@ -198,6 +239,70 @@ cdef extern from "_schema.h" nogil:
         HP_BREAKER_CLOSED
         HP_BREAKER_OPEN
         HP_BREAKER_HALF_OPEN
+
+    enum:
+        HP_BREAKER_CAUSE_NONE
+        HP_BREAKER_CAUSE_HAND
+        HP_BREAKER_CAUSE_DAILY_LOSS
+        HP_BREAKER_CAUSE_LOSSES
+        HP_BREAKER_CAUSE_DRAWDOWN
+        HP_BREAKER_CAUSE_FAILURES
+        HP_BREAKER_CAUSE_REJECTS
+        HP_BREAKER_CAUSE_LATENCY
+        HP_BREAKER_CAUSE_TEST
+        HP_BREAKER_CAUSE_UNREADABLE
+
+    enum:
+        HP_LIMIT_MAX_ORDER_SHARES
+        HP_LIMIT_MAX_ORDER_NOTIONAL
+        HP_LIMIT_MAX_POSITION_SHARES
+        HP_LIMIT_MAX_POSITION_NOTIONAL
+        HP_LIMIT_MAX_TOTAL_NOTIONAL
+        HP_LIMIT_MAX_OPEN_POSITIONS
+        HP_LIMIT_MAX_DAILY_LOSS
+        HP_LIMIT_PRICE_COLLAR_BPS
+        HP_LIMIT_MAX_ORDERS_PER_MINUTE
+        HP_LIMIT_MAX_OPEN_ORDERS
+        HP_LIMIT_MAX_DATA_AGE_MS
+        HP_LIMIT_ALLOW_SHORT
+        HP_LIMIT_MIN_ORDER_NOTIONAL
+        HP_LIMIT_MIN_PRICE
+        HP_LIMIT_MAX_PRICE
+        HP_LIMIT_LAST_COLLAR_BPS
+        HP_LIMIT_MAX_ORDERS_PER_DAY
+        HP_LIMIT_MAX_STRATEGY_ORDERS
+        HP_LIMIT_DUPLICATE_WINDOW_MS
+        HP_LIMIT_MAX_WEEKLY_LOSS
+        HP_LIMIT_MAX_MONTHLY_LOSS
+        HP_LIMIT_MAX_TRADE_LOSS
+        HP_LIMIT_STOP_DISTANCE_BPS
+        HP_LIMIT_MAX_SYMBOL_SHARE_BPS
+        HP_LIMIT_MAX_SECTOR_SHARE_BPS
+        HP_LIMIT_MAX_VAR_95
+        HP_LIMIT_MAX_VAR_99
+        HP_LIMIT_DRAWDOWN_WARN_BPS
+        HP_LIMIT_DRAWDOWN_ACT_BPS
+        HP_LIMIT_DRAWDOWN_HALT_BPS
+        HP_LIMIT_DRAWDOWN_CONFIRM
+        HP_LIMIT_MAX_CORRELATION
+        HP_LIMIT_MAX_VOLATILITY_BPS
+        HP_LIMIT_BASE_VOLATILITY_BPS
+        HP_LIMIT_MAX_LEVERAGE_BPS
+        HP_LIMIT_MARKET_HOURS
+        HP_LIMIT_ALLOW_PREMARKET
+        HP_LIMIT_ALLOW_AFTERHOURS
+        HP_LIMIT_MAX_ORDER_VOLUME_BPS
+        HP_LIMIT_MAX_POSITION_VOLUME_BPS
+        HP_LIMIT_MAX_SPREAD_BPS
+        HP_LIMIT_MIN_VOLUME_RATIO
+        HP_LIMIT_MAX_FIGURE_AGE_MS
+        HP_LIMIT_BREAKER_LOSSES
+        HP_LIMIT_BREAKER_FAILURES
+        HP_LIMIT_BREAKER_REJECTS
+        HP_LIMIT_BREAKER_LATENCY_MS
+        HP_LIMIT_BREAKER_SLOW_MS
+        HP_LIMIT_BREAKER_COOLDOWN_MS
+        HP_LIMIT_BREAKER_QUIET_MS
 
     ctypedef struct hp_market_t:
         uint64_t link_seq
@@ -310,7 +415,70 @@ cdef extern from "_schema.h" nogil:
         uint16_t instrument
         uint8_t reason
         uint8_t action
-        uint32_t pad0
+        uint32_t detail
+
+    ctypedef struct hp_checks_t:
+        uint64_t link_seq
+        uint16_t halted
+        uint16_t stale_data
+        uint16_t invalid_order
+        uint16_t unknown_instrument
+        uint16_t order_size
+        uint16_t order_notional
+        uint16_t position_size
+        uint16_t position_notional
+        uint16_t total_notional
+        uint16_t open_positions
+        uint16_t daily_loss
+        uint16_t price_collar
+        uint16_t order_rate
+        uint16_t duplicate
+        uint16_t crosses_zero
+        uint16_t short_not_allowed
+        uint16_t overflow
+        uint16_t table_full
+        uint16_t store_full
+        uint16_t token
+        uint16_t expired
+        uint16_t busy
+        uint16_t disconnected
+        uint16_t not_open
+        uint16_t venue
+        uint16_t wash_trade
+        uint16_t pending
+        uint16_t breaker
+        uint16_t paused
+        uint16_t restricted
+        uint16_t no_figure
+        uint16_t old_figure
+        uint16_t duplicate_order
+        uint16_t price_range
+        uint16_t order_small
+        uint16_t orders_per_day
+        uint16_t repeated
+        uint16_t weekly_loss
+        uint16_t monthly_loss
+        uint16_t trade_loss
+        uint16_t concentration
+        uint16_t sector
+        uint16_t var_95
+        uint16_t var_99
+        uint16_t drawdown
+        uint16_t correlation
+        uint16_t volatility
+        uint16_t leverage
+        uint16_t hours
+        uint16_t last_collar
+        uint16_t order_volume
+        uint16_t position_volume
+        uint16_t spread
+        uint16_t volume_ratio
+        uint16_t limits
+        uint16_t pad56
+        uint16_t pad57
+        uint16_t pad58
+        uint16_t pad59
+        uint16_t pad60
 
     ctypedef struct hp_order_t:
         uint64_t link_seq
@@ -389,7 +557,7 @@ cdef extern from "_schema.h" nogil:
         uint16_t instrument
         uint8_t kind
         uint8_t reason
-        uint32_t pad0
+        uint32_t detail
 
     ctypedef struct hp_take_t:
         uint64_t link_seq
@@ -407,7 +575,7 @@ cdef extern from "_schema.h" nogil:
         int64_t ts_computed
         int64_t until
         int64_t value
-        uint64_t pad0
+        uint64_t basis
         uint64_t pad1
         uint16_t instrument
         uint16_t other

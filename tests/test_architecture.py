@@ -14,16 +14,18 @@ LAYERS = [
     # the arithmetic that parts share
     {"_indicator"},
     # 1 parts: one job each, ignorant of one another
-    {"_ring", "_control", "_book", "_order", "_ledger", "_wire", "_flow"},
+    {"_ring", "_control", "_book", "_order", "_ledger", "_wire", "_flow", "card"},
     # 2 judgement: may read parts
     {"_feature", "_model", "_risk", "_match"},
     # 3 joints: the socket of a strategy, parts joined into duty cycles
     {"_strategy"}, {"_stage"},
+    {"_stage_feed", "_stage_book", "_stage_signal", "_stage_risk", "_stage_gateway",
+     "_stage_updates", "_stage_ledger", "_stage_figure", "_host"},
     # 4 shell: files, environment, processes
     {"config", "shm", "log", "recording", "indicators"}, {"topology", "metrics", "rundir"},
     {"process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another
-    {"alpaca", "venue", "store", "backtest", "strategies"},
+    {"alpaca", "venue", "store", "backtest", "strategies", "analyst"},
     # 6 the program
     {"worker"}, {"pipeline"}, {"cli"}, {"__main__"},
 ]
