@@ -163,7 +163,7 @@ def _execute(config: Config, plan: Plan, run_dir: RunDir, conninfo: str, table: 
                 f"{p.name}{'' if p.core is None else f':{p.core}'}" for p in plan.processes))
             doubt = account_doubt(config)
             if not halted and not doubt and control.trading == "disarmed":
-                control.resume(control.halt_epoch)
+                control.resume(run.halt_epoch)      # and not a halt that came since
             if doubt:
                 say(f"account   {doubt}: not armed, because positions are not taken over yet; "
                     "`hftpipe resume --reason ...` arms it all the same")
