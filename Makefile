@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 FOR    ?= 15s
 
-.PHONY: help demo test test-all lint build debug trace asan generic schema schema-check cover bench clean
+.PHONY: help demo test test-all lint build debug trace asan generic schema schema-check cover bench dist clean
 
 help:                                  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +46,9 @@ $(VENV)/.lint: $(VENV)/.installed
 $(VENV)/.bench: $(VENV)/.test
 	$(BIN)/python -m pip install -q -e '.[bench]'
 	@touch $@
+
+dist: $(VENV)/bin/python               ## sdist and wheel, installed and used on each Python found
+	$(BIN)/python tests/dist.py $(PYTHONS)
 
 build:                                 ## compile in place with the Python at hand
 	$(PYTHON) setup.py -q build_ext --inplace

@@ -57,8 +57,8 @@ def infer(Model model, rows):
     """ns of each inference over *rows*, one clock read included; the probabilities."""
     cdef const float[:, ::1] source = numpy.ascontiguousarray(rows, numpy.float32)
     cdef Py_ssize_t n = source.shape[0], i
-    if source.shape[1] != model.count:
-        raise ValueError(f"wanted {model.count} features, found {source.shape[1]}")
+    if source.shape[1] != model.width:
+        raise ValueError(f"wanted {model.width} features, found {source.shape[1]}")
     times, out = numpy.zeros(n, numpy.int64), numpy.zeros((n, 3), numpy.float32)
     cdef int64_t[::1] t = times
     cdef float[:, ::1] p = out

@@ -24,13 +24,12 @@ import harness as h
 import numpy
 import pytest
 
-from hftpipe import schema
+from hftpipe import card, schema
 from hftpipe._model import Model
 from hftpipe.models import DEMO
 
 LIMIT = 5_000                   # ns at p50
-WIDE = schema.Record("wide", 128, "32 features.", tuple(
-    schema.Field(f"f{i}", "f32", "", "") for i in range(32)))
+WIDE = tuple(schema.Feature(f"f{i}", "") for i in range(32))
 
 
 def trainer() -> Any:
@@ -61,8 +60,9 @@ def wide_model(path: Path) -> None:
         model.graph.initializer.remove(tensor)
     inputs = random.standard_normal((4, 32)).astype(numpy.float32)
     outputs = t.forward(layers, inputs.astype(numpy.float64))[1]
-    path.write_bytes(t.stamp(model, t.describe(WIDE, zero, one, {"version": "bench"}, inputs,
-                                               outputs)))
+    made = card.make([f.name for f in WIDE], inputs, outputs, data_sha256="0" * 64,
+                     catalogue=WIDE)
+    path.write_bytes(card.stamp(model.SerializeToString(), made))
 
 
 def peers(path: Path, rows: Any) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def work(count: int, batch: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="hftpipe-bench-") as folder:
         path = Path(folder, "wide.onnx")
         wide_model(path)
-        ours = Model(path, WIDE, backend="c")
+        ours = Model(path, backend="c", catalogue=WIDE)
         theirs = peers(path, rows)
     answers = theirs.pop("answers")
     ours.warm(1_000)

@@ -48,8 +48,8 @@ def main() -> None:
     import _always
 
     from hftpipe import _control, build, config, schema, shm, topology
+    from hftpipe._host import WAIT_SPIN, Host
     from hftpipe._model import Model
-    from hftpipe._stage import WAIT_SPIN, Host
     from hftpipe.alpaca import session
     from hftpipe.alpaca._codec import Decoder
     from hftpipe.alpaca._http import AlpacaWire

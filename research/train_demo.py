@@ -13,7 +13,7 @@
    instruments that training never saw.
 5. The file: clip -> Gemm, Relu -> Gemm, Relu -> Gemm -> Softmax.  Normalisation is folded into
    the first layer and the clip (mean +- 5 std) stands before it, so that nothing outside the
-   file has to be remembered.  Everything `hftpipe._model` asks of a file is in its metadata.
+   file has to be remembered.  Everything `hftpipe.card` asks of a file is in its metadata.
 
 The same seed gives the same bytes on the same machine: one thread of linear algebra, no
 clock, no set or hash order.
@@ -27,6 +27,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ except ImportError:
 import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
-from hftpipe import schema  # noqa: E402
+from hftpipe import card, schema  # noqa: E402
 from hftpipe._book import Book  # noqa: E402
 from hftpipe._feature import BOOK, Features  # noqa: E402
 from hftpipe.venue._traders import QUOTE, TRADE, Traders  # noqa: E402
@@ -49,10 +50,12 @@ from hftpipe.venue.traders import Instrument  # noqa: E402
 Array = NDArray[Any]
 VERSION = "1.0.0"
 TRAINED = "2026-11-20"          # date of the version above; a clock would change the bytes
-CLASSES = ("down", "flat", "up")
+CLASSES = card.CLASSES
 KINDS = ("quotes", "levels", "zero")
 SIZES = (64, 32)
 HORIZON = 32                    # states
+MOVE = 0.5                      # spreads, from which on the mid has moved
+BUDGET = 50.0                   # us that one inference may take
 CLIP = 5.0                      # standard deviations
 NANO = 10**9
 
@@ -231,7 +234,7 @@ def samples(seed: int, states: int, every: int, kind: str) -> tuple[Array, Array
     spread[spread <= 0] = np.nan                            # locked: no unit to measure in
     move[:-HORIZON] = (mid[HORIZON:] - mid[:-HORIZON]) / spread[:-HORIZON]
     pick = np.flatnonzero(warm & np.isfinite(move))[::every]
-    label = 1 + (move[pick] >= 0.5).astype(np.int64) - (move[pick] <= -0.5).astype(np.int64)
+    label = 1 + (move[pick] >= MOVE).astype(np.int64) - (move[pick] <= -MOVE).astype(np.int64)
     return vectors[pick], label
 
 
@@ -323,28 +326,16 @@ def graph(layers: list[Array], mean: Array, std: Array, name: str = "demo") -> A
     return model
 
 
-def stamp(model: Any, card: dict[str, Any]) -> bytes:
-    """The file: *model* with *card* as ``hftpipe.*`` metadata, in a fixed order."""
-    del model.metadata_props[:]
-    for key, value in card.items():
-        entry = model.metadata_props.add()
-        entry.key, entry.value = f"hftpipe.{key}", json.dumps(value)
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
-
-
-def describe(record: schema.Record, mean: Array, std: Array, training: dict[str, Any],
-             inputs: Array, outputs: Array) -> dict[str, Any]:
-    """What a model file must say about itself; see ``hftpipe._model.METADATA``."""
-    return {
-        "format": "1", "features": [f.name for f in record.fields],
-        "fingerprint": f"0x{record.fingerprint:016x}", "classes": list(CLASSES),
-        "normalisation": {"inside": True, "clip": CLIP, "mean": mean.tolist(),
-                          "std": std.tolist()},
-        "training": training,
-        "parity": {"inputs": np.asarray(inputs, np.float32).tolist(),
-                   "outputs": np.asarray(outputs, np.float64).tolist()},
-    }
+def describe(mean: Array, std: Array, training: dict[str, Any], inputs: Array, outputs: Array,
+             features: Sequence[str] = schema.FEATURE_SETS["book"],
+             **more: Any) -> dict[str, Any]:
+    """What a model file must say about itself; see ``hftpipe.card``."""
+    return card.make(
+        features, inputs, outputs,
+        data_sha256=training["data_sha256"], training=training,
+        normalisation={"where": "graph", "clip": CLIP, "mean": mean.tolist(),
+                       "scale": std.tolist()},
+        p99_us=BUDGET, horizon={"states": HORIZON, "spreads": MOVE}, **more)
 
 
 def normalise(x: Array, mean: Array, std: Array) -> Array:
@@ -385,14 +376,15 @@ def build(seed: int, instruments: int, states: int, epochs: int) -> tuple[bytes,
                                 enumerate(sets[:held])])
     quality = {name: measure(p[market_of == i], y_held[market_of == i])
                for i, name in enumerate(KINDS)}
-    training = {"version": VERSION, "trained": TRAINED, "seed": seed, "horizon_states": HORIZON,
+    training = {"version": VERSION, "trained": TRAINED, "seed": seed,
                 "instruments": instruments - held, "held_out_instruments": held,
                 "samples": len(y), "data_sha256": digest,
                 "data": "simulated books, research/train_demo.py",
                 "quality": quality}
     pick = np.linspace(0, len(x_held) - 1, 16).astype(int)
-    card = describe(schema.FEATURES, mean, std, training, x_held[pick], p[pick])
-    return stamp(graph(layers, mean, std), card), card
+    made = describe(mean, std, training, x_held[pick], p[pick], sample=x)
+    model = graph(layers, mean, std)
+    return card.stamp(model.SerializeToString(deterministic=True), made), made
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -403,13 +395,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--states", type=int, default=16_000)
     parser.add_argument("--epochs", type=int, default=12)
     args = parser.parse_args(argv)
-    data, card = build(args.seed, args.instruments, args.states, args.epochs)
+    data, made = build(args.seed, args.instruments, args.states, args.epochs)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "demo.onnx").write_bytes(data)
     sheet = {"file": "demo.onnx", "sha256": hashlib.sha256(data).hexdigest(),
-             **{k: v for k, v in card.items() if k != "parity"}}
+             **{k: v for k, v in made.items() if k not in ("parity", "distribution")}}
     (args.out / "demo.json").write_text(json.dumps(sheet, indent=2) + "\n")
-    print(json.dumps(card["training"], indent=2))
+    print(json.dumps(made["training"], indent=2))
     return 0
 
 

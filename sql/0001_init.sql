@@ -345,6 +345,7 @@ CREATE TABLE hftpipe.verdict (
     instrument integer NOT NULL,
     reason     smallint NOT NULL,
     action     smallint NOT NULL,
+    detail     bigint NOT NULL,
     PRIMARY KEY (run, stream, seq)
 );
 COMMENT ON TABLE hftpipe.verdict IS 'What risk said about an intent.';
@@ -366,6 +367,7 @@ COMMENT ON COLUMN hftpipe.verdict.value IS 'What was held against it.';
 COMMENT ON COLUMN hftpipe.verdict.instrument IS 'Index into the instrument table.';
 COMMENT ON COLUMN hftpipe.verdict.reason IS 'REASON_*; 0 = approved.';
 COMMENT ON COLUMN hftpipe.verdict.action IS 'ACTION_* of the intent.';
+COMMENT ON COLUMN hftpipe.verdict.detail IS 'What the reason is about: kind of figure, other instrument.';
 
 CREATE TABLE hftpipe.order_event (
     run        bigint NOT NULL,
@@ -515,6 +517,7 @@ CREATE TABLE hftpipe.risk_event (
     instrument  integer NOT NULL,
     kind        smallint NOT NULL,
     reason      smallint NOT NULL,
+    detail      bigint NOT NULL,
     PRIMARY KEY (run, stream, seq)
 );
 COMMENT ON TABLE hftpipe.risk_event IS 'Something happened to the gate.';
@@ -534,6 +537,7 @@ COMMENT ON COLUMN hftpipe.risk_event.value IS 'Value held against it.';
 COMMENT ON COLUMN hftpipe.risk_event.instrument IS 'Index into the instrument table.';
 COMMENT ON COLUMN hftpipe.risk_event.kind IS 'RISK_EVENT_*.';
 COMMENT ON COLUMN hftpipe.risk_event.reason IS 'REASON_*.';
+COMMENT ON COLUMN hftpipe.risk_event.detail IS 'By kind.';
 
 CREATE TABLE hftpipe.take_event (
     run        bigint NOT NULL,
@@ -579,6 +583,7 @@ CREATE TABLE hftpipe.figure (
     ts_computed bigint NOT NULL,
     until       bigint NOT NULL,
     value       bigint NOT NULL,
+    basis       bigint NOT NULL,
     instrument  integer NOT NULL,
     other       integer NOT NULL,
     kind        smallint NOT NULL,
@@ -597,6 +602,7 @@ COMMENT ON COLUMN hftpipe.figure.event IS 'Identity of this event.';
 COMMENT ON COLUMN hftpipe.figure.ts_computed IS 'When it was computed, monotonic. [ns]';
 COMMENT ON COLUMN hftpipe.figure.until IS 'It holds until then, monotonic; 0 = it ages from ts_computed. [ns]';
 COMMENT ON COLUMN hftpipe.figure.value IS 'By kind.';
+COMMENT ON COLUMN hftpipe.figure.basis IS 'VAR_*: newest order event whose fill the value knows; else 0.';
 COMMENT ON COLUMN hftpipe.figure.instrument IS 'Index into the instrument table.';
 COMMENT ON COLUMN hftpipe.figure.other IS 'Second instrument, limit or strategy, by kind.';
 COMMENT ON COLUMN hftpipe.figure.kind IS 'FIGURE_*.';
@@ -687,6 +693,34 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('reason', 25, 'venue', 'The venue refused the order.'),
     ('reason', 26, 'wash_trade', 'Would trade against an open order of ours.'),
     ('reason', 27, 'pending', 'Too many orders of this instrument are open.'),
+    ('reason', 28, 'breaker', 'The circuit breaker is open; detail is its cause.'),
+    ('reason', 29, 'paused', 'Somebody paused the instrument.'),
+    ('reason', 30, 'restricted', 'The instrument is on the restricted list.'),
+    ('reason', 31, 'no_figure', 'A figure that a check needs never came, or is unusable; detail is its kind.'),
+    ('reason', 32, 'old_figure', 'A figure that a check needs is too old; detail is its kind.'),
+    ('reason', 33, 'duplicate_order', 'Instrument, side, price and quantity of an order just approved.'),
+    ('reason', 34, 'price_range', 'Price outside what is ever traded.'),
+    ('reason', 35, 'order_small', 'Value of one order below its limit.'),
+    ('reason', 36, 'orders_per_day', 'More orders per trading day than allowed.'),
+    ('reason', 37, 'repeated', 'The strategy executed too often; a person must enable it again.'),
+    ('reason', 38, 'weekly_loss', 'Loss of the week at or above its limit.'),
+    ('reason', 39, 'monthly_loss', 'Loss of the month at or above its limit.'),
+    ('reason', 40, 'trade_loss', 'What the position has lost, or would at its stop, above its limit.'),
+    ('reason', 41, 'concentration', 'Worst-case value of one instrument above its share of the equity.'),
+    ('reason', 42, 'sector', 'Worst-case value of one sector above its share of the equity.'),
+    ('reason', 43, 'var_95', 'Value at risk, 95 %, above its limit.'),
+    ('reason', 44, 'var_99', 'Value at risk, 99 %, above its limit.'),
+    ('reason', 45, 'drawdown', 'Equity too far below its peak.'),
+    ('reason', 46, 'correlation', 'Moves too much like instrument `detail`, which is held or ordered.'),
+    ('reason', 47, 'volatility', 'Average true range above its limit.'),
+    ('reason', 48, 'leverage', 'Worst-case value of all positions above what the equity allows.'),
+    ('reason', 49, 'hours', 'Outside trading hours, in a blackout, or the session is unknown.'),
+    ('reason', 50, 'last_collar', 'Price too far from the last trade.'),
+    ('reason', 51, 'order_volume', 'Quantity of one order above its share of the daily volume.'),
+    ('reason', 52, 'position_volume', 'Worst-case position above its share of the daily volume.'),
+    ('reason', 53, 'spread', 'Spread above its limit.'),
+    ('reason', 54, 'volume_ratio', 'Volume of late too low.'),
+    ('reason', 55, 'limits', 'Gateway: approved under limits that have been changed since.'),
     ('order_event', 1, 'denied', 'Risk refused the intent; terminal.'),
     ('order_event', 2, 'dropped', 'The gateway refused to send it; terminal.'),
     ('order_event', 3, 'sent', 'Handed to the socket.'),
@@ -717,7 +751,17 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('risk_event', 3, 'limit_breach', 'A limit was breached by the market, not by an order.'),
     ('risk_event', 4, 'store_full', 'A store link filled up: gate closed.'),
     ('risk_event', 5, 'store_ok', 'All store links have room again.'),
-    ('figure', 1, 'session', 'Trading session: value is SESSION_*; holds until `until`.'),
+    ('risk_event', 6, 'limit_set', 'Limit number `detail` is now `value`; it was `limit`.'),
+    ('risk_event', 7, 'breaker', 'The breaker is now `value`, BREAKER_*; it was `limit`; detail is the cause.'),
+    ('risk_event', 8, 'pause', 'Somebody paused the instrument (value 1) or resumed it (0).'),
+    ('risk_event', 9, 'restrict', 'The instrument was put on the restricted list (1) or taken off (0).'),
+    ('risk_event', 10, 'rearm', 'Strategy number `detail` was enabled again.'),
+    ('risk_event', 11, 'latched', 'Strategy number `detail` executed too often and was disabled.'),
+    ('risk_event', 12, 'drawdown', 'Drawdown `value` reached level `detail` (1 warn, 2 act, 3 halt), `limit`.'),
+    ('risk_event', 13, 'cancel', 'The open breaker cancels order `cause`.'),
+    ('risk_event', 14, 'figure_refused', 'A figure of kind `detail` was out of range: what it told is unknown.'),
+    ('risk_event', 15, 'day', 'Trading day `value` began: the counts of the day are zero again.'),
+    ('figure', 1, 'session', 'Trading session of `instrument`: value is SESSION_*, `other` the trading day in days since 1970; holds until `until`.'),
     ('figure', 2, 'var_95', 'One-day value at risk of what is held, 95 %, nanocash.'),
     ('figure', 3, 'var_99', 'The same at 99 %.'),
     ('figure', 4, 'unit_var_95', 'One-day value at risk of the instrument, 95 %, in 1e-9 of its value.'),
@@ -730,6 +774,7 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('figure', 11, 'week_pnl', 'P&L of the week before this day, nanocash.'),
     ('figure', 12, 'month_pnl', 'P&L of the month before this day, nanocash.'),
     ('figure', 13, 'peak', 'Highest equity before this day, nanocash.'),
+    ('figure', 14, 'sector', 'Sector of `instrument`: a number from 1 to 255.'),
     ('figure', 20, 'pause', 'Trading of `instrument`: value 1 pauses it, 0 resumes it.'),
     ('figure', 21, 'restrict', 'Restricted list: value 1 puts `instrument` on it, 0 takes it off.'),
     ('figure', 22, 'limit', 'Limit number `other` is now `value`, in its own unit.'),
@@ -742,7 +787,67 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('session', 4, 'blackout', 'Regular hours, in a blackout of ours.'),
     ('breaker', 0, 'closed', 'Orders pass.'),
     ('breaker', 1, 'open', 'Only orders that reduce a position pass.'),
-    ('breaker', 2, 'half_open', 'One test order may pass.');
+    ('breaker', 2, 'half_open', 'One test order may pass.'),
+    ('breaker_cause', 0, 'none', 'It is closed.'),
+    ('breaker_cause', 1, 'hand', 'A person; released by hand only.'),
+    ('breaker_cause', 2, 'daily_loss', 'Loss of the day; released by hand only.'),
+    ('breaker_cause', 3, 'losses', 'Too many losing trades in a row; released by hand only.'),
+    ('breaker_cause', 4, 'drawdown', 'Equity too far below its peak; released by hand only.'),
+    ('breaker_cause', 5, 'failures', 'Orders in a row that did not reach the venue or got no answer.'),
+    ('breaker_cause', 6, 'rejects', 'Orders in a row that the venue refused.'),
+    ('breaker_cause', 7, 'latency', 'Answers of the venue were too slow for too long.'),
+    ('breaker_cause', 8, 'test', 'The test order of the half-open breaker failed.'),
+    ('breaker_cause', 9, 'unreadable', 'What the run before left could not be read; released by hand only.'),
+    ('limit', 0, 'max_order_shares', 'Quantity of one order.'),
+    ('limit', 1, 'max_order_notional', 'Value of one order.'),
+    ('limit', 2, 'max_position_shares', 'Worst-case position of one instrument: what is held plus all open orders of a side.'),
+    ('limit', 3, 'max_position_notional', 'Worst-case value of one instrument.'),
+    ('limit', 4, 'max_total_notional', 'Worst-case value of all instruments.'),
+    ('limit', 5, 'max_open_positions', 'Instruments with a position or an open order.'),
+    ('limit', 6, 'max_daily_loss', 'Loss of the day, realised plus unrealised, at which only reducing orders pass.'),
+    ('limit', 7, 'price_collar_bps', 'Distance of a limit price, or of the far touch for a market order, to the mid.'),
+    ('limit', 8, 'max_orders_per_minute', 'Orders approved within any 60 seconds.'),
+    ('limit', 9, 'max_open_orders', 'Open orders of one instrument.'),
+    ('limit', 10, 'max_data_age_ms', 'Age of the newest state of the book.'),
+    ('limit', 11, 'allow_short', 'Whether more may be sold than is held (and the instrument is shortable).'),
+    ('limit', 12, 'min_order_notional', 'Value of one order at least, unless it reduces.'),
+    ('limit', 13, 'min_price', 'Lowest price of an order that does not reduce.'),
+    ('limit', 14, 'max_price', 'Highest price of an order that does not reduce.'),
+    ('limit', 15, 'last_collar_bps', 'Distance of a limit price, or of the far touch for a market order, to the last trade.'),
+    ('limit', 16, 'max_orders_per_day', 'Orders approved on one trading day.'),
+    ('limit', 17, 'max_strategy_orders', 'Orders of one strategy on one trading day; beyond, it is disabled until a person enables it again.'),
+    ('limit', 18, 'duplicate_window_ms', 'Within this time no second order of the same instrument, side, price and quantity passes.'),
+    ('limit', 19, 'max_weekly_loss', 'Loss of the week at which only reducing orders pass.'),
+    ('limit', 20, 'max_monthly_loss', 'Loss of the month at which only reducing orders pass.'),
+    ('limit', 21, 'max_trade_loss', 'Loss of one position: what it has lost, and what its worst-case value would lose at its stop.'),
+    ('limit', 22, 'stop_distance_bps', 'Distance of the stop that max_trade_loss counts with.'),
+    ('limit', 23, 'max_symbol_share_bps', 'Worst-case value of one instrument as a share of the equity.'),
+    ('limit', 24, 'max_sector_share_bps', 'Worst-case value of one sector as a share of the equity.'),
+    ('limit', 25, 'max_var_95', 'One-day value at risk, 95 %: of what is held, plus that of every open order and of every fill that the figure does not know yet.'),
+    ('limit', 26, 'max_var_99', 'The same at 99 %.'),
+    ('limit', 27, 'drawdown_warn_bps', 'Equity so far below its peak is recorded.'),
+    ('limit', 28, 'drawdown_act_bps', 'Equity so far below its peak opens the breaker: only reducing orders pass.'),
+    ('limit', 29, 'drawdown_halt_bps', 'Equity so far below its peak halts trading.'),
+    ('limit', 30, 'drawdown_confirm', 'Marks in a row that must say so before a drawdown halts.'),
+    ('limit', 31, 'max_correlation', 'Correlation, of either sign, with any other instrument that is held or ordered.'),
+    ('limit', 32, 'max_volatility_bps', 'Average true range as a share of the price.'),
+    ('limit', 33, 'base_volatility_bps', 'Above this volatility, the position limits shrink in proportion.'),
+    ('limit', 34, 'max_leverage_bps', 'Worst-case value of all positions as a share of the equity.'),
+    ('limit', 35, 'market_hours', 'Whether orders pass in trading hours only.'),
+    ('limit', 36, 'allow_premarket', 'Whether trading hours begin before the open.'),
+    ('limit', 37, 'allow_afterhours', 'Whether trading hours go on after the close.'),
+    ('limit', 38, 'max_order_volume_bps', 'Quantity of one order as a share of the average daily volume.'),
+    ('limit', 39, 'max_position_volume_bps', 'Worst-case position as a share of the average daily volume.'),
+    ('limit', 40, 'max_spread_bps', 'Spread as a share of the mid.'),
+    ('limit', 41, 'min_volume_ratio', 'Volume of late over its average at least.'),
+    ('limit', 42, 'max_figure_age_ms', 'Age of a figure that names no end.'),
+    ('limit', 43, 'breaker_losses', 'Losing trades in a row that open the breaker.'),
+    ('limit', 44, 'breaker_failures', 'Orders in a row without an answer that open the breaker.'),
+    ('limit', 45, 'breaker_rejects', 'Orders in a row refused by the venue that open the breaker.'),
+    ('limit', 46, 'breaker_latency_ms', 'An answer slower than this counts as slow.'),
+    ('limit', 47, 'breaker_slow_ms', 'Only slow answers for so long open the breaker.'),
+    ('limit', 48, 'breaker_cooldown_ms', 'Open for a fault of the infrastructure, the breaker lets a test order pass after so long.'),
+    ('limit', 49, 'breaker_quiet_ms', 'After a test order went well, it closes when so long nothing failed.');
 -- END GENERATED
 -- How the audit views find an order's events; the market table has its primary key only.
 CREATE INDEX order_event_order ON hftpipe.order_event (run, "order", seq);

@@ -1,10 +1,11 @@
 """A classifier from an ONNX file, asked through ONNX Runtime's C API without the GIL.
 
-M1  What the file must say about itself (`metadata_props`, see :data:`hftpipe._model.METADATA`)
-    is checked when it is loaded; a model that was made for other features cannot be asked.
+M1  What the file must say about itself (its card, see :mod:`hftpipe.card`) is checked when it
+    is loaded; a model that was made for other features cannot be asked.
 M2  The session was made from the same bytes whose sha256 is `id`.
-M3  Input and output are two buffers of this object, bound once: an inference copies the
-    features in, runs, copies the probabilities out, and allocates nothing of ours.
+M3  Input and output are two buffers of this object, bound once: an inference gathers the
+    model's features out of the vector by index, normalises them if the card says so, runs,
+    copies the probabilities out, and allocates nothing of ours.
 M4  One thread at a time may ask; a stage owns its model.
 M5  The probabilities that leave are finite; anything else is an error (MODEL_NOT_FINITE).
 """
@@ -37,8 +38,6 @@ cdef extern from "_ort.h" nogil:
     ctypedef struct OrtTensorTypeAndShapeInfo:
         pass
     ctypedef struct OrtSessionOptions:
-        pass
-    ctypedef struct OrtModelMetadata:
         pass
     ctypedef struct OrtIoBinding:
         pass
@@ -90,11 +89,6 @@ cdef extern from "_ort.h" nogil:
         void (*ReleaseValue)(OrtValue *) noexcept nogil
         void (*ReleaseTypeInfo)(OrtTypeInfo *) noexcept nogil
         void (*ReleaseSessionOptions)(OrtSessionOptions *) noexcept nogil
-        OrtStatus *(*SessionGetModelMetadata)(
-            const OrtSession *, OrtModelMetadata **) noexcept nogil
-        OrtStatus *(*ModelMetadataLookupCustomMetadataMap)(
-            const OrtModelMetadata *, OrtAllocator *, const char *, char **) noexcept nogil
-        void (*ReleaseModelMetadata)(OrtModelMetadata *) noexcept nogil
         OrtStatus *(*RunWithBinding)(
             OrtSession *, const OrtRunOptions *, const OrtIoBinding *) noexcept nogil
         OrtStatus *(*CreateIoBinding)(OrtSession *, OrtIoBinding **) noexcept nogil
@@ -118,16 +112,22 @@ cdef enum:
 
 cdef class Model:
     cdef readonly uint64_t id           # first 8 bytes of the file's sha256, little-endian
-    cdef readonly int count             # features
+    cdef readonly int count             # inputs
+    cdef readonly int width             # floats of the vector they are gathered from
     cdef readonly str path
     cdef readonly str sha256
     cdef readonly str backend           # "c" or "python"
     cdef readonly str fallback          # why not "c", or empty
     cdef readonly str runtime           # version of ONNX Runtime
-    cdef readonly dict card             # the metadata, parsed
+    cdef readonly dict card             # what the file says about itself
     cdef float *_input                  # count floats, 64-byte aligned
     cdef float *_output                 # MODEL_CLASSES floats, 64-byte aligned
     cdef float *_warm                   # what warm() asks: the first parity vector
+    cdef float *_mean                   # count floats each; used when _normalise
+    cdef float *_scale
+    cdef int *_index                    # where in the vector each input stands
+    cdef bint _normalise                # (x - mean) / scale is ours to do, not the graph's
+    cdef float _clip                    # of a normalised input; 0 = none
     cdef OrtEnv *_env
     cdef OrtSession *_session
     cdef OrtIoBinding *_binding
@@ -136,13 +136,15 @@ cdef class Model:
     cdef object _error                  # the exception that its last failure was, or None
     cdef char _message[240]             # what the C API said when it failed last
 
-    # Ask once.  *features*: `count` floats; *probabilities*: down, flat, up.  MODEL_*.
-    cdef int infer(self, const float *features, float *probabilities) noexcept nogil
+    # Ask once.  *vector*: the catalogue's floats; *probabilities*: down, flat, up.  MODEL_*.
+    cdef int infer(self, const float *vector, float *probabilities) noexcept nogil
 
     # Ask *n* times what does not matter, to keep code and weights in the cache while idle.
     cdef int touch(self, int n) noexcept nogil
 
+    cdef void _put(self, const float *inputs) noexcept nogil
     cdef int _run(self) noexcept nogil
     cdef int _run_python(self) except -1
+    cdef int _prepare(self, order) except -1
     cdef int _bind(self, source, result) except -1
     cdef int _bind_python(self, source, result) except -1

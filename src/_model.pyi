@@ -1,15 +1,11 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy
 from numpy.typing import ArrayLike, NDArray
 
-from hftpipe.schema import Record
-
-CLASSES: tuple[str, str, str]
-FORMAT: str
-METADATA: dict[str, str]
-TOLERANCE: float
+from hftpipe.schema import Feature
 
 def library() -> Path: ...
 def runtime() -> str: ...
@@ -18,14 +14,17 @@ class Model:
     def __init__(
         self,
         path: str | Path,
-        features: Record = ...,
         sha256: str | None = None,
         backend: Literal["auto", "c", "python"] = "auto",
+        bar: str | None = None,
+        catalogue: Sequence[Feature] | None = None,
     ) -> None: ...
     @property
     def id(self) -> int: ...
     @property
     def count(self) -> int: ...
+    @property
+    def width(self) -> int: ...
     @property
     def path(self) -> str: ...
     @property
@@ -42,3 +41,5 @@ class Model:
     def error(self) -> str | None: ...
     def warm(self, n: int = 100) -> None: ...
     def predict(self, features: ArrayLike) -> NDArray[numpy.float32]: ...
+    def ask(self, vector: ArrayLike) -> NDArray[numpy.float32]: ...
+    def measure(self, n: int = 10_000) -> NDArray[numpy.int64]: ...

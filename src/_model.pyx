@@ -1,34 +1,22 @@
 """Load an ONNX classifier, refuse what does not fit, ask it in microseconds; see ``_model.pxd``."""
 cimport cython
 from libc.stdint cimport int64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strncpy
 from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlerror, dlopen, dlsym
 from posix.stdlib cimport posix_memalign
-from libc.stdlib cimport free
+
+from ._clock cimport hp_read_monotonic
 
 import hashlib
 import importlib.util
-import json
 from pathlib import Path
 
 import numpy
 
 from hftpipe import schema
+from hftpipe.card import CLASSES, TOLERANCE, check, metadata, parse
 from hftpipe.errors import ConfigError, HftpipeError
-
-CLASSES = ("down", "flat", "up")
-FORMAT = "1"
-TOLERANCE = 1e-5
-# What a model file says about itself; all but `card` are JSON and all are required.
-METADATA = {
-    "hftpipe.format": "version of this list",
-    "hftpipe.features": "names of the features in order",
-    "hftpipe.fingerprint": "fingerprint of the FEATURES record, as 0x and 16 digits",
-    "hftpipe.classes": "names of the outputs in order",
-    "hftpipe.normalisation": "mean and std of each feature in training; applied inside the graph",
-    "hftpipe.training": "version, date, seed, sha256 of the training data, quality reached",
-    "hftpipe.parity": "inputs and the outputs that the training program computed for them",
-}
 
 cdef const hp_ort_api_t *api = NULL         # of this process, once loaded
 cdef str api_version = ""
@@ -122,25 +110,30 @@ def _describe(kind, dims):
 
 @cython.final
 cdef class Model:
-    """An ONNX classifier over a feature vector: down, flat or up.
+    """An ONNX classifier over named features: down, flat or up.
 
     Parameters
     ----------
     path : str or Path
-    features : schema.Record, default ``schema.FEATURES``
-        What the model must have been made for; every field is ``f32``.
     sha256 : str, optional
         Refuse any other file.
     backend : {"auto", "c", "python"}
         How to reach ONNX Runtime.  "auto" uses its C API, and its Python package when the
         library cannot be opened; `backend` and `fallback` say which and why.
+    bar : str, optional
+        Window of bars that the features here are made from; a model made for bars of another
+        one is refused.  None: not checked.
+    catalogue : sequence of schema.Feature, default ``schema.CATALOGUE``
+        What the vector that :meth:`infer` gathers from holds, in its order.
 
     Attributes
     ----------
     id : int
         First 8 bytes of the file's sha256, little-endian; SIGNAL.model.
+    count : int
+        Inputs of the model.
     card : dict
-        The metadata, parsed; see `METADATA`.
+        What the file says about itself; see :mod:`hftpipe.card`.
     runtime : str
         Version of ONNX Runtime.
     fallback : str
@@ -152,33 +145,31 @@ cdef class Model:
     ------
     ConfigError
         One line with what was wanted and what was found: no such file, another sha256, not an
-        ONNX model, another shape or type, metadata missing, other features or another order,
-        another fingerprint or classes, outputs that are not those of training.
+        ONNX model, another shape or type, a card that is missing or does not fit (features, their
+        order or definitions, bars, classes, normalisation), outputs that are not those of
+        training.
     """
 
     def __cinit__(self):
         self._python = self._error = None
         self._message[0] = 0
 
-    def __init__(self, path, features=schema.FEATURES, sha256=None, backend="auto"):
+    def __init__(self, path, sha256=None, backend="auto", bar=None, catalogue=None):
         if self._input != NULL:
             raise ValueError("a model is loaded once")
-        if any(f.type != "f32" for f in features.fields):
-            raise ValueError(f"{features.name}: every feature must be f32")
         if backend not in ("auto", "c", "python"):
             raise ValueError(f"backend must be auto, c or python, was {backend!r}")
         self.path = str(path)
-        self.count = len(features.fields)
+        catalogue = schema.CATALOGUE if catalogue is None else catalogue
+        self.width = len(catalogue)
         data = self._read(sha256)
-        # Input and output on lines of their own, and the question that warm() asks.
-        cdef size_t lines = (self.count * sizeof(float) + 63) // 64
-        cdef void *memory = NULL
-        if posix_memalign(&memory, 64, 64 * (2 * lines + 1)):
-            raise MemoryError
-        memset(memory, 0, 64 * (2 * lines + 1))
-        self._input = <float *>memory
-        self._output = self._input + 16 * lines
-        self._warm = self._output + 16
+        try:
+            self.card = parse(metadata(data))
+            check(self.card, bar, catalogue)
+        except ConfigError as error:
+            raise ConfigError(f"model {self.path}: {error}") from None
+        self.count = len(self.card["features"])
+        self._prepare(schema.feature_index(self.card["features"], catalogue))
         self.backend, self.fallback = "c", ""
         if backend != "python":
             try:
@@ -191,18 +182,47 @@ cdef class Model:
             self.backend = "python"
         try:
             if self.backend == "c":
-                names, source, result, metadata = self._open(data)
+                names, source, result = self._open(data)
             else:
-                names, source, result, metadata = self._open_python(data)
-            self._fits(source, result)
-            self._read_card(metadata, features)
+                names, source, result = self._open_python(data)
+            chosen = self._fits(source, result)
             if self.backend == "c":
-                self._bind(names[0][0], names[1][0])
+                self._bind(names[0][0], names[1][chosen])
             else:
-                self._bind_python(names[0][0], names[1][0])
+                self._bind_python(names[0][0], names[1][chosen])
         except RuntimeError as error:       # the runtime's own words, from _check
             raise ConfigError(f"model {self.path}: wanted an ONNX model, found: {error}") from None
         self._parity()
+
+    cdef int _prepare(self, order) except -1:
+        """Memory, and how the card says an input is made of a vector."""
+        cdef size_t lines = (self.count * sizeof(float) + 63) // 64
+        cdef void *memory = NULL
+        cdef int i
+        # Input and output on lines of their own, the question that warm() asks, normalisation.
+        if posix_memalign(&memory, 64, 64 * (4 * lines + 1)):
+            raise MemoryError
+        memset(memory, 0, 64 * (4 * lines + 1))
+        self._input = <float *>memory
+        self._output = self._input + 16 * lines
+        self._warm = self._output + 16
+        self._mean = self._warm + 16 * lines
+        self._scale = self._mean + 16 * lines
+        self._index = <int *>calloc(self.count, sizeof(int))
+        if self._index == NULL:
+            raise MemoryError
+        normal = self.card["normalisation"]
+        self._normalise = normal["where"] == "input"
+        self._clip = normal.get("clip") or 0
+        for i in range(self.count):
+            self._index[i] = order[i]
+            self._mean[i] = normal["mean"][i] if self._normalise else 0
+            self._scale[i] = normal["scale"][i] if self._normalise else 1
+            if self._normalise and not 0 < self._scale[i] < 3.4e38:
+                raise ConfigError(
+                    f"model {self.path}: wanted normalisation.scale of "
+                    f"{self.card['features'][i]} within f32, found {normal['scale'][i]!r}")
+        return 0
 
     def __dealloc__(self):
         if api != NULL:
@@ -216,6 +236,7 @@ cdef class Model:
             if self._env != NULL:
                 api.ReleaseEnv(self._env)
         free(self._input)
+        free(self._index)
 
     def __repr__(self):
         return f"<Model {self.path} {self.sha256[:12]} {self.backend} {self.runtime}>"
@@ -239,12 +260,12 @@ cdef class Model:
         return data
 
     def _open(self, const unsigned char[::1] data):
-        """Make the session; names, shapes and metadata of what it holds."""
+        """Make the session; names and shapes of what goes in and comes out."""
         self.runtime = api_version
         cdef OrtSessionOptions *options = NULL
         cdef OrtAllocator *allocator = NULL
-        cdef OrtModelMetadata *metadata = NULL
         cdef OrtTypeInfo *info = NULL
+        cdef OrtStatus *status
         cdef char *text = NULL
         cdef size_t n = 0, i
         _check(api.CreateEnv(HP_ORT_LOG_FATAL, b"hftpipe", &self._env))
@@ -259,8 +280,10 @@ cdef class Model:
             _check(api.DisableCpuMemArena(options))
             _check(api.SetSessionGraphOptimizationLevel(options, HP_ORT_OPTIMIZE_ALL))
             _check(api.SetSessionLogSeverityLevel(options, HP_ORT_LOG_FATAL))
-            _check(api.CreateSessionFromArray(
-                self._env, &data[0], data.shape[0], options, &self._session))
+            with nogil:                     # milliseconds: others go on meanwhile
+                status = api.CreateSessionFromArray(
+                    self._env, &data[0], data.shape[0], options, &self._session)
+            _check(status)
         finally:
             api.ReleaseSessionOptions(options)
         _check(api.GetAllocatorWithDefaultOptions(&allocator))
@@ -278,19 +301,7 @@ cdef class Model:
             names[1].append(_take(allocator, text))
             _check(api.SessionGetOutputTypeInfo(self._session, i, &info))
             shapes[1].append(_shape(info))
-        found = {}
-        _check(api.SessionGetModelMetadata(self._session, &metadata))
-        try:
-            for key in METADATA:
-                encoded = key.encode()
-                text = NULL
-                _check(api.ModelMetadataLookupCustomMetadataMap(
-                    metadata, allocator, encoded, &text))
-                if text != NULL:
-                    found[key] = _take(allocator, text)
-        finally:
-            api.ReleaseModelMetadata(metadata)
-        return names, shapes[0], shapes[1], found
+        return names, shapes[0], shapes[1]
 
     def _open_python(self, bytes data):
         import onnxruntime
@@ -310,46 +321,25 @@ cdef class Model:
         shapes = [[("f32" if a.type == "tensor(float)" else a.type,
                     tuple(d if isinstance(d, int) else -1 for d in a.shape)) for a in end]
                   for end in ends]
-        return ([[a.name for a in end] for end in ends], *shapes,
-                session.get_modelmeta().custom_metadata_map)
+        return ([[a.name for a in end] for end in ends], *shapes)
 
     def _fits(self, source, result):
-        for what, found, width in (("input", source, self.count),
-                                   ("output", result, MODEL_CLASSES)):
-            wanted = f"one {what} f32[1 or ?, {width}]"
-            if len(found) != 1:
-                raise ConfigError(f"model {self.path}: wanted {wanted}, found {len(found)}")
-            kind, dims = found[0]
-            if kind != "f32" or len(dims) != 2 or dims[0] not in (1, -1) or dims[1] != width:
-                raise ConfigError(
-                    f"model {self.path}: wanted {wanted}, found {_describe(kind, dims)}")
+        """Which output is the probabilities: exactly one must look like it."""
+        def shaped(end, width):
+            kind, dims = end
+            return kind == "f32" and len(dims) == 2 and dims[0] in (1, -1) and dims[1] == width
 
-    def _read_card(self, metadata, features):
-        missing = [key for key in METADATA if key not in metadata]
-        if missing:
-            raise ConfigError(f"model {self.path}: wanted metadata {', '.join(METADATA)}, "
-                              f"found no {missing[0]}: not made for hftpipe?")
-        self.card = {}
-        for key in METADATA:
-            try:
-                self.card[key.removeprefix("hftpipe.")] = json.loads(metadata[key])
-            except ValueError:
-                raise ConfigError(f"model {self.path}: wanted JSON in {key}, "
-                                  f"found {metadata[key][:40]!r}") from None
-
-        def demand(what, wanted, found):
-            if wanted != found:
-                raise ConfigError(f"model {self.path}: wanted {what} {wanted}, found {found}")
-
-        demand("format", FORMAT, str(self.card["format"]))
-        wanted, found = [f.name for f in features.fields], self.card["features"]
-        if not isinstance(found, list):
-            raise ConfigError(f"model {self.path}: wanted a list of features, found {found!r}")
-        for i, name in enumerate(wanted):
-            demand(f"feature {i}", name, found[i] if i < len(found) else "none")
-        demand("features", len(wanted), len(found))
-        demand("fingerprint", f"0x{features.fingerprint:016x}", self.card["fingerprint"])
-        demand("classes", list(CLASSES), self.card["classes"])
+        wanted = f"one input f32[1 or ?, {self.count}]"
+        if len(source) != 1:
+            raise ConfigError(f"model {self.path}: wanted {wanted}, found {len(source)}")
+        if not shaped(source[0], self.count):
+            raise ConfigError(f"model {self.path}: wanted {wanted}, found {_describe(*source[0])}")
+        fitting = [i for i, end in enumerate(result) if shaped(end, MODEL_CLASSES)]
+        if len(fitting) != 1:
+            found = ", ".join(_describe(*end) for end in result)
+            raise ConfigError(f"model {self.path}: wanted one output f32[1 or ?, {MODEL_CLASSES}] "
+                              f"({', '.join(CLASSES)}), found {found}")
+        return fitting[0]
 
     cdef int _bind(self, source, result) except -1:
         cdef OrtMemoryInfo *memory = NULL
@@ -431,15 +421,38 @@ cdef class Model:
         session.run_with_iobinding(binding)
         return 0
 
-    cdef int infer(self, const float *features, float *probabilities) noexcept nogil:
-        memcpy(self._input, features, self.count * sizeof(float))
-        cdef int code = self._run()
+    cdef void _put(self, const float *inputs) noexcept nogil:
+        """Put raw inputs, in the model's order, where the session reads them."""
+        cdef int i
+        cdef float x, clip = self._clip
+        if not self._normalise:
+            memcpy(self._input, inputs, self.count * sizeof(float))
+            return
+        for i in range(self.count):
+            x = (inputs[i] - self._mean[i]) / self._scale[i]
+            if clip > 0:                    # NaN stays NaN: it must not look like a number
+                x = -clip if x < -clip else clip if x > clip else x
+            self._input[i] = x
+
+    cdef int infer(self, const float *vector, float *probabilities) noexcept nogil:
+        cdef int i, code
+        cdef float x, clip = self._clip
+        if self._normalise:
+            for i in range(self.count):
+                x = (vector[self._index[i]] - self._mean[i]) / self._scale[i]
+                if clip > 0:
+                    x = -clip if x < -clip else clip if x > clip else x
+                self._input[i] = x
+        else:
+            for i in range(self.count):
+                self._input[i] = vector[self._index[i]]
+        code = self._run()
         memcpy(probabilities, self._output, MODEL_CLASSES * sizeof(float))
         return code
 
     cdef int touch(self, int n) noexcept nogil:
         cdef int _i, code = MODEL_OK
-        memcpy(self._input, self._warm, self.count * sizeof(float))
+        self._put(self._warm)
         for _i in range(n):
             code |= self._run()
         return code
@@ -464,6 +477,7 @@ cdef class Model:
         Parameters
         ----------
         features : (count,) or (n, count) array, taken as float32
+            As they are before normalisation, in the order of ``card["features"]``.
 
         Returns
         -------
@@ -486,7 +500,9 @@ cdef class Model:
         cdef int code = MODEL_OK
         with nogil:
             for i in range(source.shape[0]):
-                code = self.infer(&source[i, 0], &target[i, 0])
+                self._put(&source[i, 0])
+                code = self._run()
+                memcpy(&target[i, 0], self._output, MODEL_CLASSES * sizeof(float))
                 if code != MODEL_OK:
                     break
         if code == MODEL_NOT_FINITE:
@@ -494,6 +510,62 @@ cdef class Model:
         if code != MODEL_OK:
             raise HftpipeError(f"model {self.path}: {self.error}")
         return out if rows.ndim == 2 else out[0]
+
+    def ask(self, vector):
+        """Probabilities of down, flat and up, gathering the inputs out of a whole vector.
+
+        Parameters
+        ----------
+        vector : (len(catalogue),) array, taken as float32
+
+        Returns
+        -------
+        (3,) float32 array
+
+        Raises
+        ------
+        ValueError
+            If it has another length.
+        HftpipeError
+            As :meth:`predict`.
+        """
+        row = numpy.ascontiguousarray(vector, numpy.float32)
+        if row.shape != (self.width,):
+            raise ValueError(f"wanted a vector of {self.width}, found {row.shape}")
+        cdef const float[::1] source = row
+        out = numpy.zeros(MODEL_CLASSES, numpy.float32)
+        cdef float[::1] target = out
+        if self.infer(&source[0], &target[0]) != MODEL_OK:
+            raise HftpipeError(f"model {self.path}: "
+                               f"{self.error or f'output {out.tolist()} is not finite'}")
+        return out
+
+    def measure(self, int n=10_000):
+        """Time *n* inferences of the first parity vector, one by one.
+
+        Returns
+        -------
+        (n,) int64 array, ns; one clock read is in each
+
+        Raises
+        ------
+        HftpipeError
+            If the runtime fails.
+        """
+        out = numpy.zeros(n, numpy.int64)
+        cdef int64_t[::1] times = out
+        cdef int64_t before, now
+        cdef int i, code = MODEL_OK
+        with nogil:
+            before = hp_read_monotonic()
+            for i in range(n):
+                code |= self.touch(1)
+                now = hp_read_monotonic()
+                times[i] = now - before
+                before = now
+        if code != MODEL_OK:
+            raise HftpipeError(f"model {self.path}: {self.error or 'output is not finite'}")
+        return out
 
 
 def runtime() -> str:

@@ -4,7 +4,7 @@
  * OrtGetApiBase(); everything else hangs off a struct of function pointers whose order is
  * frozen: entries are only ever appended.  Order and signatures are those of
  * include/onnxruntime/core/session/onnxruntime_c_api.h (MIT) at ORT_API_VERSION 7, the
- * anchors 101, 118, 124 and 126 those of the runtime's own static_asserts in
+ * anchor 101 one of those of the runtime's own static_asserts in
  * core/session/onnxruntime_c_api.cc.  A runtime older than 1.7 answers GetApi(7) with NULL.
  *
  * Calls that can fail return NULL or a status that the caller releases.
@@ -29,7 +29,6 @@ typedef struct OrtRunOptions OrtRunOptions;
 typedef struct OrtTypeInfo OrtTypeInfo;
 typedef struct OrtTensorTypeAndShapeInfo OrtTensorTypeAndShapeInfo;
 typedef struct OrtSessionOptions OrtSessionOptions;
-typedef struct OrtModelMetadata OrtModelMetadata;
 typedef struct OrtIoBinding OrtIoBinding;
 typedef struct OrtAllocator OrtAllocator;
 
@@ -90,14 +89,7 @@ typedef struct {
   void (*ReleaseTypeInfo)(OrtTypeInfo *);                                           /* 98 */
   void *pad99[1];
   void (*ReleaseSessionOptions)(OrtSessionOptions *);                               /* 100 */
-  void *pad101[10];
-  OrtStatus *(*SessionGetModelMetadata)(const OrtSession *, OrtModelMetadata **);   /* 111 */
-  void *pad112[4];
-  OrtStatus *(*ModelMetadataLookupCustomMetadataMap)(const OrtModelMetadata *, OrtAllocator *,
-                                                     const char *key, char **);     /* 116 */
-  void *pad117[1];
-  void (*ReleaseModelMetadata)(OrtModelMetadata *);                                 /* 118 */
-  void *pad119[14];
+  void *pad101[32];
   OrtStatus *(*RunWithBinding)(OrtSession *, const OrtRunOptions *, const OrtIoBinding *); /* 133 */
   OrtStatus *(*CreateIoBinding)(OrtSession *, OrtIoBinding **);                     /* 134 */
   void (*ReleaseIoBinding)(OrtIoBinding *);                                         /* 135 */
@@ -125,9 +117,6 @@ HP_ORT_AT(ReleaseEnv, 92);
 HP_ORT_AT(ReleaseValue, 96);
 HP_ORT_AT(ReleaseSessionOptions, 100);
 HP_ORT_AT(pad101, 101);
-HP_ORT_AT(SessionGetModelMetadata, 111);
-HP_ORT_AT(ModelMetadataLookupCustomMetadataMap, 116);
-HP_ORT_AT(ReleaseModelMetadata, 118);
 HP_ORT_AT(RunWithBinding, 133);
 HP_ORT_AT(BindOutput, 137);
 

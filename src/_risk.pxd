@@ -66,7 +66,7 @@ cdef extern from "_wide.h" nogil:
     int64_t hp_sub_saturate(int64_t a, int64_t b) noexcept
 
 cdef enum:
-    RISK_REASONS = 32                       # counters; REASON_* are below it
+    RISK_REASONS = 64                       # counters; REASON_* are below it
 
 cdef struct limits_t:                       # each inclusive; see LIMITS in _risk.pyx
     int64_t order_qty                       # nanoqty
@@ -148,7 +148,7 @@ cdef struct risk_t:
     uint64_t orphans                        # fills of orders not remembered
     uint64_t unknown                        # records of instruments not in the table
     uint64_t cancels                        # cancels passed (also in reasons[0])
-    uint64_t reasons[32]                    # verdicts by REASON_*; [0] = approved
+    uint64_t reasons[64]                    # verdicts by REASON_*; [0] = approved
     uint64_t seen[256]                      # per stream: highest seq of an intent
 
 cdef inline int risk_way(int8_t side) noexcept nogil:

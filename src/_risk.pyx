@@ -303,7 +303,7 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
     v.order, v.cause, v.instrument, v.action = i.event, i.cause, i.instrument, i.action
     v.halt_epoch = <uint32_t>halt
     v.reference = v.limit = v.value = 0
-    v.pad0 = 0
+    v.detail = 0
     o.order, o.cause, o.ts_recv = i.event, i.cause, i.ts_recv
     o.price, o.qty, o.instrument, o.side = i.price, i.qty, i.instrument, i.side
     o.type, o.tif, o.strategy = i.type, i.tif, i.strategy

@@ -131,6 +131,34 @@ enum {
   HP_REASON_VENUE = 25, /* The venue refused the order. */
   HP_REASON_WASH_TRADE = 26, /* Would trade against an open order of ours. */
   HP_REASON_PENDING = 27, /* Too many orders of this instrument are open. */
+  HP_REASON_BREAKER = 28, /* The circuit breaker is open; detail is its cause. */
+  HP_REASON_PAUSED = 29, /* Somebody paused the instrument. */
+  HP_REASON_RESTRICTED = 30, /* The instrument is on the restricted list. */
+  HP_REASON_NO_FIGURE = 31, /* A figure that a check needs never came, or is unusable; detail is its kind. */
+  HP_REASON_OLD_FIGURE = 32, /* A figure that a check needs is too old; detail is its kind. */
+  HP_REASON_DUPLICATE_ORDER = 33, /* Instrument, side, price and quantity of an order just approved. */
+  HP_REASON_PRICE_RANGE = 34, /* Price outside what is ever traded. */
+  HP_REASON_ORDER_SMALL = 35, /* Value of one order below its limit. */
+  HP_REASON_ORDERS_PER_DAY = 36, /* More orders per trading day than allowed. */
+  HP_REASON_REPEATED = 37, /* The strategy executed too often; a person must enable it again. */
+  HP_REASON_WEEKLY_LOSS = 38, /* Loss of the week at or above its limit. */
+  HP_REASON_MONTHLY_LOSS = 39, /* Loss of the month at or above its limit. */
+  HP_REASON_TRADE_LOSS = 40, /* What the position has lost, or would at its stop, above its limit. */
+  HP_REASON_CONCENTRATION = 41, /* Worst-case value of one instrument above its share of the equity. */
+  HP_REASON_SECTOR = 42, /* Worst-case value of one sector above its share of the equity. */
+  HP_REASON_VAR_95 = 43, /* Value at risk, 95 %, above its limit. */
+  HP_REASON_VAR_99 = 44, /* Value at risk, 99 %, above its limit. */
+  HP_REASON_DRAWDOWN = 45, /* Equity too far below its peak. */
+  HP_REASON_CORRELATION = 46, /* Moves too much like instrument `detail`, which is held or ordered. */
+  HP_REASON_VOLATILITY = 47, /* Average true range above its limit. */
+  HP_REASON_LEVERAGE = 48, /* Worst-case value of all positions above what the equity allows. */
+  HP_REASON_HOURS = 49, /* Outside trading hours, in a blackout, or the session is unknown. */
+  HP_REASON_LAST_COLLAR = 50, /* Price too far from the last trade. */
+  HP_REASON_ORDER_VOLUME = 51, /* Quantity of one order above its share of the daily volume. */
+  HP_REASON_POSITION_VOLUME = 52, /* Worst-case position above its share of the daily volume. */
+  HP_REASON_SPREAD = 53, /* Spread above its limit. */
+  HP_REASON_VOLUME_RATIO = 54, /* Volume of late too low. */
+  HP_REASON_LIMITS = 55, /* Gateway: approved under limits that have been changed since. */
 };
 
 /* A step in the life of an order. */
@@ -173,11 +201,21 @@ enum {
   HP_RISK_EVENT_LIMIT_BREACH = 3, /* A limit was breached by the market, not by an order. */
   HP_RISK_EVENT_STORE_FULL = 4, /* A store link filled up: gate closed. */
   HP_RISK_EVENT_STORE_OK = 5, /* All store links have room again. */
+  HP_RISK_EVENT_LIMIT_SET = 6, /* Limit number `detail` is now `value`; it was `limit`. */
+  HP_RISK_EVENT_BREAKER = 7, /* The breaker is now `value`, BREAKER_*; it was `limit`; detail is the cause. */
+  HP_RISK_EVENT_PAUSE = 8, /* Somebody paused the instrument (value 1) or resumed it (0). */
+  HP_RISK_EVENT_RESTRICT = 9, /* The instrument was put on the restricted list (1) or taken off (0). */
+  HP_RISK_EVENT_REARM = 10, /* Strategy number `detail` was enabled again. */
+  HP_RISK_EVENT_LATCHED = 11, /* Strategy number `detail` executed too often and was disabled. */
+  HP_RISK_EVENT_DRAWDOWN = 12, /* Drawdown `value` reached level `detail` (1 warn, 2 act, 3 halt), `limit`. */
+  HP_RISK_EVENT_CANCEL = 13, /* The open breaker cancels order `cause`. */
+  HP_RISK_EVENT_FIGURE_REFUSED = 14, /* A figure of kind `detail` was out of range: what it told is unknown. */
+  HP_RISK_EVENT_DAY = 15, /* Trading day `value` began: the counts of the day are zero again. */
 };
 
 /* What a figure tells risk. */
 enum {
-  HP_FIGURE_SESSION = 1, /* Trading session: value is SESSION_*; holds until `until`. */
+  HP_FIGURE_SESSION = 1, /* Trading session of `instrument`: value is SESSION_*, `other` the trading day in days since 1970; holds until `until`. */
   HP_FIGURE_VAR_95 = 2, /* One-day value at risk of what is held, 95 %, nanocash. */
   HP_FIGURE_VAR_99 = 3, /* The same at 99 %. */
   HP_FIGURE_UNIT_VAR_95 = 4, /* One-day value at risk of the instrument, 95 %, in 1e-9 of its value. */
@@ -190,6 +228,7 @@ enum {
   HP_FIGURE_WEEK_PNL = 11, /* P&L of the week before this day, nanocash. */
   HP_FIGURE_MONTH_PNL = 12, /* P&L of the month before this day, nanocash. */
   HP_FIGURE_PEAK = 13, /* Highest equity before this day, nanocash. */
+  HP_FIGURE_SECTOR = 14, /* Sector of `instrument`: a number from 1 to 255. */
   HP_FIGURE_PAUSE = 20, /* Trading of `instrument`: value 1 pauses it, 0 resumes it. */
   HP_FIGURE_RESTRICT = 21, /* Restricted list: value 1 puts `instrument` on it, 0 takes it off. */
   HP_FIGURE_LIMIT = 22, /* Limit number `other` is now `value`, in its own unit. */
@@ -211,6 +250,74 @@ enum {
   HP_BREAKER_CLOSED = 0, /* Orders pass. */
   HP_BREAKER_OPEN = 1, /* Only orders that reduce a position pass. */
   HP_BREAKER_HALF_OPEN = 2, /* One test order may pass. */
+};
+
+/* What opened the circuit breaker. */
+enum {
+  HP_BREAKER_CAUSE_NONE = 0, /* It is closed. */
+  HP_BREAKER_CAUSE_HAND = 1, /* A person; released by hand only. */
+  HP_BREAKER_CAUSE_DAILY_LOSS = 2, /* Loss of the day; released by hand only. */
+  HP_BREAKER_CAUSE_LOSSES = 3, /* Too many losing trades in a row; released by hand only. */
+  HP_BREAKER_CAUSE_DRAWDOWN = 4, /* Equity too far below its peak; released by hand only. */
+  HP_BREAKER_CAUSE_FAILURES = 5, /* Orders in a row that did not reach the venue or got no answer. */
+  HP_BREAKER_CAUSE_REJECTS = 6, /* Orders in a row that the venue refused. */
+  HP_BREAKER_CAUSE_LATENCY = 7, /* Answers of the venue were too slow for too long. */
+  HP_BREAKER_CAUSE_TEST = 8, /* The test order of the half-open breaker failed. */
+  HP_BREAKER_CAUSE_UNREADABLE = 9, /* What the run before left could not be read; released by hand only. */
+};
+
+/* Limits of the risk gate, by the number a LIMIT figure names. */
+enum {
+  HP_LIMIT_MAX_ORDER_SHARES = 0, /* Quantity of one order. */
+  HP_LIMIT_MAX_ORDER_NOTIONAL = 1, /* Value of one order. */
+  HP_LIMIT_MAX_POSITION_SHARES = 2, /* Worst-case position of one instrument: what is held plus all open orders of a side. */
+  HP_LIMIT_MAX_POSITION_NOTIONAL = 3, /* Worst-case value of one instrument. */
+  HP_LIMIT_MAX_TOTAL_NOTIONAL = 4, /* Worst-case value of all instruments. */
+  HP_LIMIT_MAX_OPEN_POSITIONS = 5, /* Instruments with a position or an open order. */
+  HP_LIMIT_MAX_DAILY_LOSS = 6, /* Loss of the day, realised plus unrealised, at which only reducing orders pass. */
+  HP_LIMIT_PRICE_COLLAR_BPS = 7, /* Distance of a limit price, or of the far touch for a market order, to the mid. */
+  HP_LIMIT_MAX_ORDERS_PER_MINUTE = 8, /* Orders approved within any 60 seconds. */
+  HP_LIMIT_MAX_OPEN_ORDERS = 9, /* Open orders of one instrument. */
+  HP_LIMIT_MAX_DATA_AGE_MS = 10, /* Age of the newest state of the book. */
+  HP_LIMIT_ALLOW_SHORT = 11, /* Whether more may be sold than is held (and the instrument is shortable). */
+  HP_LIMIT_MIN_ORDER_NOTIONAL = 12, /* Value of one order at least, unless it reduces. */
+  HP_LIMIT_MIN_PRICE = 13, /* Lowest price of an order that does not reduce. */
+  HP_LIMIT_MAX_PRICE = 14, /* Highest price of an order that does not reduce. */
+  HP_LIMIT_LAST_COLLAR_BPS = 15, /* Distance of a limit price, or of the far touch for a market order, to the last trade. */
+  HP_LIMIT_MAX_ORDERS_PER_DAY = 16, /* Orders approved on one trading day. */
+  HP_LIMIT_MAX_STRATEGY_ORDERS = 17, /* Orders of one strategy on one trading day; beyond, it is disabled until a person enables it again. */
+  HP_LIMIT_DUPLICATE_WINDOW_MS = 18, /* Within this time no second order of the same instrument, side, price and quantity passes. */
+  HP_LIMIT_MAX_WEEKLY_LOSS = 19, /* Loss of the week at which only reducing orders pass. */
+  HP_LIMIT_MAX_MONTHLY_LOSS = 20, /* Loss of the month at which only reducing orders pass. */
+  HP_LIMIT_MAX_TRADE_LOSS = 21, /* Loss of one position: what it has lost, and what its worst-case value would lose at its stop. */
+  HP_LIMIT_STOP_DISTANCE_BPS = 22, /* Distance of the stop that max_trade_loss counts with. */
+  HP_LIMIT_MAX_SYMBOL_SHARE_BPS = 23, /* Worst-case value of one instrument as a share of the equity. */
+  HP_LIMIT_MAX_SECTOR_SHARE_BPS = 24, /* Worst-case value of one sector as a share of the equity. */
+  HP_LIMIT_MAX_VAR_95 = 25, /* One-day value at risk, 95 %: of what is held, plus that of every open order and of every fill that the figure does not know yet. */
+  HP_LIMIT_MAX_VAR_99 = 26, /* The same at 99 %. */
+  HP_LIMIT_DRAWDOWN_WARN_BPS = 27, /* Equity so far below its peak is recorded. */
+  HP_LIMIT_DRAWDOWN_ACT_BPS = 28, /* Equity so far below its peak opens the breaker: only reducing orders pass. */
+  HP_LIMIT_DRAWDOWN_HALT_BPS = 29, /* Equity so far below its peak halts trading. */
+  HP_LIMIT_DRAWDOWN_CONFIRM = 30, /* Marks in a row that must say so before a drawdown halts. */
+  HP_LIMIT_MAX_CORRELATION = 31, /* Correlation, of either sign, with any other instrument that is held or ordered. */
+  HP_LIMIT_MAX_VOLATILITY_BPS = 32, /* Average true range as a share of the price. */
+  HP_LIMIT_BASE_VOLATILITY_BPS = 33, /* Above this volatility, the position limits shrink in proportion. */
+  HP_LIMIT_MAX_LEVERAGE_BPS = 34, /* Worst-case value of all positions as a share of the equity. */
+  HP_LIMIT_MARKET_HOURS = 35, /* Whether orders pass in trading hours only. */
+  HP_LIMIT_ALLOW_PREMARKET = 36, /* Whether trading hours begin before the open. */
+  HP_LIMIT_ALLOW_AFTERHOURS = 37, /* Whether trading hours go on after the close. */
+  HP_LIMIT_MAX_ORDER_VOLUME_BPS = 38, /* Quantity of one order as a share of the average daily volume. */
+  HP_LIMIT_MAX_POSITION_VOLUME_BPS = 39, /* Worst-case position as a share of the average daily volume. */
+  HP_LIMIT_MAX_SPREAD_BPS = 40, /* Spread as a share of the mid. */
+  HP_LIMIT_MIN_VOLUME_RATIO = 41, /* Volume of late over its average at least. */
+  HP_LIMIT_MAX_FIGURE_AGE_MS = 42, /* Age of a figure that names no end. */
+  HP_LIMIT_BREAKER_LOSSES = 43, /* Losing trades in a row that open the breaker. */
+  HP_LIMIT_BREAKER_FAILURES = 44, /* Orders in a row without an answer that open the breaker. */
+  HP_LIMIT_BREAKER_REJECTS = 45, /* Orders in a row refused by the venue that open the breaker. */
+  HP_LIMIT_BREAKER_LATENCY_MS = 46, /* An answer slower than this counts as slow. */
+  HP_LIMIT_BREAKER_SLOW_MS = 47, /* Only slow answers for so long open the breaker. */
+  HP_LIMIT_BREAKER_COOLDOWN_MS = 48, /* Open for a fault of the infrastructure, the breaker lets a test order pass after so long. */
+  HP_LIMIT_BREAKER_QUIET_MS = 49, /* After a test order went well, it closes when so long nothing failed. */
 };
 
 #define HP_MARKET_ID UINT64_C(0x0a76dcd342582b89)
@@ -423,7 +530,7 @@ _Static_assert(offsetof(hp_intent_t, action) == 61, "intent.action: offset");
 _Static_assert(offsetof(hp_intent_t, strategy) == 62, "intent.strategy: offset");
 _Static_assert(offsetof(hp_intent_t, pad0) == 63, "intent.pad0: offset");
 
-#define HP_VERDICT_ID UINT64_C(0x22b9495519d3b368)
+#define HP_VERDICT_ID UINT64_C(0x8d97819fa4ea6e2e)
 /* What risk said about an intent. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -437,7 +544,7 @@ typedef struct {
   uint16_t instrument;    /*  56: Index into the instrument table. */
   uint8_t  reason;        /*  58: REASON_*; 0 = approved. */
   uint8_t  action;        /*  59: ACTION_* of the intent. */
-  uint32_t pad0;          /*  60: Zero. */
+  uint32_t detail;        /*  60: What the reason is about: kind of figure, other instrument. */
 } __attribute__((aligned(64))) hp_verdict_t;
 _Static_assert(sizeof(hp_verdict_t) == 64, "verdict: size");
 _Static_assert(offsetof(hp_verdict_t, link_seq) == 0, "verdict.link_seq: offset");
@@ -451,9 +558,9 @@ _Static_assert(offsetof(hp_verdict_t, value) == 48, "verdict.value: offset");
 _Static_assert(offsetof(hp_verdict_t, instrument) == 56, "verdict.instrument: offset");
 _Static_assert(offsetof(hp_verdict_t, reason) == 58, "verdict.reason: offset");
 _Static_assert(offsetof(hp_verdict_t, action) == 59, "verdict.action: offset");
-_Static_assert(offsetof(hp_verdict_t, pad0) == 60, "verdict.pad0: offset");
+_Static_assert(offsetof(hp_verdict_t, detail) == 60, "verdict.detail: offset");
 
-#define HP_ORDER_ID UINT64_C(0x650d7774e130fda2)
+#define HP_ORDER_ID UINT64_C(0x0bd17888c92562b5)
 /* An order that risk lets go (or denied, for the books). */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -533,7 +640,7 @@ _Static_assert(offsetof(hp_update_t, pad0) == 108, "update.pad0: offset");
 _Static_assert(offsetof(hp_update_t, pad1) == 112, "update.pad1: offset");
 _Static_assert(offsetof(hp_update_t, pad2) == 120, "update.pad2: offset");
 
-#define HP_ORDER_EVENT_ID UINT64_C(0x5e47f0b27c37fbcb)
+#define HP_ORDER_EVENT_ID UINT64_C(0x6646b7ead1393721)
 /* A step in the life of an order; the gateway's word. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -593,7 +700,7 @@ _Static_assert(offsetof(hp_position_t, instrument) == 56, "position.instrument: 
 _Static_assert(offsetof(hp_position_t, pad0) == 58, "position.pad0: offset");
 _Static_assert(offsetof(hp_position_t, pad1) == 60, "position.pad1: offset");
 
-#define HP_RISK_EVENT_ID UINT64_C(0x3a0417d93e3760f6)
+#define HP_RISK_EVENT_ID UINT64_C(0xe62552c6762d0233)
 /* Something happened to the gate. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -606,7 +713,7 @@ typedef struct {
   uint16_t instrument;    /*  56: Index into the instrument table. */
   uint8_t  kind;          /*  58: RISK_EVENT_*. */
   uint8_t  reason;        /*  59: REASON_*. */
-  uint32_t pad0;          /*  60: Zero. */
+  uint32_t detail;        /*  60: By kind. */
 } __attribute__((aligned(64))) hp_risk_event_t;
 _Static_assert(sizeof(hp_risk_event_t) == 64, "risk_event: size");
 _Static_assert(offsetof(hp_risk_event_t, link_seq) == 0, "risk_event.link_seq: offset");
@@ -619,7 +726,7 @@ _Static_assert(offsetof(hp_risk_event_t, value) == 48, "risk_event.value: offset
 _Static_assert(offsetof(hp_risk_event_t, instrument) == 56, "risk_event.instrument: offset");
 _Static_assert(offsetof(hp_risk_event_t, kind) == 58, "risk_event.kind: offset");
 _Static_assert(offsetof(hp_risk_event_t, reason) == 59, "risk_event.reason: offset");
-_Static_assert(offsetof(hp_risk_event_t, pad0) == 60, "risk_event.pad0: offset");
+_Static_assert(offsetof(hp_risk_event_t, detail) == 60, "risk_event.detail: offset");
 
 #define HP_TAKE_ID UINT64_C(0x42960a9dee6aa88f)
 /* The signal stage took an order event: where, among the books. */
@@ -643,7 +750,7 @@ _Static_assert(offsetof(hp_take_t, pad1) == 40, "take.pad1: offset");
 _Static_assert(offsetof(hp_take_t, pad2) == 48, "take.pad2: offset");
 _Static_assert(offsetof(hp_take_t, pad3) == 56, "take.pad3: offset");
 
-#define HP_FIGURE_ID UINT64_C(0xa7e1a03d7c74636b)
+#define HP_FIGURE_ID UINT64_C(0x1ee1a9f6b46a9fc2)
 /* One value that risk takes from outside, with its age. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -651,7 +758,7 @@ typedef struct {
   int64_t  ts_computed;   /*  16 [ns]: When it was computed, monotonic. */
   int64_t  until;         /*  24 [ns]: It holds until then, monotonic; 0 = it ages from ts_computed. */
   int64_t  value;         /*  32: By kind. */
-  uint64_t pad0;          /*  40: Zero. */
+  uint64_t basis;         /*  40: VAR_*: newest order event whose fill the value knows; else 0. */
   uint64_t pad1;          /*  48: Zero. */
   uint16_t instrument;    /*  56: Index into the instrument table. */
   uint16_t other;         /*  58: Second instrument, limit or strategy, by kind. */
@@ -665,7 +772,7 @@ _Static_assert(offsetof(hp_figure_t, event) == 8, "figure.event: offset");
 _Static_assert(offsetof(hp_figure_t, ts_computed) == 16, "figure.ts_computed: offset");
 _Static_assert(offsetof(hp_figure_t, until) == 24, "figure.until: offset");
 _Static_assert(offsetof(hp_figure_t, value) == 32, "figure.value: offset");
-_Static_assert(offsetof(hp_figure_t, pad0) == 40, "figure.pad0: offset");
+_Static_assert(offsetof(hp_figure_t, basis) == 40, "figure.basis: offset");
 _Static_assert(offsetof(hp_figure_t, pad1) == 48, "figure.pad1: offset");
 _Static_assert(offsetof(hp_figure_t, instrument) == 56, "figure.instrument: offset");
 _Static_assert(offsetof(hp_figure_t, other) == 58, "figure.other: offset");

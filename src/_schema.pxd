@@ -130,6 +130,34 @@ cdef extern from "_schema.h" nogil:
         HP_REASON_VENUE
         HP_REASON_WASH_TRADE
         HP_REASON_PENDING
+        HP_REASON_BREAKER
+        HP_REASON_PAUSED
+        HP_REASON_RESTRICTED
+        HP_REASON_NO_FIGURE
+        HP_REASON_OLD_FIGURE
+        HP_REASON_DUPLICATE_ORDER
+        HP_REASON_PRICE_RANGE
+        HP_REASON_ORDER_SMALL
+        HP_REASON_ORDERS_PER_DAY
+        HP_REASON_REPEATED
+        HP_REASON_WEEKLY_LOSS
+        HP_REASON_MONTHLY_LOSS
+        HP_REASON_TRADE_LOSS
+        HP_REASON_CONCENTRATION
+        HP_REASON_SECTOR
+        HP_REASON_VAR_95
+        HP_REASON_VAR_99
+        HP_REASON_DRAWDOWN
+        HP_REASON_CORRELATION
+        HP_REASON_VOLATILITY
+        HP_REASON_LEVERAGE
+        HP_REASON_HOURS
+        HP_REASON_LAST_COLLAR
+        HP_REASON_ORDER_VOLUME
+        HP_REASON_POSITION_VOLUME
+        HP_REASON_SPREAD
+        HP_REASON_VOLUME_RATIO
+        HP_REASON_LIMITS
 
     enum:
         HP_ORDER_EVENT_DENIED
@@ -166,6 +194,16 @@ cdef extern from "_schema.h" nogil:
         HP_RISK_EVENT_LIMIT_BREACH
         HP_RISK_EVENT_STORE_FULL
         HP_RISK_EVENT_STORE_OK
+        HP_RISK_EVENT_LIMIT_SET
+        HP_RISK_EVENT_BREAKER
+        HP_RISK_EVENT_PAUSE
+        HP_RISK_EVENT_RESTRICT
+        HP_RISK_EVENT_REARM
+        HP_RISK_EVENT_LATCHED
+        HP_RISK_EVENT_DRAWDOWN
+        HP_RISK_EVENT_CANCEL
+        HP_RISK_EVENT_FIGURE_REFUSED
+        HP_RISK_EVENT_DAY
 
     enum:
         HP_FIGURE_SESSION
@@ -181,6 +219,7 @@ cdef extern from "_schema.h" nogil:
         HP_FIGURE_WEEK_PNL
         HP_FIGURE_MONTH_PNL
         HP_FIGURE_PEAK
+        HP_FIGURE_SECTOR
         HP_FIGURE_PAUSE
         HP_FIGURE_RESTRICT
         HP_FIGURE_LIMIT
@@ -198,6 +237,70 @@ cdef extern from "_schema.h" nogil:
         HP_BREAKER_CLOSED
         HP_BREAKER_OPEN
         HP_BREAKER_HALF_OPEN
+
+    enum:
+        HP_BREAKER_CAUSE_NONE
+        HP_BREAKER_CAUSE_HAND
+        HP_BREAKER_CAUSE_DAILY_LOSS
+        HP_BREAKER_CAUSE_LOSSES
+        HP_BREAKER_CAUSE_DRAWDOWN
+        HP_BREAKER_CAUSE_FAILURES
+        HP_BREAKER_CAUSE_REJECTS
+        HP_BREAKER_CAUSE_LATENCY
+        HP_BREAKER_CAUSE_TEST
+        HP_BREAKER_CAUSE_UNREADABLE
+
+    enum:
+        HP_LIMIT_MAX_ORDER_SHARES
+        HP_LIMIT_MAX_ORDER_NOTIONAL
+        HP_LIMIT_MAX_POSITION_SHARES
+        HP_LIMIT_MAX_POSITION_NOTIONAL
+        HP_LIMIT_MAX_TOTAL_NOTIONAL
+        HP_LIMIT_MAX_OPEN_POSITIONS
+        HP_LIMIT_MAX_DAILY_LOSS
+        HP_LIMIT_PRICE_COLLAR_BPS
+        HP_LIMIT_MAX_ORDERS_PER_MINUTE
+        HP_LIMIT_MAX_OPEN_ORDERS
+        HP_LIMIT_MAX_DATA_AGE_MS
+        HP_LIMIT_ALLOW_SHORT
+        HP_LIMIT_MIN_ORDER_NOTIONAL
+        HP_LIMIT_MIN_PRICE
+        HP_LIMIT_MAX_PRICE
+        HP_LIMIT_LAST_COLLAR_BPS
+        HP_LIMIT_MAX_ORDERS_PER_DAY
+        HP_LIMIT_MAX_STRATEGY_ORDERS
+        HP_LIMIT_DUPLICATE_WINDOW_MS
+        HP_LIMIT_MAX_WEEKLY_LOSS
+        HP_LIMIT_MAX_MONTHLY_LOSS
+        HP_LIMIT_MAX_TRADE_LOSS
+        HP_LIMIT_STOP_DISTANCE_BPS
+        HP_LIMIT_MAX_SYMBOL_SHARE_BPS
+        HP_LIMIT_MAX_SECTOR_SHARE_BPS
+        HP_LIMIT_MAX_VAR_95
+        HP_LIMIT_MAX_VAR_99
+        HP_LIMIT_DRAWDOWN_WARN_BPS
+        HP_LIMIT_DRAWDOWN_ACT_BPS
+        HP_LIMIT_DRAWDOWN_HALT_BPS
+        HP_LIMIT_DRAWDOWN_CONFIRM
+        HP_LIMIT_MAX_CORRELATION
+        HP_LIMIT_MAX_VOLATILITY_BPS
+        HP_LIMIT_BASE_VOLATILITY_BPS
+        HP_LIMIT_MAX_LEVERAGE_BPS
+        HP_LIMIT_MARKET_HOURS
+        HP_LIMIT_ALLOW_PREMARKET
+        HP_LIMIT_ALLOW_AFTERHOURS
+        HP_LIMIT_MAX_ORDER_VOLUME_BPS
+        HP_LIMIT_MAX_POSITION_VOLUME_BPS
+        HP_LIMIT_MAX_SPREAD_BPS
+        HP_LIMIT_MIN_VOLUME_RATIO
+        HP_LIMIT_MAX_FIGURE_AGE_MS
+        HP_LIMIT_BREAKER_LOSSES
+        HP_LIMIT_BREAKER_FAILURES
+        HP_LIMIT_BREAKER_REJECTS
+        HP_LIMIT_BREAKER_LATENCY_MS
+        HP_LIMIT_BREAKER_SLOW_MS
+        HP_LIMIT_BREAKER_COOLDOWN_MS
+        HP_LIMIT_BREAKER_QUIET_MS
 
     ctypedef struct hp_market_t:
         uint64_t link_seq
@@ -310,7 +413,7 @@ cdef extern from "_schema.h" nogil:
         uint16_t instrument
         uint8_t reason
         uint8_t action
-        uint32_t pad0
+        uint32_t detail
 
     ctypedef struct hp_order_t:
         uint64_t link_seq
@@ -389,7 +492,7 @@ cdef extern from "_schema.h" nogil:
         uint16_t instrument
         uint8_t kind
         uint8_t reason
-        uint32_t pad0
+        uint32_t detail
 
     ctypedef struct hp_take_t:
         uint64_t link_seq
@@ -407,7 +510,7 @@ cdef extern from "_schema.h" nogil:
         int64_t ts_computed
         int64_t until
         int64_t value
-        uint64_t pad0
+        uint64_t basis
         uint64_t pad1
         uint16_t instrument
         uint16_t other

@@ -3,6 +3,8 @@
 It takes records from its input rings, changes its own state, puts records on its output
 rings, and knows nothing of processes, sockets or files.  The same compiled stage runs
 pinned in its own process, fused with others in one loop, and inline in a backtest.
+Here is what all of them share; each is in a module of its own, `_stage_feed` to
+`_stage_ledger`, and `_host` is the loop.
 
 Rules every stage keeps
     R1  A record is taken only with credit on every output it may need, the store link
@@ -13,24 +15,51 @@ Rules every stage keeps
         risk and gateway for ages; those readings are in the stored events.
     R4  What is not stored did not happen: the store link is written before the output.
 """
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
-from ._book cimport book_t
-from ._control cimport Control, control_header_t, stage_block_t
-from ._feature cimport feature_t
-from ._ledger cimport Ledger
-from ._order cimport Orders
-from ._ring cimport Ring, ring_t
-from ._risk cimport Risk
+from ._atomic cimport hp_store_release
+from ._control cimport Control, control_header_t, control_set, stage_block_t
+from ._ring cimport ring_claim, ring_credit, ring_publish, ring_t
 from ._schema cimport (
-    hp_book_t, hp_features_t, hp_instrument_t, hp_intent_t, hp_market_t, hp_order_event_t,
-    hp_order_t, hp_update_t)
-from ._strategy cimport Strategy, hp_holding_t
-from ._wire cimport Wire
+    HP_METRIC_EVENTS_CHECKSUM, HP_METRIC_EVENTS_STORED, HP_SEQ_BITS, hp_envelope_t)
+
+cdef extern from * nogil:
+    """
+    #include <stdint.h>
+    /* Word by word: a wide load behind narrow stores would wait for them to leave the store
+     * buffer, which costs more than the whole copy. */
+    static inline void hp_copy_words(uint64_t *to, const uint64_t *from, int first, int count) {
+      for (int i = first; i < count; i++) {
+        uint64_t v;
+    #if defined(__x86_64__)
+        __asm__ __volatile__("mov %1, %0" : "=r"(v) : "m"(from[i]));
+    #else
+        v = *(const volatile uint64_t *)&from[i];
+    #endif
+        to[i] = v;
+      }
+    }
+    static inline uint64_t hp_checksum(const uint64_t *word, int count) {
+      uint64_t h = UINT64_C(0x9E3779B97F4A7C15);
+      for (int i = 0; i < count; i++) {
+        h = (h ^ word[i]) * UINT64_C(0xff51afd7ed558ccd);
+        h ^= h >> 32;
+      }
+      return h;
+    }
+    static inline uint32_t hp_saturate(int64_t v) {
+      return v < 0 ? 0 : v > UINT32_MAX ? UINT32_MAX : (uint32_t)v;
+    }
+    """
+    void hp_copy_words(uint64_t *to, const uint64_t *from_, int first, int count) noexcept
+    uint64_t hp_checksum(const uint64_t *word, int count) noexcept
+    uint32_t hp_saturate(int64_t v) noexcept
 
 cdef enum:
     STAGE_OUTPUTS = 4
-    INTENTS_MAX = 16            # of one strategy at one event
+    BATCH = 64                  # records of one stage in one pass
+    STORE_ROOM = 64             # credit on the store link without which nothing is taken
 
 cdef struct store_t:            # a stage's own store link and the stream it makes
     ring_t *ring                # NULL in a run without a store (benches): seq still counts
@@ -39,6 +68,53 @@ cdef struct store_t:            # a stage's own store link and the stream it mak
     uint64_t seq                # of the newest event
     uint64_t checksum           # sum of the bodies' checksums, modulo 2**64
     uint64_t slot_size
+
+
+cdef inline uint64_t store_credit(store_t *s) noexcept nogil:
+    """Room on the store link; tells risk through the control page when there is too little."""
+    if s.ring == NULL:
+        return 1 << 30
+    cdef uint64_t room = ring_credit(s.ring, STORE_ROOM)
+    cdef uint64_t full = room < STORE_ROOM
+    if full != s.block.store_full:
+        hp_store_release(&s.block.store_full, full)
+    return 0 if full else room
+
+cdef inline uint64_t store_next(const store_t *s) noexcept nogil:
+    """Identity the next stored event will have."""
+    return s.stream | (s.seq + 1)
+
+cdef inline uint64_t store_put(store_t *s, int record, const void *body, int lines, int first,
+                               uint64_t cause, int64_t ts, int64_t ts_in, uint16_t instrument,
+                               uint64_t aux) noexcept nogil:
+    """Record one event; the caller has credit.  *first* = 1 leaves out the ring's own word."""
+    s.seq += 1
+    cdef uint64_t event = s.stream | s.seq
+    if s.ring == NULL:
+        return event
+    cdef hp_envelope_t *e = <hp_envelope_t *>ring_claim(s.ring)
+    if e == NULL:               # not reached with credit; the gap it leaves stops the writer
+        return event
+    cdef uint64_t *words = <uint64_t *>e + 8
+    cdef uint64_t sum_
+    e.event, e.cause, e.ts, e.ts_in = event, cause, ts, ts_in
+    e.record, e.lines, e.instrument, e.pad0, e.aux = record, lines, instrument, 0, aux
+    if first:
+        words[0] = 0
+    hp_copy_words(words, <const uint64_t *>body, first, lines * 8)
+    if s.slot_size > 64 + <uint64_t>lines * 64:
+        memset(<char *>words + lines * 64, 0, s.slot_size - 64 - lines * 64)
+    sum_ = hp_checksum(words, lines * 8)
+    e.checksum = sum_
+    s.checksum += sum_
+    ring_publish(s.ring)
+    control_set(s.block, HP_METRIC_EVENTS_STORED, s.seq)
+    control_set(s.block, HP_METRIC_EVENTS_CHECKSUM, s.checksum)
+    return event
+
+
+# The C end of *ring*, which must carry *record*, or NULL for None; *keep* keeps the handle alive.
+cdef ring_t *stage_end(list keep, ring, record, bint producer) except? NULL
 
 
 cdef class Stage:
@@ -64,112 +140,3 @@ cdef class Stage:
     cdef bint pending(self) noexcept nogil
     # Called with the GIL every few milliseconds of idleness: reconnect, maintain.
     cdef object maintain(self)
-
-
-cdef class Source:
-    """Where a feed's records come from when the feed is received in the loop."""
-    cdef readonly object error
-    # Fill at most *room* records of whole venue messages; how many, 0 = none, -1 = broken.
-    cdef int read(self, hp_market_t *out, int room) noexcept nogil
-    cdef object maintain(self)
-
-
-cdef class FeedStage(Stage):
-    cdef ring_t *book
-    cdef Source source
-    cdef hp_market_t *scratch
-    cdef uint64_t scratch_size
-
-    cdef uint64_t room(self) noexcept nogil
-    cdef void put(self, const hp_market_t *records, uint64_t count) noexcept nogil
-
-
-cdef class BookStage(Stage):
-    cdef ring_t *market
-    cdef ring_t *outputs[STAGE_OUTPUTS]
-    cdef int output_count
-    cdef list books             # the Book handles, one per instrument
-    cdef book_t **tables        # and their structs
-    cdef uint8_t *flags         # BOOK_FLAG_* last published, per instrument
-    cdef uint64_t instruments
-
-
-cdef class SignalStage(Stage):
-    cdef ring_t *books
-    cdef ring_t *order_events
-    cdef ring_t *intents
-    cdef list strategies
-    cdef void **strategy_pointers
-    cdef int strategy_count
-    cdef uint64_t instruments
-    cdef hp_instrument_t *specs
-    cdef feature_t *features
-    cdef hp_features_t *vectors
-    cdef uint8_t *warm
-    cdef hp_book_t *newest
-    cdef hp_holding_t *holdings
-    cdef hp_intent_t *scratch
-    cdef uint64_t taken         # book records taken
-
-    cdef int _ask(self, int event, uint16_t instrument, const hp_order_event_t *order_event,
-                  uint64_t cause, int64_t ts_recv, int64_t ts_in, uint32_t room) noexcept nogil
-
-
-cdef class RiskStage(Stage):
-    cdef ring_t *intents
-    cdef ring_t *marks
-    cdef ring_t *order_events
-    cdef ring_t *positions
-    cdef ring_t *orders
-    cdef Risk risk
-    cdef stage_block_t *blocks
-    cdef uint64_t halt_seen
-    cdef bint armed_seen
-    cdef bint store_full_seen
-
-    cdef bint _watch(self) noexcept nogil
-
-
-cdef class GatewayStage(Stage):
-    cdef ring_t *orders
-    cdef ring_t *updates
-    cdef ring_t *outputs[STAGE_OUTPUTS]
-    cdef int output_count
-    cdef Orders table
-    cdef Wire wire
-    cdef int64_t max_age        # ns from ts_recv to the send
-
-    cdef uint64_t _credit(self) noexcept nogil
-    cdef void _emit(self, hp_order_event_t *e, int64_t ts, int64_t ts_in) noexcept nogil
-    cdef void _answer(self, const hp_update_t *u) noexcept nogil
-    cdef int _order(self, const hp_order_t *o) noexcept nogil
-    cdef void _refuse(self, const hp_order_t *o, uint8_t kind, uint8_t reason) noexcept nogil
-
-
-cdef class UpdatesStage(Stage):
-    cdef ring_t *gateway
-
-
-cdef class LedgerStage(Stage):
-    cdef ring_t *order_events
-    cdef ring_t *marks
-    cdef ring_t *risk
-    cdef Ledger ledger
-    cdef uint64_t broken        # refusals of the ledger seen
-    cdef uint64_t instruments
-    cdef int64_t *stored_at     # ts_recv of the newest stored snapshot, per instrument
-    cdef int64_t interval       # ns between stored snapshots of a moving position
-
-    cdef void _publish(self, uint16_t instrument, uint64_t cause, int64_t ts_in,
-                       bint keep) noexcept nogil
-
-
-cdef class Host:
-    cdef list stages
-    cdef control_header_t *header
-    cdef object _control
-    cdef int wait               # WAIT_*
-    cdef stage_block_t *after[16]       # stages that must have ended before a drain is done
-    cdef int after_count
-    cdef object every           # called with the GIL every few milliseconds, or None
-    cdef readonly uint64_t passes

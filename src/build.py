@@ -15,17 +15,14 @@ from hftpipe import _ring, schema, topology
 from hftpipe._ledger import Ledger
 from hftpipe._order import Orders
 from hftpipe._risk import Risk
-from hftpipe._stage import (
-    BookStage,
-    FeedStage,
-    GatewayStage,
-    LedgerStage,
-    RiskStage,
-    SignalStage,
-    Source,
-    Stage,
-    UpdatesStage,
-)
+from hftpipe._stage import Stage
+from hftpipe._stage_book import BookStage
+from hftpipe._stage_feed import FeedStage, Source
+from hftpipe._stage_gateway import GatewayStage
+from hftpipe._stage_ledger import LedgerStage
+from hftpipe._stage_risk import RiskStage
+from hftpipe._stage_signal import SignalStage
+from hftpipe._stage_updates import UpdatesStage
 from hftpipe.config import Config
 
 if TYPE_CHECKING:

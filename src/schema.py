@@ -265,6 +265,34 @@ REASON = Enum("reason", "Why risk or the gateway refused; 0 = it did not.", (
     ("VENUE", 25, "The venue refused the order."),
     ("WASH_TRADE", 26, "Would trade against an open order of ours."),
     ("PENDING", 27, "Too many orders of this instrument are open."),
+    ("BREAKER", 28, "The circuit breaker is open; detail is its cause."),
+    ("PAUSED", 29, "Somebody paused the instrument."),
+    ("RESTRICTED", 30, "The instrument is on the restricted list."),
+    ("NO_FIGURE", 31, "A figure that a check needs never came, or is unusable; detail is its kind."),
+    ("OLD_FIGURE", 32, "A figure that a check needs is too old; detail is its kind."),
+    ("DUPLICATE_ORDER", 33, "Instrument, side, price and quantity of an order just approved."),
+    ("PRICE_RANGE", 34, "Price outside what is ever traded."),
+    ("ORDER_SMALL", 35, "Value of one order below its limit."),
+    ("ORDERS_PER_DAY", 36, "More orders per trading day than allowed."),
+    ("REPEATED", 37, "The strategy executed too often; a person must enable it again."),
+    ("WEEKLY_LOSS", 38, "Loss of the week at or above its limit."),
+    ("MONTHLY_LOSS", 39, "Loss of the month at or above its limit."),
+    ("TRADE_LOSS", 40, "What the position has lost, or would at its stop, above its limit."),
+    ("CONCENTRATION", 41, "Worst-case value of one instrument above its share of the equity."),
+    ("SECTOR", 42, "Worst-case value of one sector above its share of the equity."),
+    ("VAR_95", 43, "Value at risk, 95 %, above its limit."),
+    ("VAR_99", 44, "Value at risk, 99 %, above its limit."),
+    ("DRAWDOWN", 45, "Equity too far below its peak."),
+    ("CORRELATION", 46, "Moves too much like instrument `detail`, which is held or ordered."),
+    ("VOLATILITY", 47, "Average true range above its limit."),
+    ("LEVERAGE", 48, "Worst-case value of all positions above what the equity allows."),
+    ("HOURS", 49, "Outside trading hours, in a blackout, or the session is unknown."),
+    ("LAST_COLLAR", 50, "Price too far from the last trade."),
+    ("ORDER_VOLUME", 51, "Quantity of one order above its share of the daily volume."),
+    ("POSITION_VOLUME", 52, "Worst-case position above its share of the daily volume."),
+    ("SPREAD", 53, "Spread above its limit."),
+    ("VOLUME_RATIO", 54, "Volume of late too low."),
+    ("LIMITS", 55, "Gateway: approved under limits that have been changed since."),
 ))
 
 ORDER_EVENT_KIND = Enum("order_event", "A step in the life of an order.", (
@@ -298,10 +326,21 @@ RISK_EVENT_KIND = Enum("risk_event", "What happened to the gate.", (
     ("LIMIT_BREACH", 3, "A limit was breached by the market, not by an order."),
     ("STORE_FULL", 4, "A store link filled up: gate closed."),
     ("STORE_OK", 5, "All store links have room again."),
+    ("LIMIT_SET", 6, "Limit number `detail` is now `value`; it was `limit`."),
+    ("BREAKER", 7, "The breaker is now `value`, BREAKER_*; it was `limit`; detail is the cause."),
+    ("PAUSE", 8, "Somebody paused the instrument (value 1) or resumed it (0)."),
+    ("RESTRICT", 9, "The instrument was put on the restricted list (1) or taken off (0)."),
+    ("REARM", 10, "Strategy number `detail` was enabled again."),
+    ("LATCHED", 11, "Strategy number `detail` executed too often and was disabled."),
+    ("DRAWDOWN", 12, "Drawdown `value` reached level `detail` (1 warn, 2 act, 3 halt), `limit`."),
+    ("CANCEL", 13, "The open breaker cancels order `cause`."),
+    ("FIGURE_REFUSED", 14, "A figure of kind `detail` was out of range: what it told is unknown."),
+    ("DAY", 15, "Trading day `value` began: the counts of the day are zero again."),
 ))
 
 FIGURE_KIND = Enum("figure", "What a figure tells risk.", (
-    ("SESSION", 1, "Trading session: value is SESSION_*; holds until `until`."),
+    ("SESSION", 1, "Trading session of `instrument`: value is SESSION_*, `other` the trading day in "
+     "days since 1970; holds until `until`."),
     ("VAR_95", 2, "One-day value at risk of what is held, 95 %, nanocash."),
     ("VAR_99", 3, "The same at 99 %."),
     ("UNIT_VAR_95", 4, "One-day value at risk of the instrument, 95 %, in 1e-9 of its value."),
@@ -314,6 +353,7 @@ FIGURE_KIND = Enum("figure", "What a figure tells risk.", (
     ("WEEK_PNL", 11, "P&L of the week before this day, nanocash."),
     ("MONTH_PNL", 12, "P&L of the month before this day, nanocash."),
     ("PEAK", 13, "Highest equity before this day, nanocash."),
+    ("SECTOR", 14, "Sector of `instrument`: a number from 1 to 255."),
     ("PAUSE", 20, "Trading of `instrument`: value 1 pauses it, 0 resumes it."),
     ("RESTRICT", 21, "Restricted list: value 1 puts `instrument` on it, 0 takes it off."),
     ("LIMIT", 22, "Limit number `other` is now `value`, in its own unit."),
@@ -329,6 +369,84 @@ SESSION = Enum("session", "Which part of the trading day it is.", (
 BREAKER = Enum("breaker", "State of the circuit breaker.", (
     ("CLOSED", 0, "Orders pass."), ("OPEN", 1, "Only orders that reduce a position pass."),
     ("HALF_OPEN", 2, "One test order may pass."),
+))
+
+BREAKER_CAUSE = Enum("breaker_cause", "What opened the circuit breaker.", (
+    ("NONE", 0, "It is closed."),
+    ("HAND", 1, "A person; released by hand only."),
+    ("DAILY_LOSS", 2, "Loss of the day; released by hand only."),
+    ("LOSSES", 3, "Too many losing trades in a row; released by hand only."),
+    ("DRAWDOWN", 4, "Equity too far below its peak; released by hand only."),
+    ("FAILURES", 5, "Orders in a row that did not reach the venue or got no answer."),
+    ("REJECTS", 6, "Orders in a row that the venue refused."),
+    ("LATENCY", 7, "Answers of the venue were too slow for too long."),
+    ("TEST", 8, "The test order of the half-open breaker failed."),
+    ("UNREADABLE", 9, "What the run before left could not be read; released by hand only."),
+))
+
+# What decides an order; units, defaults and ranges are in limits.py.  A number stays what it is.
+LIMIT = Enum("limit", "Limits of the risk gate, by the number a LIMIT figure names.", (
+    ("MAX_ORDER_SHARES", 0, "Quantity of one order."),
+    ("MAX_ORDER_NOTIONAL", 1, "Value of one order."),
+    ("MAX_POSITION_SHARES", 2, "Worst-case position of one instrument: what is held plus all open "
+     "orders of a side."),
+    ("MAX_POSITION_NOTIONAL", 3, "Worst-case value of one instrument."),
+    ("MAX_TOTAL_NOTIONAL", 4, "Worst-case value of all instruments."),
+    ("MAX_OPEN_POSITIONS", 5, "Instruments with a position or an open order."),
+    ("MAX_DAILY_LOSS", 6, "Loss of the day, realised plus unrealised, at which only reducing orders "
+     "pass."),
+    ("PRICE_COLLAR_BPS", 7, "Distance of a limit price, or of the far touch for a market order, to "
+     "the mid."),
+    ("MAX_ORDERS_PER_MINUTE", 8, "Orders approved within any 60 seconds."),
+    ("MAX_OPEN_ORDERS", 9, "Open orders of one instrument."),
+    ("MAX_DATA_AGE_MS", 10, "Age of the newest state of the book."),
+    ("ALLOW_SHORT", 11, "Whether more may be sold than is held (and the instrument is shortable)."),
+    ("MIN_ORDER_NOTIONAL", 12, "Value of one order at least, unless it reduces."),
+    ("MIN_PRICE", 13, "Lowest price of an order that does not reduce."),
+    ("MAX_PRICE", 14, "Highest price of an order that does not reduce."),
+    ("LAST_COLLAR_BPS", 15, "Distance of a limit price, or of the far touch for a market order, to "
+     "the last trade."),
+    ("MAX_ORDERS_PER_DAY", 16, "Orders approved on one trading day."),
+    ("MAX_STRATEGY_ORDERS", 17, "Orders of one strategy on one trading day; beyond, it is disabled "
+     "until a person enables it again."),
+    ("DUPLICATE_WINDOW_MS", 18, "Within this time no second order of the same instrument, side, "
+     "price and quantity passes."),
+    ("MAX_WEEKLY_LOSS", 19, "Loss of the week at which only reducing orders pass."),
+    ("MAX_MONTHLY_LOSS", 20, "Loss of the month at which only reducing orders pass."),
+    ("MAX_TRADE_LOSS", 21, "Loss of one position: what it has lost, and what its worst-case value "
+     "would lose at its stop."),
+    ("STOP_DISTANCE_BPS", 22, "Distance of the stop that max_trade_loss counts with."),
+    ("MAX_SYMBOL_SHARE_BPS", 23, "Worst-case value of one instrument as a share of the equity."),
+    ("MAX_SECTOR_SHARE_BPS", 24, "Worst-case value of one sector as a share of the equity."),
+    ("MAX_VAR_95", 25, "One-day value at risk, 95 %: of what is held, plus that of every open order "
+     "and of every fill that the figure does not know yet."),
+    ("MAX_VAR_99", 26, "The same at 99 %."),
+    ("DRAWDOWN_WARN_BPS", 27, "Equity so far below its peak is recorded."),
+    ("DRAWDOWN_ACT_BPS", 28, "Equity so far below its peak opens the breaker: only reducing orders "
+     "pass."),
+    ("DRAWDOWN_HALT_BPS", 29, "Equity so far below its peak halts trading."),
+    ("DRAWDOWN_CONFIRM", 30, "Marks in a row that must say so before a drawdown halts."),
+    ("MAX_CORRELATION", 31, "Correlation, of either sign, with any other instrument that is held or "
+     "ordered."),
+    ("MAX_VOLATILITY_BPS", 32, "Average true range as a share of the price."),
+    ("BASE_VOLATILITY_BPS", 33, "Above this volatility, the position limits shrink in proportion."),
+    ("MAX_LEVERAGE_BPS", 34, "Worst-case value of all positions as a share of the equity."),
+    ("MARKET_HOURS", 35, "Whether orders pass in trading hours only."),
+    ("ALLOW_PREMARKET", 36, "Whether trading hours begin before the open."),
+    ("ALLOW_AFTERHOURS", 37, "Whether trading hours go on after the close."),
+    ("MAX_ORDER_VOLUME_BPS", 38, "Quantity of one order as a share of the average daily volume."),
+    ("MAX_POSITION_VOLUME_BPS", 39, "Worst-case position as a share of the average daily volume."),
+    ("MAX_SPREAD_BPS", 40, "Spread as a share of the mid."),
+    ("MIN_VOLUME_RATIO", 41, "Volume of late over its average at least."),
+    ("MAX_FIGURE_AGE_MS", 42, "Age of a figure that names no end."),
+    ("BREAKER_LOSSES", 43, "Losing trades in a row that open the breaker."),
+    ("BREAKER_FAILURES", 44, "Orders in a row without an answer that open the breaker."),
+    ("BREAKER_REJECTS", 45, "Orders in a row refused by the venue that open the breaker."),
+    ("BREAKER_LATENCY_MS", 46, "An answer slower than this counts as slow."),
+    ("BREAKER_SLOW_MS", 47, "Only slow answers for so long open the breaker."),
+    ("BREAKER_COOLDOWN_MS", 48, "Open for a fault of the infrastructure, the breaker lets a test "
+     "order pass after so long."),
+    ("BREAKER_QUIET_MS", 49, "After a test order went well, it closes when so long nothing failed."),
 ))
 
 # ---------------------------------------------------------------- records
@@ -473,7 +591,7 @@ VERDICT = Record("verdict", 64, "What risk said about an intent.", (
     INSTRUMENT_INDEX,
     Field("reason", "u8", "", "REASON_*; 0 = approved.", enum=REASON),
     Field("action", "u8", "", "ACTION_* of the intent.", enum=ACTION),
-    Field("pad0", "u32", "", "Zero.", None),
+    Field("detail", "u32", "", "What the reason is about: kind of figure, other instrument."),
 ))
 
 ORDER = Record("order", 64, "An order that risk lets go (or denied, for the books).", (
@@ -546,7 +664,7 @@ RISK_EVENT = Record("risk_event", 64, "Something happened to the gate.", (
     INSTRUMENT_INDEX,
     Field("kind", "u8", "", "RISK_EVENT_*.", enum=RISK_EVENT_KIND),
     Field("reason", "u8", "", "REASON_*.", enum=REASON),
-    Field("pad0", "u32", "", "Zero.", None),
+    Field("detail", "u32", "", "By kind."),
 ))
 
 TAKE = Record("take", 64, "The signal stage took an order event: where, among the books.", (
@@ -562,7 +680,8 @@ FIGURE = Record("figure", 64, "One value that risk takes from outside, with its 
     Field("ts_computed", "i64", "ns", "When it was computed, monotonic."),
     Field("until", "i64", "ns", "It holds until then, monotonic; 0 = it ages from ts_computed."),
     Field("value", "i64", "", "By kind."),
-    Field("pad0", "u64", "", "Zero.", None), Field("pad1", "u64", "", "Zero.", None),
+    Field("basis", "u64", "", "VAR_*: newest order event whose fill the value knows; else 0."),
+    Field("pad1", "u64", "", "Zero.", None),
     INSTRUMENT_INDEX,
     Field("other", "u16", "", "Second instrument, limit or strategy, by kind."),
     Field("kind", "u8", "", "FIGURE_*.", enum=FIGURE_KIND),
@@ -605,7 +724,8 @@ BY_NAME = {r.name: r for r in RECORDS}
 BODIES = {value: BY_NAME[name] for _, value, name in RECORD.members}
 
 ENUMS = (STREAM, RECORD, MARKET_KIND, MARKET_FLAG, BOOK_FLAG, SIDE, ORDER_TYPE, TIF, ACTION,
-         REASON, ORDER_EVENT_KIND, ORDER_STATE, RISK_EVENT_KIND, FIGURE_KIND, SESSION, BREAKER)
+         REASON, ORDER_EVENT_KIND, ORDER_STATE, RISK_EVENT_KIND, FIGURE_KIND, SESSION, BREAKER,
+         BREAKER_CAUSE, LIMIT)
 
 DEPTH = 5                       # levels summed into BOOK.bid_depth and ask_depth
 
@@ -677,17 +797,18 @@ def _nearest(what: str, name: str, known: Sequence[str]) -> ValueError:
     return ValueError(f"wanted {what}, found {name!r}: did you mean {near[0]!r}?")
 
 
-def feature_index(names: Sequence[str]) -> list[int]:
-    """Where each of *names* stands in FEATURES.
+def feature_index(names: Sequence[str],
+                  catalogue: Sequence[Feature] | None = None) -> list[int]:
+    """Where each of *names* stands in FEATURES, or in another *catalogue*.
 
     Raises
     ------
     ValueError
         If a name is not in the catalogue (naming the nearest) or stands twice, or there is none.
     """
-    order = [f.name for f in CATALOGUE]
+    order = [f.name for f in (CATALOGUE if catalogue is None else catalogue)]
     for name in names:
-        if name not in FEATURE_BY_NAME:
+        if name not in order:
             raise _nearest("a feature", name, order)
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice or not names:
@@ -696,7 +817,8 @@ def feature_index(names: Sequence[str]) -> list[int]:
     return [order.index(name) for name in names]
 
 
-def feature_hash(names: Sequence[str], bar: str = "") -> int:
+def feature_hash(names: Sequence[str], bar: str = "",
+                 catalogue: Sequence[Feature] | None = None) -> int:
     """64 bits that change with any name, its definition, the order, or the window of bars.
 
     Parameters
@@ -711,7 +833,8 @@ def feature_hash(names: Sequence[str], bar: str = "") -> int:
     ValueError
         As :func:`feature_index`, and if *bar* is needed and is no window (naming the nearest).
     """
-    chosen = [CATALOGUE[i] for i in feature_index(names)]
+    known = CATALOGUE if catalogue is None else catalogue
+    chosen = [known[i] for i in feature_index(names, known)]
     if not any(f.bars for f in chosen):
         bar = ""
     elif bar not in BARS:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from hftpipe._control import Control
     from hftpipe._ring import Ring
-    from hftpipe._stage import FeedStage, UpdatesStage
+    from hftpipe._stage_feed import FeedStage
+    from hftpipe._stage_updates import UpdatesStage
     from hftpipe._strategy import Strategy
     from hftpipe._wire import Wire
     from hftpipe.rundir import Run
@@ -181,7 +182,7 @@ def credentials(context: Context) -> tuple[Any, Any]:
 
 def pipeline(context: Context) -> Exit:
     """Compiled stages in one loop."""
-    from hftpipe._stage import WAIT_SLEEP, WAIT_SPIN, WAIT_YIELD, Host
+    from hftpipe._host import WAIT_SLEEP, WAIT_SPIN, WAIT_YIELD, Host
     sources: list[Any] = []
 
     def source() -> Any:

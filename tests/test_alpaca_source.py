@@ -6,7 +6,7 @@ import pytest
 
 from hftpipe import schema
 from hftpipe._ring import pair
-from hftpipe._stage import FeedStage
+from hftpipe._stage_feed import FeedStage
 from hftpipe.alpaca import session
 from hftpipe.alpaca._codec import Decoder
 from hftpipe.alpaca._source import SocketSource

@@ -12,11 +12,13 @@ LAYERS = [
     # 0 words: the layouts, the memory order, the clock, the errors
     {"schema", "_schema", "_atomic", "_memory", "_clock", "errors", "_token", "models"},
     # 1 parts: one job each, ignorant of one another
-    {"_ring", "_control", "_book", "_order", "_ledger", "_wire"},
+    {"_ring", "_control", "_book", "_order", "_ledger", "_wire", "card"},
     # 2 judgement: may read parts
     {"_feature", "_model", "_risk", "_match"},
     # 3 joints: the socket of a strategy, parts joined into duty cycles
     {"_strategy"}, {"_stage"},
+    {"_stage_feed", "_stage_book", "_stage_signal", "_stage_risk", "_stage_gateway",
+     "_stage_updates", "_stage_ledger", "_host"},
     # 4 shell: files, environment, processes
     {"config", "shm", "log", "recording"}, {"topology", "metrics", "rundir"},
     {"process", "health", "build"},

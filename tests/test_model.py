@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hftpipe import schema
-from hftpipe._model import CLASSES, METADATA, Model, library, runtime
+from hftpipe import card, schema
+from hftpipe._model import Model, library, runtime
+from hftpipe.card import CLASSES, KEYS
 from hftpipe.errors import ConfigError, HftpipeError
 from hftpipe.models import DEMO
-from tests.models.network import ROOT, Network, demo_card, trainer
+from tests.models.network import BOOK, ROOT, Network, demo_card, trainer
 
 pytest.importorskip("onnx", reason="writing model files needs onnx")
-NAMES = [f.name for f in schema.FEATURES.fields]
+NAMES = list(BOOK)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_identity_is_the_sha256_of_the_file(path, model):
     assert model.sha256 == digest.hexdigest()
     assert model.id == int.from_bytes(digest.digest()[:8], "little")
     assert model.count == 16 and model.path == str(path)
-    assert set(model.card) == {key.removeprefix("hftpipe.") for key in METADATA}
+    assert set(model.card) == set(KEYS)
     assert Model(path, sha256=model.sha256.upper()).id == model.id
 
 
@@ -100,19 +101,56 @@ def test_an_output_that_is_not_finite_is_an_error(tmp_path, backend):
     assert np.isfinite(loaded.predict(np.zeros(16))).all()         # and goes on
 
 
-def test_other_records_of_features(tmp_path):
-    """The width is the record's: 32 features, as in the benchmark."""
-    record = schema.Record("wide", 128, "", tuple(
-        schema.Field(f"f{i}", "f32", "", "") for i in range(32)))
-    network = Network(3, record)
-    wide = Model(network.write(tmp_path / "wide.onnx"), record)
-    rows = np.random.default_rng(2).standard_normal((4, 32))
-    np.testing.assert_allclose(wide.predict(rows), network(rows), atol=1e-5)
-    with pytest.raises(ConfigError, match=r"wanted one input f32\[1 or \?, 16\], "
-                                          r"found f32\[\?, 32\]"):
+def test_features_are_gathered_by_name_out_of_a_larger_vector(tmp_path):
+    """Any features in any order; what stands elsewhere in the vector is nobody's input."""
+    catalogue = tuple(schema.Feature(f"f{i}", f"the {i}th") for i in range(48))
+    names = [f"f{i}" for i in np.random.default_rng(7).permutation(48)[:32]]
+    network = Network(3, names, catalogue=catalogue)
+    wide = Model(network.write(tmp_path / "wide.onnx"), catalogue=catalogue)
+    rows = np.random.default_rng(2).standard_normal((4, 48)).astype(np.float32)
+    inputs = rows[:, [int(name[1:]) for name in names]]
+    np.testing.assert_allclose(wide.predict(inputs), network(inputs), atol=1e-5)
+    for row, wanted in zip(rows, wide.predict(inputs), strict=True):
+        assert wide.ask(row).tobytes() == wanted.tobytes()
+    with pytest.raises(ConfigError, match="wanted a feature, found 'f"):
         Model(tmp_path / "wide.onnx")
-    with pytest.raises(ValueError, match="every feature must be f32"):
-        Model(tmp_path / "wide.onnx", schema.INTENT)
+    with pytest.raises(ValueError, match=r"wanted a vector of 48, found \(32,\)"):
+        wide.ask(inputs[0])
+
+
+@pytest.mark.parametrize("backend", ["c", "python"])
+def test_normalisation_outside_the_graph_gives_the_same_answers(network, tmp_path, backend):
+    model, normalisation = network.bare()
+    path = network.write(tmp_path / "bare.onnx", model, normalisation=normalisation)
+    ours = Model(path, backend=backend)
+    rows = (np.random.default_rng(5).standard_normal((200, 16)) * 8).astype(np.float32)
+    np.testing.assert_allclose(ours.predict(rows), network(rows), atol=1e-5)
+    for row in rows[:20]:
+        assert ours.ask(row).tobytes() == ours.predict(row).tobytes()
+    lied = network.write(tmp_path / "lie.onnx", model, normalisation={"where": "graph"})
+    with pytest.raises(ConfigError, match="parity vector"):     # forgotten: found at once
+        Model(lied, backend=backend)
+    with pytest.raises(HftpipeError, match="not finite"):       # NaN is never clipped to a number
+        ours.predict(np.full(16, np.nan))
+
+
+def test_the_likely_one_of_several_outputs_is_taken(network, tmp_path):
+    """skl2onnx and others put a label beside the probabilities."""
+    from onnx import TensorProto, helper
+    model = network.model()
+    model.graph.node.append(helper.make_node("ArgMax", ["probabilities"], ["label"], axis=1,
+                                             keepdims=0))
+    model.graph.output.insert(0, helper.make_tensor_value_info("label", TensorProto.INT64, ["n"]))
+    path = network.write(tmp_path / "m.onnx", model)
+    rows = np.random.default_rng(5).standard_normal((9, 16)).astype(np.float32)
+    for backend in ("c", "python"):
+        np.testing.assert_allclose(Model(path, backend=backend).predict(rows), network(rows),
+                                   atol=1e-5)
+
+
+def test_inferences_are_timed_one_by_one(model):
+    times = model.measure(50)
+    assert times.shape == (50,) and times.min() > 0
 
 
 # ---------------------------------------------------------------- the permuted model
@@ -158,15 +196,53 @@ def with_ends(name, source, result, element="FLOAT"):
     return model
 
 
+NAN = float("nan")
+HASH = f"0x{schema.feature_hash(BOOK):016x}"
+
 BAD = [
-    ({"features": NAMES[:15]}, "wanted feature 15 arrival, found none"),
-    ({"features": [*NAMES, "more"]}, "wanted features 16, found 17"),
+    ({"features": NAMES[:15]}, "found " + HASH + ": made for other features"),
+    ({"features": [*NAMES, "more"]}, "wanted a feature, found 'more': did you mean"),
+    ({"features": [*NAMES, NAMES[3]]}, "wanted each feature once, found 'volatility' twice"),
+    ({"features": []}, "wanted at least one feature, found none"),
     ({"features": "all"}, "wanted a list of features, found 'all'"),
-    ({"features": None}, "found no hftpipe.features: not made for hftpipe?"),
-    ({"fingerprint": "0x0123456789abcdef"}, "wanted fingerprint 0x{0:016x}, found 0x0123456789"),
+    ({"features": [1]}, "wanted a list of features, found [1]"),
+    ({"features": None}, "found no hftpipe.features: not packed?"),
+    ({"feature_hash": "0x0123456789abcdef"}, "wanted feature hash " + HASH
+     + ", found 0x0123456789abcdef"),
+    ({"bar": 60}, "wanted a window of bars, found 60"),
     ({"classes": ["up", "flat", "down"]}, "wanted classes ['down', 'flat', 'up'], found ['up'"),
-    ({"format": "2"}, "wanted format 1, found 2"),
+    ({"classes": ["down", "up"]}, "wanted classes ['down', 'flat', 'up'], found ['down', 'up']"),
+    ({"format": "1"}, "wanted format 2, found 1"),
     ({"training": None}, "found no hftpipe.training"),
+    ({"training": {}}, "wanted 64 hexadecimal digits in training.data_sha256, found None"),
+    ({"training": {"data_sha256": "12"}}, "in training.data_sha256, found '12'"),
+    ({"normalisation": {}}, 'wanted normalisation "graph" or "input", found None'),
+    ({"normalisation": {"where": "input", "mean": [0] * 16}},
+     "wanted normalisation.scale of 16 numbers, found None"),
+    ({"normalisation": {"where": "input", "mean": [0] * 15, "scale": [1] * 16}},
+     "wanted normalisation.mean of 16 numbers, found 15"),
+    ({"normalisation": {"where": "input", "mean": [0] * 3 + [NAN] + [0] * 12, "scale": [1] * 16}},
+     "wanted normalisation.mean of volatility finite, found nan"),
+    ({"normalisation": {"where": "graph", "scale": [1] * 3 + [NAN] + [1] * 12}},
+     "wanted normalisation.scale of volatility positive, found nan"),
+    ({"normalisation": {"where": "input", "mean": [0] * 16, "scale": [1] * 15 + [0]}},
+     "wanted normalisation.scale of arrival positive, found 0"),
+    ({"normalisation": {"where": "input", "mean": [0] * 16, "scale": [1] * 15 + [1e-60]}},
+     "wanted normalisation.scale of arrival within f32, found 1e-60"),
+    ({"normalisation": {"where": "input", "mean": [0] * 16, "scale": [1] * 16, "clip": -1}},
+     "wanted normalisation.clip positive or null, found -1"),
+    ({"budget": {}}, 'wanted a budget such as {"p99_us": 50}, found {}'),
+    ({"budget": {"p99_us": 0}}, "wanted a budget such as"),
+    ({"horizon": {"states": 0, "spreads": 0.5}}, "wanted a horizon such as"),
+    ({"horizon": {"states": 5, "ns": 5}}, "wanted a horizon such as"),
+    ({"horizon": [32]}, "wanted a horizon such as"),
+    ({"distribution": {"edges": [[0] * 9] * 16}}, "wanted distribution.counts of 16 rows of 10"),
+    ({"distribution": {"edges": [[0] * 9] * 15, "counts": [[1] * 10] * 16}},
+     "wanted distribution.edges of 16 rows of 9"),
+    ({"distribution": {"edges": [[*range(8, -1, -1)]] * 16, "counts": [[1] * 10] * 16}},
+     "wanted ascending distribution.edges"),
+    ({"distribution": {"edges": [[0] * 9] * 16, "counts": [[0] * 10] * 16}},
+     "wanted distribution.counts with values"),
     ({"parity": {"inputs": [], "outputs": []}}, "wanted parity vectors of 16 inputs"),
     ({"parity": {"inputs": [[1, 2]], "outputs": [[1, 0, 0]]}}, "wanted parity vectors of 16"),
     ({"parity": {"inputs": "x"}}, "wanted parity vectors of 16 inputs"),
@@ -182,7 +258,7 @@ def test_a_card_that_does_not_fit_is_refused_in_one_line(network, tmp_path, back
     with pytest.raises(ConfigError) as error:
         Model(path, backend=backend)
     text = str(error.value)
-    assert message.format(schema.FEATURES.fingerprint) in text
+    assert message in text
     assert text.startswith(f"model {path}: ") and "\n" not in text
 
 
@@ -196,7 +272,8 @@ SHAPES = [
     (with_ends, ([1, 7], [1, 3]), "wanted one input f32[1 or ?, 16], found f32[1, 7]"),
     (with_ends, ([2, 16], [2, 3]), "wanted one input f32[1 or ?, 16], found f32[2, 16]"),
     (with_ends, ([16], [3]), "wanted one input f32[1 or ?, 16], found f32[16]"),
-    (with_ends, ([1, 16], [1, 2]), "wanted one output f32[1 or ?, 3], found f32[1, 2]"),
+    (with_ends, ([1, 16], [1, 2]),
+     "wanted one output f32[1 or ?, 3] (down, flat, up), found f32[1, 2]"),
     (with_ends, ([1, 16], [1, 3], "DOUBLE"), "wanted one input f32[1 or ?, 16], found "),
 ]
 
@@ -222,11 +299,16 @@ def test_two_inputs_are_refused(network, tmp_path, backend):
 
 @pytest.mark.parametrize("backend", ["c", "python"])
 @pytest.mark.parametrize(("data", "message"), [
-    (b"", "found an empty file"), (b"GIF89a" * 50, "wanted an ONNX model, found: "),
-    (None, "wanted an ONNX model, found: ")])
-def test_a_file_that_is_no_model_is_refused(path, tmp_path, capfd, backend, data, message):
+    (b"", "found an empty file"), (b"GIF89a" * 50, "wanted an ONNX model, found another or"),
+    ("cut", "wanted an ONNX model, found another or"), ("card", "wanted an ONNX model, found: ")])
+def test_a_file_that_is_no_model_is_refused(network, path, tmp_path, capfd, backend, data,
+                                            message):
     bad = tmp_path / "bad.onnx"
-    bad.write_bytes(path.read_bytes()[:3_000] if data is None else data)
+    if data == "cut":
+        data = path.read_bytes()[:3_000]
+    elif data == "card":                            # all card and no graph
+        data = card.stamp(b"", network.card())
+    bad.write_bytes(data)
     with pytest.raises(ConfigError) as error:
         Model(bad, backend=backend)
     assert message in str(error.value) and "\n" not in str(error.value)
@@ -262,6 +344,41 @@ def test_weights_that_changed_after_training_are_refused(network, tmp_path):
     other = Network(8)
     with pytest.raises(ConfigError, match="parity vector"):
         Model(network.write(tmp_path / "m.onnx", other.model()))
+
+
+# ---------------------------------------------------------------- the bytes of the card
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.text(max_size=9), st.text(max_size=300), max_size=4), st.booleans())
+def test_a_card_is_written_as_onnx_would_and_leaves_the_rest_alone(network, others, twice):
+    import onnx
+    model = network.model()
+    for key, value in others.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    data = card.stamp(model.SerializeToString(), network.card())
+    if twice:
+        data = card.stamp(data, network.card() | {"bar": "1min"})
+    found = onnx.load_from_string(data)
+    wanted = dict(others) | {f"hftpipe.{k}": json.dumps(v) for k, v in network.card().items()}
+    if twice:
+        wanted["hftpipe.bar"] = '"1min"'
+    assert {e.key: e.value for e in found.metadata_props} == wanted == card.metadata(data)
+    assert len(found.metadata_props) == len(wanted)
+    assert found.graph == model.graph and found.opset_import == model.opset_import
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 10**6), st.binary(max_size=6))
+def test_a_damaged_file_is_refused_or_read_and_never_more(path, at, put):
+    data = bytearray(path.read_bytes())
+    at %= len(data)
+    data[at:at + len(put)] = put
+    for damaged in (bytes(data), bytes(data[:at])):
+        try:
+            card.check(card.parse(card.metadata(damaged)))
+        except ConfigError as error:
+            assert "\n" not in str(error)
 
 
 # ---------------------------------------------------------------- the runtime's library
@@ -326,8 +443,9 @@ def test_a_model_that_is_dropped_frees_everything(path):
 def test_the_card_beside_the_demo_model_is_of_that_file():
     card, model = demo_card(), Model(DEMO)
     assert card["sha256"] == model.sha256 and card["file"] == DEMO.name
-    for key in ("features", "fingerprint", "classes", "normalisation", "training"):
-        assert card[key] == model.card[key], key
+    for key in KEYS:
+        if key not in ("parity", "distribution"):
+            assert card[key] == model.card[key], key
     assert model.card["classes"] == list(CLASSES)
     assert len(model.card["parity"]["inputs"]) >= 8
 

@@ -248,10 +248,10 @@ def exchanged(path, i, j):
     import onnx
     from onnx import numpy_helper
 
+    from hftpipe.card import metadata, parse, stamp
     from hftpipe.models import DEMO
-    from tests.models.network import trainer
     model = onnx.load(DEMO)
-    card = {p.key.removeprefix("hftpipe."): json.loads(p.value) for p in model.metadata_props}
+    card = parse(metadata(DEMO.read_bytes()))
 
     def swap(array):
         """Entries i and j of the first axis."""
@@ -263,10 +263,10 @@ def exchanged(path, i, j):
         if tensor.name in ("low", "high", "w0"):
             tensor.CopyFrom(numpy_helper.from_array(
                 swap(numpy_helper.to_array(tensor)), tensor.name))
-    for name in ("mean", "std"):
+    for name in ("mean", "scale"):
         card["normalisation"][name] = swap(card["normalisation"][name]).tolist()
     card["parity"]["inputs"] = swap(numpy.transpose(card["parity"]["inputs"])).T.tolist()
-    path.write_bytes(trainer().stamp(model, card))
+    path.write_bytes(stamp(model.SerializeToString(), card))
     return path
 
 

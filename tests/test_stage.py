@@ -8,7 +8,8 @@ import numpy
 import pytest
 
 from hftpipe import _clock, _control, schema
-from hftpipe._stage import WAIT_SLEEP, Host, checksum
+from hftpipe._host import WAIT_SLEEP, Host
+from hftpipe._stage import checksum
 from hftpipe.errors import SchemaError
 from tests.chain import NANO, Chain, quote
 

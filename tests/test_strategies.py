@@ -235,7 +235,7 @@ def test_a_permuted_model_changes_the_orders(stream, tmp_path):
     import onnx
     from onnx import numpy_helper
 
-    from tests.models.network import trainer
+    from hftpipe.card import stamp
     model = onnx.load(DEMO)
     order = np.arange(16)
     order[[4, 6]] = 6, 4                        # spread_bps and imbalance_depth
@@ -247,14 +247,14 @@ def test_a_permuted_model_changes_the_orders(stream, tmp_path):
     card["parity"] = {"inputs": np.array(card["parity"]["inputs"])[:, order].tolist(),
                       "outputs": card["parity"]["outputs"]}
     lie = tmp_path / "permuted.onnx"
-    lie.write_bytes(trainer().stamp(model, card))
+    lie.write_bytes(stamp(model.SerializeToString(), card))
     params = {"cooldown": 0}
     right = run(strategies.load("onnx", params, ONE), stream)
     wrong = run(strategies.load("onnx", params | {"model": str(lie)}, ONE), stream)
     assert right != wrong and right
 
     card["features"] = [NAMES[i] for i in order]
-    lie.write_bytes(trainer().stamp(model, card))
+    lie.write_bytes(stamp(model.SerializeToString(), card))
     with pytest.raises(ConfigError, match="wanted feature 4 spread_bps, found imbalance_depth"):
         strategies.load("onnx", params | {"model": str(lie)}, ONE)
 

@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 from typing_extensions import disjoint_base
 
-from hftpipe._stage import Source
+from hftpipe._stage_feed import Source
 from hftpipe.alpaca._codec import Decoder
 from hftpipe.alpaca._socket import Receiver
 

@@ -6,7 +6,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from .._clock cimport clock_now
 from .._schema cimport hp_market_t
-from .._stage cimport Source
+from .._stage_feed cimport Source
 from ._codec cimport CODEC_ROOM, Decoder
 from ._socket cimport (
     WS_MESSAGE, WS_NONE, WS_PING, Receiver, ws_poll, ws_receiver_t, ws_send)

@@ -4,14 +4,12 @@ from typing import Any
 from typing_extensions import disjoint_base
 
 from hftpipe._ring import Ring
-from hftpipe._stage import (
-    BookStage,
-    FeedStage,
-    GatewayStage,
-    LedgerStage,
-    RiskStage,
-    SignalStage,
-)
+from hftpipe._stage_book import BookStage
+from hftpipe._stage_feed import FeedStage
+from hftpipe._stage_gateway import GatewayStage
+from hftpipe._stage_ledger import LedgerStage
+from hftpipe._stage_risk import RiskStage
+from hftpipe._stage_signal import SignalStage
 from hftpipe.backtest._sim import SimWire
 
 @disjoint_base

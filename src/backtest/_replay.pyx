@@ -4,8 +4,13 @@ from libc.stdint cimport int64_t, uint64_t
 from .._clock cimport clock_virtual
 from .._ring cimport Ring, ring_credit, ring_t
 from .._schema cimport HP_MARKET_FLAG_LAST, hp_market_t
-from .._stage cimport (
-    BookStage, FeedStage, GatewayStage, LedgerStage, RiskStage, SignalStage, Stage)
+from .._stage cimport Stage
+from .._stage_book cimport BookStage
+from .._stage_feed cimport FeedStage
+from .._stage_gateway cimport GatewayStage
+from .._stage_ledger cimport LedgerStage
+from .._stage_risk cimport RiskStage
+from .._stage_signal cimport SignalStage
 from ._sim cimport SimWire
 
 from hftpipe.errors import HftpipeError

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hftpipe import schema
+from hftpipe import card, schema
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -40,14 +40,17 @@ def forward(layers, x, mean, std, clip=5.0):
     return e / e.sum(axis=1, keepdims=True)
 
 
-class Network:
-    """Random weights for *record*; edit its parts, then `write`."""
+BOOK = schema.FEATURE_SETS["book"]
 
-    def __init__(self, seed=0, record=schema.FEATURES, widths=(64, 32)):
+
+class Network:
+    """Random weights for *features*; edit its parts, then `write`."""
+
+    def __init__(self, seed=0, features=BOOK, widths=(64, 32), catalogue=schema.CATALOGUE):
         random = np.random.default_rng(seed)
-        count = len(record.fields)
+        count = len(features)
         sizes = (count, *widths, 3)
-        self.record = record
+        self.features, self.catalogue = tuple(features), catalogue
         self.layers = []
         for a, b in itertools.pairwise(sizes):
             self.layers += [(random.standard_normal((a, b)) * (2 / a) ** 0.5).astype(np.float32)
@@ -61,7 +64,7 @@ class Network:
 
     def permuted(self, i, j):
         """The same network fed with features *i* and *j* exchanged."""
-        other = Network(0, self.record)
+        other = Network(0, self.features)
         order = np.arange(len(self.mean))
         order[[i, j]] = j, i
         other.layers = [self.layers[0][order], *self.layers[1:]]
@@ -69,23 +72,38 @@ class Network:
         return other
 
     def card(self):
-        return trainer().describe(self.record, self.mean, self.std, {"version": "test"},
-                                  self.inputs, self(self.inputs))
+        return trainer().describe(self.mean, self.std, {"version": "test", "data_sha256": "0" * 64},
+                                  self.inputs, self(self.inputs), self.features,
+                                  catalogue=self.catalogue)
 
     def model(self):
         return trainer().graph(self.layers, self.mean, self.std, "test")
 
+    def bare(self):
+        """The graph without its normalisation, and the card's entry that leaves it to us."""
+        zero, one = np.zeros(len(self.mean)), np.ones(len(self.mean))
+        model = trainer().graph(self.layers, zero, one, "bare")
+        model.graph.node[2].input[0] = "features"
+        del model.graph.node[:2]
+        return model, {"where": "input", "mean": self.mean.tolist(), "scale": self.std.tolist(),
+                       "clip": 5.0}
+
     def write(self, path: Path, model=None, raw=None, **changes) -> Path:
         """*changes* replace entries of the card; None leaves one out; *raw* is not encoded."""
-        card = {k: v for k, v in (self.card() | changes).items() if v is not None}
+        made = {k: v for k, v in (self.card() | changes).items() if v is not None or k in NULLABLE}
         model = model or self.model()
-        data = trainer().stamp(model, card)
+        data = card.stamp(model.SerializeToString(), made)
         if raw:
+            import onnx
+            model = onnx.load_from_string(data)
             for entry in model.metadata_props:
                 entry.value = raw.get(entry.key.removeprefix("hftpipe."), entry.value)
             data = model.SerializeToString()
         path.write_bytes(data)
         return path
+
+
+NULLABLE = ("horizon", "distribution")
 
 
 def demo_card() -> dict[str, Any]:

@@ -1,0 +1,16 @@
+"""The book stage: market records in, the state of a book out."""
+from libc.stdint cimport uint8_t, uint64_t
+
+from ._book cimport book_t
+from ._ring cimport ring_t
+from ._stage cimport STAGE_OUTPUTS, Stage
+
+
+cdef class BookStage(Stage):
+    cdef ring_t *market
+    cdef ring_t *outputs[STAGE_OUTPUTS]
+    cdef int output_count
+    cdef list books             # the Book handles, one per instrument
+    cdef book_t **tables        # and their structs
+    cdef uint8_t *flags         # BOOK_FLAG_* last published, per instrument
+    cdef uint64_t instruments

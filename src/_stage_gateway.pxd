@@ -1,0 +1,24 @@
+"""The gateway stage: orders to the venue, its answers to everybody."""
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from ._order cimport Orders
+from ._ring cimport ring_t
+from ._schema cimport hp_order_event_t, hp_order_t, hp_update_t
+from ._stage cimport STAGE_OUTPUTS, Stage
+from ._wire cimport Wire
+
+
+cdef class GatewayStage(Stage):
+    cdef ring_t *orders
+    cdef ring_t *updates
+    cdef ring_t *outputs[STAGE_OUTPUTS]
+    cdef int output_count
+    cdef Orders table
+    cdef Wire wire
+    cdef int64_t max_age        # ns from ts_recv to the send
+
+    cdef uint64_t _credit(self) noexcept nogil
+    cdef void _emit(self, hp_order_event_t *e, int64_t ts, int64_t ts_in) noexcept nogil
+    cdef void _answer(self, const hp_update_t *u) noexcept nogil
+    cdef int _order(self, const hp_order_t *o) noexcept nogil
+    cdef void _refuse(self, const hp_order_t *o, uint8_t kind, uint8_t reason) noexcept nogil

@@ -1,0 +1,20 @@
+"""The ledger stage: positions, P&L and marks."""
+from libc.stdint cimport int64_t, uint16_t, uint64_t
+
+from ._ledger cimport Ledger
+from ._ring cimport ring_t
+from ._stage cimport Stage
+
+
+cdef class LedgerStage(Stage):
+    cdef ring_t *order_events
+    cdef ring_t *marks
+    cdef ring_t *risk
+    cdef Ledger ledger
+    cdef uint64_t broken        # refusals of the ledger seen
+    cdef uint64_t instruments
+    cdef int64_t *stored_at     # ts_recv of the newest stored snapshot, per instrument
+    cdef int64_t interval       # ns between stored snapshots of a moving position
+
+    cdef void _publish(self, uint16_t instrument, uint64_t cause, int64_t ts_in,
+                       bint keep) noexcept nogil

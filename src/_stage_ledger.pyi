@@ -1,0 +1,17 @@
+from typing_extensions import disjoint_base
+
+from hftpipe._control import Control
+from hftpipe._ledger import Ledger
+from hftpipe._ring import Ring
+from hftpipe._stage import Stage
+
+@disjoint_base
+class LedgerStage(Stage):
+    def __init__(
+        self, order_events: Ring, marks: Ring, risk: Ring, ledger: Ledger, instruments: int,
+        store: Ring | None = None, control: Control | None = None, index: int = 6,
+        interval: int = 1_000_000_000,
+    ) -> None: ...
+    @property
+    def totals(self) -> dict[str, int]: ...
+    def position(self, instrument: int) -> dict[str, int]: ...

@@ -1,0 +1,22 @@
+"""The risk stage: intents in, orders with a token, or refused ones, out."""
+from libc.stdint cimport uint64_t
+
+from ._control cimport stage_block_t
+from ._ring cimport ring_t
+from ._risk cimport Risk
+from ._stage cimport Stage
+
+
+cdef class RiskStage(Stage):
+    cdef ring_t *intents
+    cdef ring_t *marks
+    cdef ring_t *order_events
+    cdef ring_t *positions
+    cdef ring_t *orders
+    cdef Risk risk
+    cdef stage_block_t *blocks
+    cdef uint64_t halt_seen
+    cdef bint armed_seen
+    cdef bint store_full_seen
+
+    cdef bint _watch(self) noexcept nogil

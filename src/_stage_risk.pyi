@@ -1,0 +1,15 @@
+from typing_extensions import disjoint_base
+
+from hftpipe._control import Control
+from hftpipe._ring import Ring
+from hftpipe._risk import Risk
+from hftpipe._stage import Stage
+
+@disjoint_base
+class RiskStage(Stage):
+    def __init__(
+        self, intents: Ring, marks: Ring, order_events: Ring, positions: Ring, orders: Ring,
+        risk: Risk, store: Ring | None = None, control: Control | None = None, index: int = 3,
+    ) -> None: ...
+    @property
+    def refusals(self) -> dict[str, int]: ...

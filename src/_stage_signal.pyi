@@ -1,0 +1,18 @@
+from collections.abc import Sequence
+from typing import Any
+
+from typing_extensions import disjoint_base
+
+from hftpipe._control import Control
+from hftpipe._ring import Ring
+from hftpipe._stage import Stage
+from hftpipe._strategy import Strategy
+
+@disjoint_base
+class SignalStage(Stage):
+    def __init__(
+        self, books: Ring, order_events: Ring | None, intents: Ring,
+        strategies: Sequence[Strategy], instruments: Any, store: Ring | None = None,
+        control: Control | None = None, index: int = 2,
+    ) -> None: ...
+    def holding(self, instrument: int) -> dict[str, int]: ...

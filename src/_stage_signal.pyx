@@ -1,0 +1,265 @@
+"""The signal stage: features, strategies, intents."""
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from ._clock cimport clock_now
+from ._control cimport Control, control_count, histogram_record
+from ._feature cimport feature_init, feature_update
+from ._memory cimport hp_lines
+from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
+from ._schema cimport (
+    HP_ACTION_NEW, HP_BOOK_FLAG_STALE, HP_BOOK_FLAG_TRADE, HP_HISTOGRAM_MODEL, HP_HISTOGRAM_SIGNAL,
+    HP_METRIC_CREDIT_STALLS, HP_METRIC_INTENTS, HP_METRIC_RECORDS_IN, HP_ORDER_EVENT_CANCELED,
+    HP_ORDER_EVENT_DENIED, HP_ORDER_EVENT_DROPPED, HP_ORDER_EVENT_EXPIRED, HP_ORDER_EVENT_FILL,
+    HP_ORDER_EVENT_PARTIAL_FILL, HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_REPLACED,
+    HP_ORDER_STATE_FILLED, HP_RECORD_FEATURES, HP_RECORD_INTENT, HP_RECORD_SIGNAL, HP_RECORD_TAKE,
+    hp_signal_t, hp_take_t)
+from ._stage cimport hp_copy_words, hp_saturate, stage_end, store_credit, store_next, store_put
+from ._strategy cimport (
+    STRATEGY_BOOK, STRATEGY_IDLE, STRATEGY_ORDER, STRATEGY_TRADE, STRATEGY_VERSION, Strategy,
+    hp_context_t, hp_out_t)
+
+import numpy
+
+from hftpipe import schema
+from hftpipe.errors import SchemaError
+
+cdef enum:
+    OVERRUN = 2                 # Stage.failed: a strategy said it wrote more than it may
+
+
+cdef void _hold(hp_holding_t *h, const hp_order_event_t *e) noexcept nogil:
+    """Move what a strategy knows of its position by one order event."""
+    cdef int64_t left = 0
+    cdef bint fill = e.kind == HP_ORDER_EVENT_FILL or e.kind == HP_ORDER_EVENT_PARTIAL_FILL
+    if fill:
+        h.qty += e.qty * e.side
+        # A fill behind the cancel: what was open has been taken back already.
+        if e.kind == HP_ORDER_EVENT_FILL or e.state < HP_ORDER_STATE_FILLED:
+            left = e.qty
+    elif e.kind in (HP_ORDER_EVENT_DENIED, HP_ORDER_EVENT_DROPPED, HP_ORDER_EVENT_CANCELED,
+                    HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_EXPIRED, HP_ORDER_EVENT_REPLACED):
+        left = e.qty - e.cum_qty
+    if e.side > 0:
+        h.open_buy -= left if left < h.open_buy else h.open_buy
+    else:
+        h.open_sell -= left if left < h.open_sell else h.open_sell
+
+
+cdef class SignalStage(Stage):
+    """Features, then every strategy, then their intents.
+
+    Parameters
+    ----------
+    books, order_events : Ring
+        Consumer ends, BOOK and ORDER_EVENT (None: strategies hear of no orders).
+    intents : Ring
+        Producer end, INTENT.
+    strategies : sequence of Strategy
+    instruments : (n,) structured array, dtype of INSTRUMENT
+    """
+
+    def __init__(self, books, order_events, intents, strategies, instruments, store=None,
+                 Control control=None, int index=2):
+        cdef Strategy strategy
+        cdef uint64_t i
+        self._setup("signal", control, index, store, schema.STREAM.SIGNAL, schema.STORED)
+        self.books = stage_end(self._keep, books, schema.BOOK, False)
+        self.order_events = stage_end(self._keep, order_events, schema.ORDER_EVENT, False)
+        self.intents = stage_end(self._keep, intents, schema.INTENT, True)
+        self.strategies = list(strategies)
+        self.strategy_count = len(self.strategies)
+        n = self.instruments = len(instruments)
+        self.strategy_pointers = <void **>calloc(self.strategy_count or 1, sizeof(void *))
+        self.specs = <hp_instrument_t *>hp_lines(n, sizeof(hp_instrument_t))
+        self.features = <feature_t *>hp_lines(n, sizeof(feature_t))
+        self.vectors = <hp_features_t *>hp_lines(n, sizeof(hp_features_t))
+        self.newest = <hp_book_t *>hp_lines(n, sizeof(hp_book_t))
+        self.holdings = <hp_holding_t *>hp_lines(n, sizeof(hp_holding_t))
+        self.warm = <uint8_t *>calloc(n or 1, 1)
+        self.scratch = <hp_intent_t *>hp_lines(INTENTS_MAX, sizeof(hp_intent_t))
+        if (self.strategy_pointers == NULL or self.specs == NULL or self.features == NULL
+                or self.vectors == NULL or self.newest == NULL or self.holdings == NULL
+                or self.warm == NULL or self.scratch == NULL):
+            raise MemoryError
+        for k, strategy in enumerate(self.strategies):
+            if strategy.version != STRATEGY_VERSION:
+                raise SchemaError(f"strategy {type(strategy).__name__} was built for interface "
+                                  f"version {strategy.version}, this is {STRATEGY_VERSION}")
+            self.strategy_pointers[k] = <void *>strategy
+        raw = numpy.ascontiguousarray(instruments).view("u1")
+        cdef const unsigned char[::1] bytes_ = raw
+        for i in range(self.instruments):
+            # numpy aligns less than the struct asks for: not an assignment of one.
+            memcpy(&self.specs[i], &bytes_[i * sizeof(hp_instrument_t)], sizeof(hp_instrument_t))
+            feature_init(&self.features[i])
+            self.newest[i].instrument = <uint16_t>i
+            self.newest[i].flags = HP_BOOK_FLAG_STALE
+
+    def __dealloc__(self):
+        free(self.strategy_pointers)
+        free(self.specs)
+        free(self.features)
+        free(self.vectors)
+        free(self.newest)
+        free(self.holdings)
+        free(self.warm)
+        free(self.scratch)
+
+    def holding(self, instrument: int):
+        """What the strategies know of one instrument's position, nanoqty."""
+        if not 0 <= instrument < self.instruments:
+            raise IndexError(f"instrument must be below {self.instruments}, was {instrument}")
+        cdef const hp_holding_t *h = &self.holdings[instrument]
+        return {"qty": h.qty, "open_buy": h.open_buy, "open_sell": h.open_sell, "cost": h.cost}
+
+    cdef int _ask(self, int event, uint16_t instrument, const hp_order_event_t *order_event,
+                  uint64_t cause, int64_t ts_recv, int64_t ts_in, uint32_t room) noexcept nogil:
+        """Ask every strategy; publish what they want.  -1 when one gave up."""
+        cdef hp_context_t context
+        cdef hp_out_t out
+        cdef hp_intent_t *intent
+        cdef hp_intent_t *slot
+        cdef hp_signal_t *said = NULL
+        cdef int k
+        cdef uint32_t i, total = 0
+        cdef int64_t now
+        cdef bint vector_stored = False
+        context.version, context.event, context.instrument = STRATEGY_VERSION, event, instrument
+        context.now = ts_recv
+        context.book = &self.newest[instrument]
+        context.features = &self.vectors[instrument] if self.warm[instrument] else NULL
+        context.order_event = order_event
+        context.holding = &self.holdings[instrument]
+        context.spec = &self.specs[instrument]
+        for k in range(self.strategy_count):
+            context.strategy = k
+            out.intents, out.count = self.scratch, 0
+            out.room = room - total if room - total < INTENTS_MAX else INTENTS_MAX
+            (<Strategy>self.strategy_pointers[k]).asked = False
+            if (<Strategy>self.strategy_pointers[k]).on_event(&context, &out) < 0:
+                self.failed = 1
+                return -1
+            if out.count > out.room:            # it wrote behind its memory, or would have us read
+                self.failed = OVERRUN
+                return -1
+            if (<Strategy>self.strategy_pointers[k]).asked:
+                said = &(<Strategy>self.strategy_pointers[k]).signal
+                histogram_record(&self.block.histograms[HP_HISTOGRAM_MODEL], said.elapsed)
+            if out.count == 0:
+                continue
+            now = clock_now()
+            if context.features != NULL and not vector_stored:
+                store_put(&self.store, HP_RECORD_FEATURES, context.features, 1, 0, cause, now,
+                          ts_in, instrument, 0)
+                vector_stored = True
+            if (<Strategy>self.strategy_pointers[k]).asked:
+                said.event, said.strategy, said.instrument = cause, k, instrument
+                store_put(&self.store, HP_RECORD_SIGNAL, said, 1, 1, cause, now,
+                          ts_in, instrument, 0)
+            for i in range(out.count):
+                intent = &self.scratch[i]
+                intent.event, intent.cause = store_next(&self.store), cause
+                intent.ts_recv, intent.strategy = ts_recv, k
+                intent.hop = hp_saturate(now - ts_recv)
+                intent.pad0 = 0
+                store_put(&self.store, HP_RECORD_INTENT, intent, 1, 1, cause, now, ts_in,
+                          intent.instrument, <uint64_t>ts_in)
+                # An instrument that is not in the table is risk's to refuse, not ours to guess.
+                if intent.action == HP_ACTION_NEW and intent.instrument < self.instruments:
+                    if intent.side > 0:
+                        self.holdings[intent.instrument].open_buy += intent.qty
+                    else:
+                        self.holdings[intent.instrument].open_sell += intent.qty
+                slot = <hp_intent_t *>ring_claim(self.intents)
+                hp_copy_words(<uint64_t *>slot, <const uint64_t *>intent, 1, 8)
+                ring_publish(self.intents)
+                memset(intent, 0, sizeof(hp_intent_t))
+            if ts_in:
+                histogram_record(&self.block.histograms[HP_HISTOGRAM_SIGNAL], now - ts_in)
+            control_count(self.block, HP_METRIC_INTENTS, out.count)
+            total += out.count
+        return 0
+
+    cdef uint64_t work(self, uint64_t limit) noexcept nogil:
+        cdef uint64_t done = 0, room
+        cdef const hp_order_event_t *e
+        cdef const hp_book_t *b
+        cdef hp_holding_t *h
+        cdef hp_take_t take
+        cdef uint16_t i
+        cdef int event
+        while done < limit and self.order_events != NULL:
+            e = <const hp_order_event_t *>ring_peek(self.order_events)
+            if e == NULL:
+                self.failed |= self.order_events.broken != 0
+                break
+            if store_credit(&self.store) == 0:                      # R2
+                control_count(self.block, HP_METRIC_CREDIT_STALLS, 1)
+                break
+            room = ring_credit(self.intents, INTENTS_MAX)
+            if room > INTENTS_MAX:
+                room = INTENTS_MAX
+            memset(&take, 0, sizeof(take))
+            take.taken, take.after, take.room = e.event, self.taken, room
+            store_put(&self.store, HP_RECORD_TAKE, &take, 1, 1, e.event, 0, 0, e.instrument, 0)
+            if e.instrument < self.instruments:
+                h = &self.holdings[e.instrument]
+                _hold(h, e)
+                if self._ask(STRATEGY_ORDER, e.instrument, e, e.cause,
+                             self.newest[e.instrument].ts_recv, 0, <uint32_t>room) < 0:
+                    break
+            ring_release(self.order_events)
+            done += 1
+        while done < limit and not self.failed:
+            b = <const hp_book_t *>ring_peek(self.books)
+            if b == NULL:
+                self.failed |= self.books.broken != 0
+                break
+            room = ring_credit(self.intents, INTENTS_MAX)
+            if store_credit(&self.store) == 0 or room < INTENTS_MAX:
+                control_count(self.block, HP_METRIC_CREDIT_STALLS, 1)
+                break
+            i = b.instrument
+            hp_copy_words(<uint64_t *>&self.newest[i], <const uint64_t *>b, 1, 16)
+            self.warm[i] = feature_update(&self.features[i], b, &self.vectors[i])
+            self.taken += 1
+            event = STRATEGY_TRADE if b.flags & HP_BOOK_FLAG_TRADE else STRATEGY_BOOK
+            if self._ask(event, i, NULL, b.event, b.ts_recv, b.ts, INTENTS_MAX) < 0:
+                break
+            ring_release(self.books)
+            done += 1
+            # An order event overtakes the next book: it is rarer and older news.
+            if self.order_events != NULL and ring_peek(self.order_events) != NULL:
+                break
+        if done:
+            control_count(self.block, HP_METRIC_RECORDS_IN, done)
+        return done
+
+    def check(self):
+        cdef Strategy strategy
+        for strategy in self.strategies:
+            if strategy.error is not None:
+                self.failed = 1
+                self.error = strategy.error
+        if self.failed == OVERRUN and self.error is None:
+            self.error = SchemaError("a strategy counted more intents than it had room for")
+        Stage.check(self)
+
+    cdef void idle(self) noexcept nogil:
+        cdef hp_context_t context
+        cdef hp_out_t out
+        cdef int k
+        ring_flush(self.books)
+        if self.order_events != NULL:
+            ring_flush(self.order_events)
+        if self.instruments == 0:
+            return
+        memset(&context, 0, sizeof(context))
+        context.version, context.event = STRATEGY_VERSION, STRATEGY_IDLE
+        context.book, context.holding = &self.newest[0], &self.holdings[0]
+        context.spec = &self.specs[0]
+        out.intents, out.room, out.count = self.scratch, 0, 0
+        for k in range(self.strategy_count):
+            if (<Strategy>self.strategy_pointers[k]).on_event(&context, &out) < 0:
+                self.failed = 1
