@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from hftpipe.log import Logger
 
 SECOND = 10**9
+MAKER = SECOND                  # ns that who halted has to write down why
 PIPELINE, STORE, SERVICE = range(3)     # Child.phase: when it is stopped
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -298,6 +299,7 @@ class Supervisor:
         self._quiet: set[int] = set()       # stages whose missing heartbeat is known
         self._watched = _clock.now_ns()
         self._latched = run.halt_epoch
+        self._unexplained: tuple[int, int, dict[str, str]] | None = None   # when, epoch, latched
         self._handlers: dict[int, Any] = {}
         self._wake: tuple[int, int] = (-1, -1)
         self._stopping = False
@@ -336,7 +338,7 @@ class Supervisor:
             self.control.request_stop(_control.QUIT)
             self._kill([c for c in self._children if c.child.phase != SERVICE])
             self._terminate([c for c in self._children if c.child.phase == SERVICE])
-        self._persist()
+        self._persist(last=True)
         nothing = all(b.counter("events_stored") == 0 for b in self.control.stages)
         if self.drained or (error is not None and nothing):
             for segment in self._segments:
@@ -594,20 +596,29 @@ class Supervisor:
             if held is not None:
                 self.halt(held[0], way="file", by=held[1])
 
-    def _persist(self) -> None:
-        """Latch a halt that somebody else made on the page, a stage for instance."""
-        epoch = self.control.halt_epoch
-        if epoch > self._latched:
-            seen = entry("halted on the control page", "a stage", "page")
-            try:
+    def _persist(self, last: bool = False) -> None:
+        """Latch a halt that somebody else made on the page, a stage for instance.
+
+        Its maker has :data:`MAKER` to say what it was; then it is written down as nobody's.
+        """
+        now, epoch = _clock.now_ns(), self.control.halt_epoch
+        try:
+            if epoch > self._latched:
+                self._latched = epoch
+                seen = entry("halted on the control page", "a stage", "page")
                 latch = self.run_dir.record_halt(epoch, seen, seen=True)
-                if latch.halt == seen:          # its maker has not said anything
-                    self.run_dir.audit("halt", seen, run=self.run.run, epoch=epoch)
-            except HftpipeError as error:       # the gate is closed; the next start may not know
-                self.log.error("not written down", epoch=epoch, error=str(error))
-            else:
+                self._unexplained = (now + MAKER, epoch, seen)
                 self.run_dir.note(self.control, "halt", {**(latch.halt or seen), "epoch": epoch})
-            self._latched = epoch
+            if self._unexplained and (last or now >= self._unexplained[0]):
+                _, epoch, seen = self._unexplained
+                self._unexplained = None
+                latch = self.run_dir.latch()
+                if latch.halt == seen:
+                    self.run_dir.audit("halt", seen, run=self.run.run, epoch=epoch)
+                elif latch.halt and latch.halt_epoch == epoch:
+                    self.run_dir.note(self.control, "halt", {**latch.halt, "epoch": epoch})
+        except HftpipeError as error:           # the gate is closed; the next start may not know
+            self.log.error("not written down", epoch=epoch, error=str(error))
 
     # ------------------------------------------------------------ stopping
 
