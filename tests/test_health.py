@@ -359,7 +359,7 @@ def test_a_token_that_others_can_read_is_refused(page, tmp_path):
     token = directory.token()
     assert len(token) == 64 and directory.token() == token
     (tmp_path / "halt.token").chmod(0o644)
-    with pytest.raises(AccessError, match="mode 0600, was uid .* mode 0644"):
+    with pytest.raises(AccessError, match=r"mode 0600, was uid .* mode 0644"):
         health.server(directory, *page, "127.0.0.1:0")
     (tmp_path / "halt.token").chmod(0o600)
     (tmp_path / "halt.token").write_text("short\n")
