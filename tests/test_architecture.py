@@ -20,7 +20,7 @@ LAYERS = [
     {"_stage_feed", "_stage_book", "_stage_signal", "_stage_risk", "_stage_gateway",
      "_stage_updates", "_stage_ledger", "_host"},
     # 4 shell: files, environment, processes
-    {"config", "shm", "log", "recording"}, {"topology", "metrics", "rundir"},
+    {"config", "shm", "log", "recording"}, {"topology", "metrics", "rundir"}, {"registry"},
     {"process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another
     {"alpaca", "venue", "store", "backtest", "strategies"},
