@@ -607,6 +607,141 @@ COMMENT ON COLUMN hftpipe.figure.instrument IS 'Index into the instrument table.
 COMMENT ON COLUMN hftpipe.figure.other IS 'Second instrument, limit or strategy, by kind.';
 COMMENT ON COLUMN hftpipe.figure.kind IS 'FIGURE_*.';
 
+CREATE TABLE hftpipe.checks (
+    run                bigint NOT NULL,
+    stream             smallint NOT NULL,
+    seq                bigint NOT NULL,
+    ts                 bigint NOT NULL,
+    ts_in              bigint NOT NULL,
+    aux                bigint NOT NULL,
+    checksum           bigint NOT NULL,
+    event              bigint NOT NULL,
+    cause              bigint NOT NULL,
+    instrument         integer NOT NULL,
+    halted             integer NOT NULL,
+    stale_data         integer NOT NULL,
+    invalid_order      integer NOT NULL,
+    unknown_instrument integer NOT NULL,
+    order_size         integer NOT NULL,
+    order_notional     integer NOT NULL,
+    position_size      integer NOT NULL,
+    position_notional  integer NOT NULL,
+    total_notional     integer NOT NULL,
+    open_positions     integer NOT NULL,
+    daily_loss         integer NOT NULL,
+    price_collar       integer NOT NULL,
+    order_rate         integer NOT NULL,
+    duplicate          integer NOT NULL,
+    crosses_zero       integer NOT NULL,
+    short_not_allowed  integer NOT NULL,
+    overflow           integer NOT NULL,
+    table_full         integer NOT NULL,
+    store_full         integer NOT NULL,
+    token              integer NOT NULL,
+    expired            integer NOT NULL,
+    busy               integer NOT NULL,
+    disconnected       integer NOT NULL,
+    not_open           integer NOT NULL,
+    venue              integer NOT NULL,
+    wash_trade         integer NOT NULL,
+    pending            integer NOT NULL,
+    breaker            integer NOT NULL,
+    paused             integer NOT NULL,
+    restricted         integer NOT NULL,
+    no_figure          integer NOT NULL,
+    old_figure         integer NOT NULL,
+    duplicate_order    integer NOT NULL,
+    price_range        integer NOT NULL,
+    order_small        integer NOT NULL,
+    orders_per_day     integer NOT NULL,
+    repeated           integer NOT NULL,
+    weekly_loss        integer NOT NULL,
+    monthly_loss       integer NOT NULL,
+    trade_loss         integer NOT NULL,
+    concentration      integer NOT NULL,
+    sector             integer NOT NULL,
+    var_95             integer NOT NULL,
+    var_99             integer NOT NULL,
+    drawdown           integer NOT NULL,
+    correlation        integer NOT NULL,
+    volatility         integer NOT NULL,
+    leverage           integer NOT NULL,
+    hours              integer NOT NULL,
+    last_collar        integer NOT NULL,
+    order_volume       integer NOT NULL,
+    position_volume    integer NOT NULL,
+    spread             integer NOT NULL,
+    volume_ratio       integer NOT NULL,
+    limits             integer NOT NULL,
+    PRIMARY KEY (run, stream, seq)
+);
+COMMENT ON TABLE hftpipe.checks IS 'How near every check was to its limit; cause is the intent.';
+COMMENT ON COLUMN hftpipe.checks.run IS 'Run it happened in: UTC ns of the run''s start.';
+COMMENT ON COLUMN hftpipe.checks.stream IS 'STREAM_*: the stage that made it.';
+COMMENT ON COLUMN hftpipe.checks.seq IS 'Its number in that stream, from 1, without gaps.';
+COMMENT ON COLUMN hftpipe.checks.ts IS 'Hop time: this stage published it, monotonic. [ns]';
+COMMENT ON COLUMN hftpipe.checks.ts_in IS 'Hop time of the stage before, or 0. [ns]';
+COMMENT ON COLUMN hftpipe.checks.aux IS 'By record; INTENT: hop time of the book stage.';
+COMMENT ON COLUMN hftpipe.checks.checksum IS 'checksum() over the words of the body.';
+COMMENT ON COLUMN hftpipe.checks.event IS 'Identity of this event.';
+COMMENT ON COLUMN hftpipe.checks.cause IS 'Identity of the market event that caused it; 0 = none.';
+COMMENT ON COLUMN hftpipe.checks.instrument IS 'Index into the instrument table.';
+COMMENT ON COLUMN hftpipe.checks.halted IS 'Use of the limit behind it: Kill switch engaged, or trading never armed. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.stale_data IS 'Use of the limit behind it: No price, or the newest one is too old, or the book is stale. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.invalid_order IS 'Use of the limit behind it: Field out of range: side, type, quantity, price or increment. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.unknown_instrument IS 'Use of the limit behind it: Instrument index is not in the table. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.order_size IS 'Use of the limit behind it: Quantity of one order above its limit. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.order_notional IS 'Use of the limit behind it: Value of one order above its limit. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.position_size IS 'Use of the limit behind it: Worst-case position in shares above its limit. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.position_notional IS 'Use of the limit behind it: Worst-case position value of one instrument above its limit. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.total_notional IS 'Use of the limit behind it: Worst-case value of all positions above its limit. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.open_positions IS 'Use of the limit behind it: One more instrument held than allowed. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.daily_loss IS 'Use of the limit behind it: Realised plus unrealised loss of the day at or above its limit. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.price_collar IS 'Use of the limit behind it: Limit price too far from the reference price. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.order_rate IS 'Use of the limit behind it: More orders per minute than allowed. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.duplicate IS 'Use of the limit behind it: The same intent a second time. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.crosses_zero IS 'Use of the limit behind it: Order would turn a position around; split it at flat. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.short_not_allowed IS 'Use of the limit behind it: Selling more than is held is switched off. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.overflow IS 'Use of the limit behind it: A product does not fit 64 bits: cannot be evaluated. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.table_full IS 'Use of the limit behind it: No free slot for an order''s reservation. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.store_full IS 'Use of the limit behind it: A store link is full: nothing may happen that cannot be recorded. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.token IS 'Use of the limit behind it: Gateway: the verdict''s token does not match the order. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.expired IS 'Use of the limit behind it: Gateway: the intent is older than max_age. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.busy IS 'Use of the limit behind it: Gateway: no free connection or rate-limit token within max_age. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.disconnected IS 'Use of the limit behind it: Gateway: no order connection. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.not_open IS 'Use of the limit behind it: Cancel of an order that is not open. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.venue IS 'Use of the limit behind it: The venue refused the order. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.wash_trade IS 'Use of the limit behind it: Would trade against an open order of ours. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.pending IS 'Use of the limit behind it: Too many orders of this instrument are open. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.breaker IS 'Use of the limit behind it: The circuit breaker is open; detail is its cause. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.paused IS 'Use of the limit behind it: Somebody paused the instrument. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.restricted IS 'Use of the limit behind it: The instrument is on the restricted list. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.no_figure IS 'Use of the limit behind it: A figure that a check needs never came, or is unusable; detail is its kind. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.old_figure IS 'Use of the limit behind it: A figure that a check needs is too old; detail is its kind. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.duplicate_order IS 'Use of the limit behind it: Instrument, side, price and quantity of an order just approved. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.price_range IS 'Use of the limit behind it: Price outside what is ever traded. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.order_small IS 'Use of the limit behind it: Value of one order below its limit. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.orders_per_day IS 'Use of the limit behind it: More orders per trading day than allowed. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.repeated IS 'Use of the limit behind it: The strategy executed too often; a person must enable it again. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.weekly_loss IS 'Use of the limit behind it: Loss of the week at or above its limit. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.monthly_loss IS 'Use of the limit behind it: Loss of the month at or above its limit. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.trade_loss IS 'Use of the limit behind it: What the position has lost, or would at its stop, above its limit. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.concentration IS 'Use of the limit behind it: Worst-case value of one instrument above its share of the equity. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.sector IS 'Use of the limit behind it: Worst-case value of one sector above its share of the equity. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.var_95 IS 'Use of the limit behind it: Value at risk, 95 %, above its limit. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.var_99 IS 'Use of the limit behind it: Value at risk, 99 %, above its limit. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.drawdown IS 'Use of the limit behind it: Equity too far below its peak. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.correlation IS 'Use of the limit behind it: Moves too much like instrument `detail`, which is held or ordered. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.volatility IS 'Use of the limit behind it: Average true range above its limit. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.leverage IS 'Use of the limit behind it: Worst-case value of all positions above what the equity allows. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.hours IS 'Use of the limit behind it: Outside trading hours, in a blackout, or the session is unknown. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.last_collar IS 'Use of the limit behind it: Price too far from the last trade. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.order_volume IS 'Use of the limit behind it: Quantity of one order above its share of the daily volume. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.position_volume IS 'Use of the limit behind it: Worst-case position above its share of the daily volume. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.spread IS 'Use of the limit behind it: Spread above its limit. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.volume_ratio IS 'Use of the limit behind it: Volume of late too low. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.limits IS 'Use of the limit behind it: Gateway: approved under limits that have been changed since. [1e-3]';
+
 INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('stream', 0, 'none', 'No event.'),
     ('stream', 1, 'feed', 'Market data as normalised off the socket.'),
@@ -630,6 +765,7 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('record', 10, 'risk_event', 'risk_event'),
     ('record', 11, 'take', 'take'),
     ('record', 12, 'figure', 'figure'),
+    ('record', 13, 'checks', 'checks'),
     ('market', 1, 'trade', 'A print; ref is the venue''s trade id.'),
     ('market', 2, 'quote', 'Best price of one side, replacing that whole side (L1).'),
     ('market', 3, 'level', 'Total quantity at a price, 0 deletes it (L2).'),
@@ -853,6 +989,7 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
 CREATE INDEX order_event_order ON hftpipe.order_event (run, "order", seq);
 CREATE INDEX update_event_order ON hftpipe.update_event (run, "order", seq);
 CREATE INDEX verdict_order ON hftpipe.verdict (run, "order");
+CREATE INDEX checks_cause ON hftpipe.checks (run, cause);
 CREATE INDEX position_event_instrument ON hftpipe.position_event (run, instrument, seq);
 
 -- Event tables only grow.  ALWAYS: also under session_replication_role = replica.
@@ -870,7 +1007,7 @@ DECLARE
 BEGIN
     FOREACH name IN ARRAY ARRAY['market_event', 'book_status', 'feature', 'signal', 'intent',
         'verdict', 'order_event', 'update_event', 'position_event', 'risk_event',
-        'take_event', 'figure'] LOOP
+        'take_event', 'figure', 'checks'] LOOP
         EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON '
             'hftpipe.%I FOR EACH STATEMENT EXECUTE FUNCTION hftpipe.refuse()', name);
         EXECUTE format('ALTER TABLE hftpipe.%I ENABLE ALWAYS TRIGGER append_only', name);

@@ -36,6 +36,7 @@ enum {
   HP_RECORD_RISK_EVENT = 10, /* risk_event */
   HP_RECORD_TAKE = 11, /* take */
   HP_RECORD_FIGURE = 12, /* figure */
+  HP_RECORD_CHECKS = 13, /* checks */
 };
 
 /* What a market record says. */
@@ -560,6 +561,134 @@ _Static_assert(offsetof(hp_verdict_t, reason) == 58, "verdict.reason: offset");
 _Static_assert(offsetof(hp_verdict_t, action) == 59, "verdict.action: offset");
 _Static_assert(offsetof(hp_verdict_t, detail) == 60, "verdict.detail: offset");
 
+#define HP_CHECKS_ID UINT64_C(0xd9a9118affa79ed6)
+/* How near every check was to its limit; cause is the intent. */
+typedef struct {
+  uint64_t link_seq;      /*   0: The ring's own word. */
+  uint16_t halted;        /*   8 [1e-3]: Use of the limit behind it: Kill switch engaged, or trading never armed. */
+  uint16_t stale_data;    /*  10 [1e-3]: Use of the limit behind it: No price, or the newest one is too old, or the book is stale. */
+  uint16_t invalid_order; /*  12 [1e-3]: Use of the limit behind it: Field out of range: side, type, quantity, price or increment. */
+  uint16_t unknown_instrument; /*  14 [1e-3]: Use of the limit behind it: Instrument index is not in the table. */
+  uint16_t order_size;    /*  16 [1e-3]: Use of the limit behind it: Quantity of one order above its limit. */
+  uint16_t order_notional; /*  18 [1e-3]: Use of the limit behind it: Value of one order above its limit. */
+  uint16_t position_size; /*  20 [1e-3]: Use of the limit behind it: Worst-case position in shares above its limit. */
+  uint16_t position_notional; /*  22 [1e-3]: Use of the limit behind it: Worst-case position value of one instrument above its limit. */
+  uint16_t total_notional; /*  24 [1e-3]: Use of the limit behind it: Worst-case value of all positions above its limit. */
+  uint16_t open_positions; /*  26 [1e-3]: Use of the limit behind it: One more instrument held than allowed. */
+  uint16_t daily_loss;    /*  28 [1e-3]: Use of the limit behind it: Realised plus unrealised loss of the day at or above its limit. */
+  uint16_t price_collar;  /*  30 [1e-3]: Use of the limit behind it: Limit price too far from the reference price. */
+  uint16_t order_rate;    /*  32 [1e-3]: Use of the limit behind it: More orders per minute than allowed. */
+  uint16_t duplicate;     /*  34 [1e-3]: Use of the limit behind it: The same intent a second time. */
+  uint16_t crosses_zero;  /*  36 [1e-3]: Use of the limit behind it: Order would turn a position around; split it at flat. */
+  uint16_t short_not_allowed; /*  38 [1e-3]: Use of the limit behind it: Selling more than is held is switched off. */
+  uint16_t overflow;      /*  40 [1e-3]: Use of the limit behind it: A product does not fit 64 bits: cannot be evaluated. */
+  uint16_t table_full;    /*  42 [1e-3]: Use of the limit behind it: No free slot for an order's reservation. */
+  uint16_t store_full;    /*  44 [1e-3]: Use of the limit behind it: A store link is full: nothing may happen that cannot be recorded. */
+  uint16_t token;         /*  46 [1e-3]: Use of the limit behind it: Gateway: the verdict's token does not match the order. */
+  uint16_t expired;       /*  48 [1e-3]: Use of the limit behind it: Gateway: the intent is older than max_age. */
+  uint16_t busy;          /*  50 [1e-3]: Use of the limit behind it: Gateway: no free connection or rate-limit token within max_age. */
+  uint16_t disconnected;  /*  52 [1e-3]: Use of the limit behind it: Gateway: no order connection. */
+  uint16_t not_open;      /*  54 [1e-3]: Use of the limit behind it: Cancel of an order that is not open. */
+  uint16_t venue;         /*  56 [1e-3]: Use of the limit behind it: The venue refused the order. */
+  uint16_t wash_trade;    /*  58 [1e-3]: Use of the limit behind it: Would trade against an open order of ours. */
+  uint16_t pending;       /*  60 [1e-3]: Use of the limit behind it: Too many orders of this instrument are open. */
+  uint16_t breaker;       /*  62 [1e-3]: Use of the limit behind it: The circuit breaker is open; detail is its cause. */
+  uint16_t paused;        /*  64 [1e-3]: Use of the limit behind it: Somebody paused the instrument. */
+  uint16_t restricted;    /*  66 [1e-3]: Use of the limit behind it: The instrument is on the restricted list. */
+  uint16_t no_figure;     /*  68 [1e-3]: Use of the limit behind it: A figure that a check needs never came, or is unusable; detail is its kind. */
+  uint16_t old_figure;    /*  70 [1e-3]: Use of the limit behind it: A figure that a check needs is too old; detail is its kind. */
+  uint16_t duplicate_order; /*  72 [1e-3]: Use of the limit behind it: Instrument, side, price and quantity of an order just approved. */
+  uint16_t price_range;   /*  74 [1e-3]: Use of the limit behind it: Price outside what is ever traded. */
+  uint16_t order_small;   /*  76 [1e-3]: Use of the limit behind it: Value of one order below its limit. */
+  uint16_t orders_per_day; /*  78 [1e-3]: Use of the limit behind it: More orders per trading day than allowed. */
+  uint16_t repeated;      /*  80 [1e-3]: Use of the limit behind it: The strategy executed too often; a person must enable it again. */
+  uint16_t weekly_loss;   /*  82 [1e-3]: Use of the limit behind it: Loss of the week at or above its limit. */
+  uint16_t monthly_loss;  /*  84 [1e-3]: Use of the limit behind it: Loss of the month at or above its limit. */
+  uint16_t trade_loss;    /*  86 [1e-3]: Use of the limit behind it: What the position has lost, or would at its stop, above its limit. */
+  uint16_t concentration; /*  88 [1e-3]: Use of the limit behind it: Worst-case value of one instrument above its share of the equity. */
+  uint16_t sector;        /*  90 [1e-3]: Use of the limit behind it: Worst-case value of one sector above its share of the equity. */
+  uint16_t var_95;        /*  92 [1e-3]: Use of the limit behind it: Value at risk, 95 %, above its limit. */
+  uint16_t var_99;        /*  94 [1e-3]: Use of the limit behind it: Value at risk, 99 %, above its limit. */
+  uint16_t drawdown;      /*  96 [1e-3]: Use of the limit behind it: Equity too far below its peak. */
+  uint16_t correlation;   /*  98 [1e-3]: Use of the limit behind it: Moves too much like instrument `detail`, which is held or ordered. */
+  uint16_t volatility;    /* 100 [1e-3]: Use of the limit behind it: Average true range above its limit. */
+  uint16_t leverage;      /* 102 [1e-3]: Use of the limit behind it: Worst-case value of all positions above what the equity allows. */
+  uint16_t hours;         /* 104 [1e-3]: Use of the limit behind it: Outside trading hours, in a blackout, or the session is unknown. */
+  uint16_t last_collar;   /* 106 [1e-3]: Use of the limit behind it: Price too far from the last trade. */
+  uint16_t order_volume;  /* 108 [1e-3]: Use of the limit behind it: Quantity of one order above its share of the daily volume. */
+  uint16_t position_volume; /* 110 [1e-3]: Use of the limit behind it: Worst-case position above its share of the daily volume. */
+  uint16_t spread;        /* 112 [1e-3]: Use of the limit behind it: Spread above its limit. */
+  uint16_t volume_ratio;  /* 114 [1e-3]: Use of the limit behind it: Volume of late too low. */
+  uint16_t limits;        /* 116 [1e-3]: Use of the limit behind it: Gateway: approved under limits that have been changed since. */
+  uint16_t pad56;         /* 118: Zero. */
+  uint16_t pad57;         /* 120: Zero. */
+  uint16_t pad58;         /* 122: Zero. */
+  uint16_t pad59;         /* 124: Zero. */
+  uint16_t pad60;         /* 126: Zero. */
+} __attribute__((aligned(64))) hp_checks_t;
+_Static_assert(sizeof(hp_checks_t) == 128, "checks: size");
+_Static_assert(offsetof(hp_checks_t, link_seq) == 0, "checks.link_seq: offset");
+_Static_assert(offsetof(hp_checks_t, halted) == 8, "checks.halted: offset");
+_Static_assert(offsetof(hp_checks_t, stale_data) == 10, "checks.stale_data: offset");
+_Static_assert(offsetof(hp_checks_t, invalid_order) == 12, "checks.invalid_order: offset");
+_Static_assert(offsetof(hp_checks_t, unknown_instrument) == 14, "checks.unknown_instrument: offset");
+_Static_assert(offsetof(hp_checks_t, order_size) == 16, "checks.order_size: offset");
+_Static_assert(offsetof(hp_checks_t, order_notional) == 18, "checks.order_notional: offset");
+_Static_assert(offsetof(hp_checks_t, position_size) == 20, "checks.position_size: offset");
+_Static_assert(offsetof(hp_checks_t, position_notional) == 22, "checks.position_notional: offset");
+_Static_assert(offsetof(hp_checks_t, total_notional) == 24, "checks.total_notional: offset");
+_Static_assert(offsetof(hp_checks_t, open_positions) == 26, "checks.open_positions: offset");
+_Static_assert(offsetof(hp_checks_t, daily_loss) == 28, "checks.daily_loss: offset");
+_Static_assert(offsetof(hp_checks_t, price_collar) == 30, "checks.price_collar: offset");
+_Static_assert(offsetof(hp_checks_t, order_rate) == 32, "checks.order_rate: offset");
+_Static_assert(offsetof(hp_checks_t, duplicate) == 34, "checks.duplicate: offset");
+_Static_assert(offsetof(hp_checks_t, crosses_zero) == 36, "checks.crosses_zero: offset");
+_Static_assert(offsetof(hp_checks_t, short_not_allowed) == 38, "checks.short_not_allowed: offset");
+_Static_assert(offsetof(hp_checks_t, overflow) == 40, "checks.overflow: offset");
+_Static_assert(offsetof(hp_checks_t, table_full) == 42, "checks.table_full: offset");
+_Static_assert(offsetof(hp_checks_t, store_full) == 44, "checks.store_full: offset");
+_Static_assert(offsetof(hp_checks_t, token) == 46, "checks.token: offset");
+_Static_assert(offsetof(hp_checks_t, expired) == 48, "checks.expired: offset");
+_Static_assert(offsetof(hp_checks_t, busy) == 50, "checks.busy: offset");
+_Static_assert(offsetof(hp_checks_t, disconnected) == 52, "checks.disconnected: offset");
+_Static_assert(offsetof(hp_checks_t, not_open) == 54, "checks.not_open: offset");
+_Static_assert(offsetof(hp_checks_t, venue) == 56, "checks.venue: offset");
+_Static_assert(offsetof(hp_checks_t, wash_trade) == 58, "checks.wash_trade: offset");
+_Static_assert(offsetof(hp_checks_t, pending) == 60, "checks.pending: offset");
+_Static_assert(offsetof(hp_checks_t, breaker) == 62, "checks.breaker: offset");
+_Static_assert(offsetof(hp_checks_t, paused) == 64, "checks.paused: offset");
+_Static_assert(offsetof(hp_checks_t, restricted) == 66, "checks.restricted: offset");
+_Static_assert(offsetof(hp_checks_t, no_figure) == 68, "checks.no_figure: offset");
+_Static_assert(offsetof(hp_checks_t, old_figure) == 70, "checks.old_figure: offset");
+_Static_assert(offsetof(hp_checks_t, duplicate_order) == 72, "checks.duplicate_order: offset");
+_Static_assert(offsetof(hp_checks_t, price_range) == 74, "checks.price_range: offset");
+_Static_assert(offsetof(hp_checks_t, order_small) == 76, "checks.order_small: offset");
+_Static_assert(offsetof(hp_checks_t, orders_per_day) == 78, "checks.orders_per_day: offset");
+_Static_assert(offsetof(hp_checks_t, repeated) == 80, "checks.repeated: offset");
+_Static_assert(offsetof(hp_checks_t, weekly_loss) == 82, "checks.weekly_loss: offset");
+_Static_assert(offsetof(hp_checks_t, monthly_loss) == 84, "checks.monthly_loss: offset");
+_Static_assert(offsetof(hp_checks_t, trade_loss) == 86, "checks.trade_loss: offset");
+_Static_assert(offsetof(hp_checks_t, concentration) == 88, "checks.concentration: offset");
+_Static_assert(offsetof(hp_checks_t, sector) == 90, "checks.sector: offset");
+_Static_assert(offsetof(hp_checks_t, var_95) == 92, "checks.var_95: offset");
+_Static_assert(offsetof(hp_checks_t, var_99) == 94, "checks.var_99: offset");
+_Static_assert(offsetof(hp_checks_t, drawdown) == 96, "checks.drawdown: offset");
+_Static_assert(offsetof(hp_checks_t, correlation) == 98, "checks.correlation: offset");
+_Static_assert(offsetof(hp_checks_t, volatility) == 100, "checks.volatility: offset");
+_Static_assert(offsetof(hp_checks_t, leverage) == 102, "checks.leverage: offset");
+_Static_assert(offsetof(hp_checks_t, hours) == 104, "checks.hours: offset");
+_Static_assert(offsetof(hp_checks_t, last_collar) == 106, "checks.last_collar: offset");
+_Static_assert(offsetof(hp_checks_t, order_volume) == 108, "checks.order_volume: offset");
+_Static_assert(offsetof(hp_checks_t, position_volume) == 110, "checks.position_volume: offset");
+_Static_assert(offsetof(hp_checks_t, spread) == 112, "checks.spread: offset");
+_Static_assert(offsetof(hp_checks_t, volume_ratio) == 114, "checks.volume_ratio: offset");
+_Static_assert(offsetof(hp_checks_t, limits) == 116, "checks.limits: offset");
+_Static_assert(offsetof(hp_checks_t, pad56) == 118, "checks.pad56: offset");
+_Static_assert(offsetof(hp_checks_t, pad57) == 120, "checks.pad57: offset");
+_Static_assert(offsetof(hp_checks_t, pad58) == 122, "checks.pad58: offset");
+_Static_assert(offsetof(hp_checks_t, pad59) == 124, "checks.pad59: offset");
+_Static_assert(offsetof(hp_checks_t, pad60) == 126, "checks.pad60: offset");
+
 #define HP_ORDER_ID UINT64_C(0x0bd17888c92562b5)
 /* An order that risk lets go (or denied, for the books). */
 typedef struct {
@@ -800,7 +929,7 @@ _Static_assert(offsetof(hp_instrument_t, base_price) == 40, "instrument.base_pri
 _Static_assert(offsetof(hp_instrument_t, flags) == 48, "instrument.flags: offset");
 _Static_assert(offsetof(hp_instrument_t, pad0) == 56, "instrument.pad0: offset");
 
-#define HP_ENVELOPE_ID UINT64_C(0x040796f6c97ad60f)
+#define HP_ENVELOPE_ID UINT64_C(0x3939dc4628a468e1)
 /* What every stored event carries before its body. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -828,7 +957,7 @@ _Static_assert(offsetof(hp_envelope_t, instrument) == 50, "envelope.instrument: 
 _Static_assert(offsetof(hp_envelope_t, pad0) == 52, "envelope.pad0: offset");
 _Static_assert(offsetof(hp_envelope_t, aux) == 56, "envelope.aux: offset");
 
-#define HP_STORED_ID UINT64_C(0x69aafcf51b32d651)
+#define HP_STORED_ID UINT64_C(0x04b5977230c3ac77)
 /* One slot of a store link: envelope and a one-line body. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -872,7 +1001,7 @@ _Static_assert(offsetof(hp_stored_t, body5) == 104, "stored.body5: offset");
 _Static_assert(offsetof(hp_stored_t, body6) == 112, "stored.body6: offset");
 _Static_assert(offsetof(hp_stored_t, body7) == 120, "stored.body7: offset");
 
-#define HP_STORED_WIDE_ID UINT64_C(0xedb7e25b85b2015f)
+#define HP_STORED_WIDE_ID UINT64_C(0x41dac0c54d322179)
 /* The same for bodies of up to two lines. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */

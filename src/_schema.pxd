@@ -9,6 +9,7 @@ cdef extern from "_schema.h" nogil:
     const uint64_t HP_SIGNAL_ID
     const uint64_t HP_INTENT_ID
     const uint64_t HP_VERDICT_ID
+    const uint64_t HP_CHECKS_ID
     const uint64_t HP_ORDER_ID
     const uint64_t HP_UPDATE_ID
     const uint64_t HP_ORDER_EVENT_ID
@@ -51,6 +52,7 @@ cdef extern from "_schema.h" nogil:
         HP_RECORD_RISK_EVENT
         HP_RECORD_TAKE
         HP_RECORD_FIGURE
+        HP_RECORD_CHECKS
 
     enum:
         HP_MARKET_TRADE
@@ -414,6 +416,69 @@ cdef extern from "_schema.h" nogil:
         uint8_t reason
         uint8_t action
         uint32_t detail
+
+    ctypedef struct hp_checks_t:
+        uint64_t link_seq
+        uint16_t halted
+        uint16_t stale_data
+        uint16_t invalid_order
+        uint16_t unknown_instrument
+        uint16_t order_size
+        uint16_t order_notional
+        uint16_t position_size
+        uint16_t position_notional
+        uint16_t total_notional
+        uint16_t open_positions
+        uint16_t daily_loss
+        uint16_t price_collar
+        uint16_t order_rate
+        uint16_t duplicate
+        uint16_t crosses_zero
+        uint16_t short_not_allowed
+        uint16_t overflow
+        uint16_t table_full
+        uint16_t store_full
+        uint16_t token
+        uint16_t expired
+        uint16_t busy
+        uint16_t disconnected
+        uint16_t not_open
+        uint16_t venue
+        uint16_t wash_trade
+        uint16_t pending
+        uint16_t breaker
+        uint16_t paused
+        uint16_t restricted
+        uint16_t no_figure
+        uint16_t old_figure
+        uint16_t duplicate_order
+        uint16_t price_range
+        uint16_t order_small
+        uint16_t orders_per_day
+        uint16_t repeated
+        uint16_t weekly_loss
+        uint16_t monthly_loss
+        uint16_t trade_loss
+        uint16_t concentration
+        uint16_t sector
+        uint16_t var_95
+        uint16_t var_99
+        uint16_t drawdown
+        uint16_t correlation
+        uint16_t volatility
+        uint16_t leverage
+        uint16_t hours
+        uint16_t last_collar
+        uint16_t order_volume
+        uint16_t position_volume
+        uint16_t spread
+        uint16_t volume_ratio
+        uint16_t limits
+        uint16_t pad56
+        uint16_t pad57
+        uint16_t pad58
+        uint16_t pad59
+        uint16_t pad60
 
     ctypedef struct hp_order_t:
         uint64_t link_seq

@@ -184,6 +184,7 @@ RECORD = Enum("record", "What the body of a stored event is.", (
     ("SIGNAL", 4, "signal"), ("INTENT", 5, "intent"), ("VERDICT", 6, "verdict"),
     ("ORDER_EVENT", 7, "order_event"), ("UPDATE", 8, "update"), ("POSITION", 9, "position"),
     ("RISK_EVENT", 10, "risk_event"), ("TAKE", 11, "take"), ("FIGURE", 12, "figure"),
+    ("CHECKS", 13, "checks"),
 ))
 
 MARKET_KIND = Enum("market", "What a market record says.", (
@@ -594,6 +595,26 @@ VERDICT = Record("verdict", 64, "What risk said about an intent.", (
     Field("detail", "u32", "", "What the reason is about: kind of figure, other instrument."),
 ))
 
+# One cell per REASON, in order of its value, so that C finds the cell of a reason by counting.
+CHECK_CELLS = 60
+
+
+def _cells() -> tuple[Field, ...]:
+    names = {value: (name.lower(), doc) for name, value, doc in REASON.members if value}
+    if max(names) > CHECK_CELLS:
+        raise ValueError(f"checks: {CHECK_CELLS} cells do not hold REASON {max(names)}")
+    return tuple(
+        Field(names[value][0], "u16", "1e-3", f"Use of the limit behind it: {names[value][1]}")
+        if value in names else Field(f"pad{value}", "u16", "", "Zero.", None)
+        for value in range(1, CHECK_CELLS + 1))
+
+
+# A cell is the use of a limit in 1/1000, rounded up, so that 1001 is beyond it.  0 = not looked
+# at: an earlier check refused, or this one does not apply.  A yes/no check is 1 or 1001.
+CHECK_LEAST, CHECK_LIMIT, CHECK_BEYOND, CHECK_MOST = 1, 1000, 1001, 65535
+CHECKS = Record("checks", 128, "How near every check was to its limit; cause is the intent.", (
+    LINK, *_cells()))
+
 ORDER = Record("order", 64, "An order that risk lets go (or denied, for the books).", (
     LINK, Field("order", "u64", "", "Identity of the intent: the order's name in this run."),
     CAUSE,
@@ -716,8 +737,8 @@ STORED = Record("stored", 128, "One slot of a store link: envelope and a one-lin
 STORED_WIDE = Record("stored_wide", 192, "The same for bodies of up to two lines.", (
     *ENVELOPE.fields, *(Field(f"body{i}", "u64", "", "Body.") for i in range(16))))
 
-RECORDS = (MARKET, BOOK, BOOK_STATUS, FEATURES, SIGNAL, INTENT, VERDICT, ORDER, UPDATE,
-           ORDER_EVENT, POSITION, RISK_EVENT, TAKE, FIGURE, INSTRUMENT, ENVELOPE, STORED,
+RECORDS = (MARKET, BOOK, BOOK_STATUS, FEATURES, SIGNAL, INTENT, VERDICT, CHECKS, ORDER,
+           UPDATE, ORDER_EVENT, POSITION, RISK_EVENT, TAKE, FIGURE, INSTRUMENT, ENVELOPE, STORED,
            STORED_WIDE)
 BY_NAME = {r.name: r for r in RECORDS}
 # What may stand in a store link, by the number in its envelope.

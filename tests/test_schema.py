@@ -41,8 +41,16 @@ def test_fingerprints_differ_and_move_with_units_and_enums():
 def test_every_body_that_is_stored_fits_its_slot():
     for record in schema.BODIES.values():
         assert record.size <= schema.STORED_WIDE.size - schema.ENVELOPE.size
-        wide = record is schema.UPDATE
+        wide = record in (schema.UPDATE, schema.CHECKS)
         assert wide == (record.size > schema.STORED.size - schema.ENVELOPE.size)
+
+
+def test_a_check_is_found_by_counting_reasons():
+    first = 8
+    for name, value, _ in schema.REASON.members:
+        if value:
+            assert schema.CHECKS.offsets[name.lower()] == first + 2 * (value - 1)
+    assert first + 2 * schema.CHECK_CELLS == schema.CHECKS.size
 
 
 def test_identity_round_trip():

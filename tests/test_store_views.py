@@ -39,8 +39,8 @@ class Story:
             values["event"] = event
         number = next(n for n, r in schema.BODIES.items() if r is rec)
         self.slots[stream].append(naive.slot(
-            number, stream, seq, naive.pack(rec, values), wide=stream == 6, ts=ts, aux=aux,
-            cause=values.get("cause", 0), instrument=values.get("instrument", 0)))
+            number, stream, seq, naive.pack(rec, values), wide=naive.is_wide(stream), ts=ts,
+            aux=aux, cause=values.get("cause", 0), instrument=values.get("instrument", 0)))
         return event
 
     def market(self, ts):
@@ -98,7 +98,7 @@ def told():
         conninfo, links, recorded = fresh(p), {}, {}
         for stream, raws in s.slots.items():
             producer, links[stream] = pair(
-                schema.STORED_WIDE if stream == 6 else schema.STORED, 64)
+                schema.STORED_WIDE if naive.is_wide(stream) else schema.STORED, 64)
             for raw in raws:
                 assert producer.push(raw)
             recorded[stream] = len(raws), sum(

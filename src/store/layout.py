@@ -26,7 +26,7 @@ TABLES = {
     "signal": "signal", "intent": "intent", "verdict": "verdict",
     "order_event": "order_event", "update": "update_event", "position": "position_event",
     "risk_event": "risk_event", "take": "take_event",
-    "figure": "figure",
+    "figure": "figure", "checks": "checks",
 }
 # PostgreSQL's reserved words among our column names.
 RESERVED = frozenset({"limit", "order"})
