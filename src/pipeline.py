@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 HOPS = tuple(m.name for m in schema.HISTOGRAMS)
 REVIVE = 5.0                    # s that a dead database has to come back, and between two tries
 CONNECT = 60.0                  # s that market data and updates may take to come up
-RECORDED = ("feed", "book", "signal", "risk", "gateway", "updates", "ledger")
 
 
 @dataclass
@@ -123,7 +122,7 @@ def recover(run_dir: RunDir, conninfo: str, say: Callable[[str], None]) -> None:
     names = set(left.links)
     control = shm.control(left.run.run) if "control" in names else None
     links = {
-        getattr(schema.STREAM, link.producer.upper()):
+        topology.stream(link.producer):
             shm.ring(left.run.run, link.name, schema.BY_NAME[link.record], producer=False)
         for link in topology.LINKS if link.consumer == "store" and link.name in names}
     rows = 0
@@ -311,9 +310,9 @@ def summary(control: Control, conninfo: str, run: int, config: Config) -> dict[s
     from hftpipe.store.verify import verify
     recorded: dict[int, tuple[int, int]] = {}
     counted: dict[str, int] = {}
-    for name in RECORDED:
+    for name in topology.recorded():
         block = control.stage(topology.INDEX[name])
-        stream = getattr(schema.STREAM, name.upper())
+        stream = topology.stream(name)
         counted[name] = block.counter("events_stored")
         # A killed stage may have published one event more than it had counted.
         if block.state == _control.STOPPED:
@@ -333,7 +332,7 @@ def summary(control: Control, conninfo: str, run: int, config: Config) -> dict[s
         "denied": sums["refusals"], "orders_by_status": sums["orders_by_status"],
         "pnl": float(sums["pnl"]), "realised": float(sums["realised"]),
         "unrealised": float(sums["unrealised"]),
-        "events_recorded": sum(counted.values()) if len(recorded) == len(RECORDED)
+        "events_recorded": sum(counted.values()) if len(recorded) == len(topology.recorded())
         else max(report.rows_stored, sum(counted.values())),
         "rows_stored": report.rows_stored, "streams": streams,
         "verified": report.ok, "differences": lost,

@@ -6,9 +6,10 @@ What happens when
   the others are told to drain, the store empties its rings, the run ends with a non-zero code.
   ``updates`` counts among them: without it nobody knows what became of our orders, and its events
   are numbered by the process that made them, so a second one could not go on where it stopped;
-* a **cold** child dies (store, monitor): it is started again in place, at most
+* a **cold** child dies (store, monitor, analyst): it is started again in place, at most
   :attr:`Child.restarts` times; the store's rings hold what it has not written.  A store that keeps
-  dying stops the run, a monitor that does is left out;
+  dying stops the run, a monitor or an analyst that does is left out: figures that are too old
+  close the gate by themselves;
 * a stage **hangs**: after ``stale`` seconds without a heartbeat trading halts, after ``hung`` the
   process is killed and counts as dead;
 * the first SIGTERM or SIGINT: drain, exit 0 within ``grace``; the second, or SIGQUIT: everything is
@@ -177,7 +178,8 @@ class Child:
         phase = (STORE if "store" in process.stages else
                  SERVICE if process.stages == ("monitor",) else PIPELINE)
         return cls(process.name, tuple(argv), process.indices, process.affinity, process.fatal,
-                   needed=process.stages != ("monitor",), phase=phase, **options)
+                   needed=process.stages not in (("monitor",), ("analyst",)), phase=phase,
+                   **options)
 
 
 def stage_argv(run_dir: RunDir, process: str) -> tuple[str, ...]:

@@ -18,12 +18,12 @@ LAYERS = [
     # 3 joints: the socket of a strategy, parts joined into duty cycles
     {"_strategy"}, {"_stage"},
     {"_stage_feed", "_stage_book", "_stage_signal", "_stage_risk", "_stage_gateway",
-     "_stage_updates", "_stage_ledger", "_host"},
+     "_stage_updates", "_stage_ledger", "_stage_figure", "_host"},
     # 4 shell: files, environment, processes
     {"config", "shm", "log", "recording"}, {"topology", "metrics", "rundir"}, {"registry"},
     {"process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another
-    {"alpaca", "venue", "store", "backtest", "strategies"},
+    {"alpaca", "venue", "store", "backtest", "strategies", "analyst"},
     # 6 the program
     {"worker"}, {"pipeline"}, {"cli"}, {"__main__"},
 ]
