@@ -23,6 +23,7 @@ LAYERS = [
      "_stage_updates", "_stage_ledger", "_stage_figure", "_host"},
     # 4 shell: files, environment, processes
     {"config", "shm", "log", "recording", "indicators"}, {"topology", "metrics", "rundir"},
+    {"registry"},
     {"process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another
     {"alpaca", "venue", "store", "backtest", "strategies", "analyst"},
