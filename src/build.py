@@ -18,6 +18,7 @@ from hftpipe._order import Orders
 from hftpipe._stage import Stage
 from hftpipe._stage_book import BookStage
 from hftpipe._stage_feed import FeedStage, Source
+from hftpipe._stage_figure import FigureStage
 from hftpipe._stage_gateway import GatewayStage
 from hftpipe._stage_ledger import LedgerStage
 from hftpipe._stage_risk import RiskStage
@@ -144,6 +145,9 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
                                 need(links.consumer("book.ledger")),
                                 need(links.producer("ledger.risk")),
                                 Ledger(len(table)), len(table), **common)
+        elif name in ("analyst", "supervisor"):
+            stage = FigureStage(name, topology.stream(name), need(links.producer(f"{name}.risk")),
+                                **common)
         else:
             raise ValueError(f"stage {name} is not made of records and rings")
         out.append(stage)
