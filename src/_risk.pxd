@@ -249,7 +249,6 @@ cdef struct risk_t:
     uint64_t basis_least                    # an older value at risk misses fills
     int64_t day                             # trading day, days since 1970; 0 = unknown
     int64_t day_base                        # nanocash, P&L of the day before this run, or minus
-                                            # that of the run before this day
     int64_t day_pnl                         # nanocash of the run, the ledger's word
     int64_t equity
     int64_t peak

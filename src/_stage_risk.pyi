@@ -3,8 +3,8 @@ from collections.abc import Sequence
 from typing_extensions import disjoint_base
 
 from hftpipe._control import Control
-from hftpipe._ring import Ring
 from hftpipe._gate import Risk
+from hftpipe._ring import Ring
 from hftpipe._stage import Stage
 
 @disjoint_base

@@ -1203,8 +1203,8 @@ def declared() -> Iterator[tuple[str, list[tuple[str, str, str, str]], str]]:
                    "Limits of the gate before every order. Exposure counts at its worst: held "
                    "plus everything open. `\"off: <why>\"` switches a check off and says why; "
                    "profile demo does so by itself for "
-                   + ", ".join(f"`{name}`" for name in limits.PROFILES["demo"]) + ": the local "
-                   "exchange has no trading day and no history.")
+                   + ", ".join(f"`{name}`" for name, value in limits.PROFILES["demo"].items()
+                               if limits.off_reason(value)) + ".")
 
 
 def reference() -> str:

@@ -229,9 +229,10 @@ NOT_ABOVE = (
 )
 
 _ALONE = "off: the local exchange has no trading day and no history"
+_TOYS = "off: the demo's strategies lose to the spread, and nobody is there to release it"
 #: What a profile says instead of a default.  The local exchange trades around the clock with
 #: made-up traders: it has no session, no past days, and a demo that stopped after fifty orders
-#: would demonstrate little.
+#: or five losing trades would demonstrate little.
 PROFILES: dict[str, dict[str, int | str | bool]] = {
     "demo": {
         "max_orders_per_day": _ALONE, "max_strategy_orders": _ALONE, "max_weekly_loss": _ALONE,
@@ -241,6 +242,8 @@ PROFILES: dict[str, dict[str, int | str | bool]] = {
         "max_position_volume_bps": _ALONE, "max_symbol_share_bps": _ALONE,
         "max_leverage": _ALONE, "drawdown_warn_bps": _ALONE, "drawdown_act_bps": _ALONE,
         "drawdown_halt_bps": _ALONE, "breaker_drawdown_bps": _ALONE,
+        "breaker_losses": _TOYS,
+        "min_order_notional": 10,           # they trade single shares of 100.00
     },
 }
 

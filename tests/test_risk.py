@@ -18,7 +18,7 @@ from hftpipe import _control, schema
 from hftpipe._control import Control
 from hftpipe._gate import Risk, token
 from hftpipe.errors import ConfigError
-from hftpipe.limits import LIMITS, default_limits
+from hftpipe.limits import LIMITS
 from tests.models.risk_oracle import REASON, TIGHT, Oracle
 
 A, B, E, R, T = (schema.ACTION, schema.BOOK_FLAG, schema.ORDER_EVENT_KIND, schema.REASON,

@@ -49,7 +49,7 @@ def limit_of(name, value):
 class Breaker:
     """CLOSED, OPEN, HALF_OPEN, told as a story: what has happened since."""
 
-    LOSS = {"hand", "daily_loss", "losses", "drawdown", "unreadable"}
+    LOSS = frozenset({"hand", "daily_loss", "losses", "drawdown", "unreadable"})
 
     def __init__(self, limits):
         self.limits = limits

@@ -370,7 +370,7 @@ class Oracle:
         for k in range(self.count):
             found = risk.exposure(k)
             self.same(f"qty {k}", naive.qty[k], found["qty"])
-            self.same(f"open {k}", tuple(sums[k][:2]) + (sums[k][4],),
+            self.same(f"open {k}", (sums[k][0], sums[k][1], sums[k][4]),
                       (found["open_buy"], found["open_sell"], found["open_orders"]))
             self.same(f"worst {k}", -(-naive.worst(sums, k) // NANO), found["worst"])
             if at_risk:
