@@ -28,6 +28,7 @@ cdef class SignalStage(Stage):
     cdef hp_holding_t *holdings
     cdef hp_intent_t *scratch
     cdef uint64_t taken         # book records taken
+    cdef uint64_t room_max      # for intents at an order event; a replay sets what the run had
 
     cdef int _ask(self, int event, uint16_t instrument, const hp_order_event_t *order_event,
                   uint64_t cause, int64_t ts_recv, int64_t ts_in, uint32_t room) noexcept nogil

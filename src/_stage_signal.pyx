@@ -68,6 +68,7 @@ cdef class SignalStage(Stage):
         self.order_events = stage_end(self._keep, order_events, schema.ORDER_EVENT, False)
         self.intents = stage_end(self._keep, intents, schema.INTENT, True)
         self.strategies = list(strategies)
+        self.room_max = INTENTS_MAX
         self.strategy_count = len(self.strategies)
         n = self.instruments = len(instruments)
         self.strategy_pointers = <void **>calloc(self.strategy_count or 1, sizeof(void *))
@@ -198,8 +199,8 @@ cdef class SignalStage(Stage):
                 control_count(self.block, HP_METRIC_CREDIT_STALLS, 1)
                 break
             room = ring_credit(self.intents, INTENTS_MAX)
-            if room > INTENTS_MAX:
-                room = INTENTS_MAX
+            if room > self.room_max:
+                room = self.room_max
             memset(&take, 0, sizeof(take))
             take.taken, take.after, take.room = e.event, self.taken, room
             store_put(&self.store, HP_RECORD_TAKE, &take, 1, 1, e.event, 0, 0, e.instrument, 0)

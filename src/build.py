@@ -19,6 +19,7 @@ from hftpipe._risk import Risk
 from hftpipe._stage import Stage
 from hftpipe._stage_book import BookStage
 from hftpipe._stage_feed import FeedStage, Source
+from hftpipe._stage_figure import FigureStage
 from hftpipe._stage_gateway import GatewayStage
 from hftpipe._stage_ledger import LedgerStage
 from hftpipe._stage_risk import RiskStage
@@ -144,6 +145,9 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
                                 need(links.producer("ledger.risk")),
                                 Ledger(len(table), config.account.equity, config.fees.schedule),
                                 len(table), **common, days=Days(zone(config.account.zone)))
+        elif name in ("analyst", "supervisor"):
+            stage = FigureStage(name, topology.stream(name), need(links.producer(f"{name}.risk")),
+                                **common)
         else:
             raise ValueError(f"stage {name} is not made of records and rings")
         out.append(stage)

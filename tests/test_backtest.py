@@ -320,6 +320,68 @@ def test_a_live_runs_recording_is_data_too(demo, run):
     assert first["events"] == document["events"] and first["symbols"] == document["symbols"]
 
 
+def greedy():
+    """A strategy that asks for as much as it gets and prices it by what it was refused."""
+    count = 0
+
+    def on_event(c, add):
+        nonlocal count
+        for _ in range({1: 5, 3: 16}.get(c.event, 0)):
+            count += 1
+            if count > 6000 or not add(
+                    side=1, type=schema.ORDER_TYPE.LIMIT, tif=schema.TIF.IOC,
+                    action=schema.ACTION.NEW, price=c.tick * count, qty=c.lot):
+                break
+    return on_event
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    """A recording of a run whose risk stage was slow: its signal.risk link was often nearly full."""
+    path = tmp_path_factory.mktemp("crowded") / "run.rec"
+    rng = numpy.random.default_rng(11)
+    chain = Chain(greedy(), capacity={"signal.risk": 64})
+    with recording.Writer(path, chain.table, 1, 0) as out:
+        i = moved = 0
+        while i < 300 or moved:
+            i += 1
+            moved = 0
+            mid = 10_000 + int(rng.integers(-3, 4))
+            if i <= 300:
+                chain.feed.put_many(quote(10**9 + i * 1_000_000, mid, mid + 1))
+            for stage in chain.stages:
+                moved += stage.do_work(int(rng.integers(1, 24 if stage is chain.risk else 64)))
+                stage.flush()
+            backtests._drain(chain.links, out, 0.0)
+        chain.inline.close()
+    return path
+
+
+def test_an_order_event_taken_when_there_was_little_room_gives_the_same_intents(crowded):
+    """The room a strategy had was recorded and not applied: in the replay it always had all of
+    it, and a run that was right was called different."""
+    found = recording.Recording(crowded)
+    _, takes = found.collect(schema.TAKE)
+    rooms = set(takes["room"].tolist())
+    assert min(rooms) == 0 and max(rooms) == 16 and len(rooms) > 5
+    report = backtests.verify_intents(crowded, lambda table: [PyStrategy(greedy())])
+    assert report.order_events == len(takes) > 1000 and report.intents > 1000
+
+
+@pytest.mark.parametrize("room, error, text", [
+    (lambda n: 16, MismatchError, r"intent \d+"),
+    (lambda n: max(n - 1, 0), MismatchError, r"intent \d+"),
+    (lambda n: n + 17, DataError, "had room for [0-9]+ intents, allowed are 16")])
+def test_another_room_than_the_one_recorded_is_found(crowded, tmp_path, room, error, text):
+    def change(record, head, body):
+        if record is schema.TAKE:
+            body["room"] = room(int(body["room"]))
+
+    other = rewritten(crowded, tmp_path / "other.rec", change)
+    with pytest.raises(error, match=text):
+        backtests.verify_intents(other, lambda table: [PyStrategy(greedy())])
+
+
 # ---------------------------------------------------------------- bad input
 
 def test_missing_foreign_and_cut_off_recordings(tmp_path, refused):

@@ -10,10 +10,10 @@ from .._stage_feed cimport FeedStage
 from .._stage_gateway cimport GatewayStage
 from .._stage_ledger cimport LedgerStage
 from .._stage_risk cimport RiskStage
-from .._stage_signal cimport SignalStage
+from .._stage_signal cimport INTENTS_MAX, SignalStage
 from ._sim cimport SimWire
 
-from hftpipe.errors import HftpipeError
+from hftpipe.errors import DataError, HftpipeError
 
 cdef enum:
     ROUNDS_MAX = 100_000        # passes over all stages at one instant of event time
@@ -182,7 +182,7 @@ def replay_intents(FeedStage feed not None, BookStage book not None, SignalStage
     events : (m,) ORDER_EVENT array
         In the order the signal stage took them.
     takes : (m,) TAKE array
-        Where among the books it took them.
+        Where among the books it took them, and for how many intents there was room.
     others : sequence of Ring
         Consumer ends that the book fills too; emptied unread.
 
@@ -193,12 +193,15 @@ def replay_intents(FeedStage feed not None, BookStage book not None, SignalStage
 
     Raises
     ------
-    ValueError
-        If events and takes do not belong together.
+    DataError
+        If events and takes do not belong together, or a take is not one.
     """
     if len(events) != len(takes) or (events["event"] != takes["taken"]).any():
-        raise ValueError("order events and takes of the recording do not belong together")
-    after = takes["after"].tolist()
+        raise DataError("order events and takes of the recording do not belong together")
+    if len(takes) and takes["room"].max() > INTENTS_MAX:
+        raise DataError(f"a take of the recording had room for {takes['room'].max()} intents, "
+                         f"allowed are {INTENTS_MAX}")
+    after, rooms = takes["after"].tolist(), takes["room"].tolist()
     rows = events.view("u1").reshape(len(events), -1)
     sent = 0
     flags = markets["flags"]
@@ -207,38 +210,47 @@ def replay_intents(FeedStage feed not None, BookStage book not None, SignalStage
     books = 0
     while True:
         while sent < len(after) and after[sent] == books:
-            if not order_events.push(rows[sent].tobytes()):
-                raise ValueError("order event link is full")
+            yield from _taken(signal, order_events, intents, rows[sent], rooms[sent])
             sent += 1
-            while signal.do_work(64):
-                pass
         if first >= total:
             break
         last = first
         while not flags[last] & HP_MARKET_FLAG_LAST and last + 1 < total:
             last += 1
         if not feed.put_many(markets[first:last + 1]):
-            raise ValueError("a message is larger than the market link")
+            raise DataError("a message is larger than the market link")
         # One record at a time: a message may make several states of books.
         for _ in range(last - first + 1):
             book.do_work(1)
             while signal.do_work(1):
                 books += 1
+                yield from _popped(intents)
                 while sent < len(after) and after[sent] == books:
-                    order_events.push(rows[sent].tobytes())
+                    yield from _taken(signal, order_events, intents, rows[sent], rooms[sent])
                     sent += 1
-                    signal.do_work(1)
         first = last + 1
         for ring in others:
             ring.release(len(ring.peek(1 << 20)))
             ring.flush()
-        while True:
-            data = intents.pop()
-            if data is None:
-                break
-            yield bytes(8) + data[8:]
+
+
+def _taken(SignalStage signal, Ring order_events, Ring intents, row, uint64_t room):
+    """One order event, with the room there was for intents when the run took it."""
+    if not order_events.push(row.tobytes()):
+        raise HftpipeError("order event link is full")
+    signal.room_max = room
+    try:
+        signal.do_work(1)
+    finally:
+        signal.room_max = INTENTS_MAX
+    yield from _popped(intents)
+
+
+def _popped(Ring intents):
+    """What the signal stage has put there: then there is always room for a full answer."""
     while True:
         data = intents.pop()
         if data is None:
             break
         yield bytes(8) + data[8:]
+    intents.flush()
