@@ -1,6 +1,7 @@
 from typing_extensions import disjoint_base
 
 from hftpipe._control import Control
+from hftpipe._day import Days
 from hftpipe._ledger import Ledger
 from hftpipe._ring import Ring
 from hftpipe._stage import Stage

@@ -178,7 +178,8 @@ def zone(name: str) -> list[tuple[int, int]]:
         assert found is not None
         return int(found.total_seconds())
 
-    step, end = 24 * 28, 24 * (365 * 130 + 32)      # hours; nowhere do clocks change and back within
+    # Hours; nowhere do clocks change and back within a step.
+    step, end = 24 * 28, 24 * (365 * 130 + 32)
     out = [(0, offset(0))]
     for start in range(0, end, step):
         low, high = start, start + step
