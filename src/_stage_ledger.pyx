@@ -56,7 +56,7 @@ cdef class LedgerStage(Stage):
 
     @property
     def totals(self):
-        """Over all instruments, nanocash; *pnl* is the run's after fees, *day_pnl* the last day's."""
+        """Over all instruments, nanocash; *pnl* is the run's, after fees."""
         total = self.ledger.totals()
         return {"realised": ledger_realised(&self.ledger.l), "fees": self.ledger.l.paid,
                 "pnl": ledger_profit(&self.ledger.l), "day_pnl": ledger_day_pnl(&self.ledger.l),
