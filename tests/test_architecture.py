@@ -12,7 +12,7 @@ LAYERS = [
     # 0 words: the layouts, the memory order, the clock, the errors
     {"schema", "_schema", "_atomic", "_memory", "_clock", "errors", "_token", "models"},
     # 1 parts: one job each, ignorant of one another
-    {"_ring", "_control", "_book", "_order", "_ledger", "_wire", "card"},
+    {"_ring", "_control", "_board", "_book", "_order", "_ledger", "_wire", "card"},
     # 2 judgement: may read parts
     {"_feature", "_model", "_risk", "_match"},
     # 3 joints: the socket of a strategy, parts joined into duty cycles
