@@ -11,3 +11,4 @@ cdef extern from "_atomic.h" nogil:
     bint hp_compare_swap(uint64_t *p, uint64_t expected, uint64_t desired) noexcept
     void hp_pause() noexcept
     void hp_prefetch_write(const void *p) noexcept
+    uint64_t hp_raise(uint64_t *p, uint64_t v) noexcept

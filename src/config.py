@@ -544,7 +544,8 @@ PARAMS: dict[str, dict[str, tuple[Kind, Any, str]]] = {
         "leave": (number(0.0, 1.0), 0.0, "Imbalance against what is held that closes it."),
         **COMMON},
     "onnx": {
-        "model": (text(), "demo", "Model file: a path, or demo for the one that ships."),
+        "model": (text(), "demo", "A packed model NAME or NAME@VERSION, a path (with a / or "
+                  "ending in .onnx), or demo for the one that ships."),
         "sha256": (text(pattern="[0-9a-f]{64}", wanted="64 hexadecimal digits"), None,
                    "What the model file must be; without it any file is taken."),
         "threshold": (number(0.0, 1.0), 0.6, "Probability that decides."),
@@ -627,6 +628,8 @@ class Config:
     profile: str = option(text("demo", "paper", "live"), "demo",
                        "demo = local exchange, paper = broker's paper account, live = money.")
     live: bool = option(flag(), False, "One of three consents that live trading needs.")
+    models: str = option(text(), "", 'Directory of packed models (`hftpipe model`); "" = '
+                                     "~/.local/share/hftpipe/models.")
     venue: Venue = Venue()
     instruments: tuple[Instrument, ...] = ()
     layout: Layout = dataclasses.field(default_factory=Layout)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hftpipe import _control, build, log, process, schema, shm, topology, worker
+from hftpipe import _control, build, log, process, registry, schema, shm, topology, worker
 from hftpipe._risk import LIMITS
 from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError, MismatchError
 from hftpipe.process import Child, Supervisor
@@ -89,6 +89,7 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
     target = record or config.store.record
     path = str(worker.recording_path(target)) if target else ""
     table = build.instruments(config)
+    digest, config = config.digest, registry.pin(config)
     strategies = worker.strategies(config, table)       # a bad model is found before anything runs
     del strategies
     run_dir.prepare()
@@ -106,8 +107,8 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
             if applied:
                 say(f"migrate   {len(applied)} applied, up to {applied[-1].name}")
             recover(run_dir, conninfo, say)
-            return _execute(config, plan, run_dir, conninfo, table, halted, seconds, path, seed,
-                            rate, say, live, logger, server)
+            return _execute(config, digest, plan, run_dir, conninfo, table, halted, seconds, path,
+                            seed, rate, say, live, logger, server)
     finally:
         if before is not None:
             os.sched_setaffinity(0, before)
@@ -139,11 +140,12 @@ def recover(run_dir: RunDir, conninfo: str, say: Callable[[str], None]) -> None:
     say(f"recover   run {left.run.run:x} was killed: {rows} events stored from its rings")
 
 
-def _execute(config: Config, plan: Plan, run_dir: RunDir, conninfo: str, table: Any, halted: bool,
-             seconds: float | None, record: str, seed: int | None, rate: float | None,
+def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo: str, table: Any,
+             halted: bool, seconds: float | None, record: str, seed: int | None,
+             rate: float | None,
              say: Callable[[str], None], live: Callable[[dict[str, Any]], None] | None,
              logger: Any, server: Postgres | None) -> Outcome:
-    info = {"config": config.digest, "instruments": [
+    info = {"config": digest, "instruments": [
         [row["symbol"].decode(), int(row["tick"]), int(row["lot"])] for row in table]}
     run, control, segments = process.create_run(
         run_dir, plan, profile=config.profile, info=info, instruments=len(table),
@@ -167,7 +169,7 @@ def _execute(config: Config, plan: Plan, run_dir: RunDir, conninfo: str, table: 
                 f"{p.name}{'' if p.core is None else f':{p.core}'}" for p in plan.processes))
             doubt = account_doubt(config)
             if not halted and not doubt and control.trading == "disarmed":
-                control.resume(control.halt_epoch)
+                control.resume(run.halt_epoch)      # and not a halt that came since
             if doubt:
                 say(f"account   {doubt}: not armed, because positions are not taken over yet; "
                     "`hftpipe resume --reason ...` arms it all the same")

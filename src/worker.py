@@ -143,26 +143,17 @@ def strategies(settings: config.Config, table: numpy.ndarray[Any, Any],
     names : sequence of str
         Only these; default all.
     in_lots : bool
-        The table is a recording's, not the configuration's: quantities of the strategies that
-        ship count lots, and they see every instrument.
+        The table is a recording's; see :func:`hftpipe.strategies.make`.
     """
-    from hftpipe import strategies as registry
-    out = []
-    for item in settings.strategy:
-        if names and item.name not in names:
-            continue
-        params = dict(item.params)
-        ships = item.kind in ("imbalance", "onnx")
-        if item.kind == "onnx" and params["model"] != "demo":
-            params["model"] = str(config.model_path(
-                str(params["model"]), settings.path.parent if settings.path else None))
-        if item.symbols and ships and not in_lots:
-            params["symbols"] = list(item.symbols)
-        if in_lots and ships:
-            params["in_lots"] = True
-        name = item.entry if item.kind in ("python", "native") else item.kind
-        out.append(registry.load(name, params, table))
-    return out
+    from hftpipe import registry
+    from hftpipe import strategies as factory
+    base = settings.path.parent if settings.path else None
+
+    def resolve(model: str, sha256: str | None) -> tuple[Path, str | None]:
+        found = registry.resolve(model, sha256, settings.models, base)
+        return found.path, found.sha256
+
+    return factory.make(settings.strategy, table, names=names, in_lots=in_lots, resolve=resolve)
 
 
 def alpaca_wire(context: Context) -> Wire:

@@ -11,8 +11,10 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 LAYERS = [
     # 0 words: the layouts, the memory order, the clock, the errors
     {"schema", "_schema", "_atomic", "_memory", "_clock", "errors", "_token", "models"},
+    # the arithmetic that parts share
+    {"_indicator"},
     # 1 parts: one job each, ignorant of one another
-    {"_ring", "_control", "_board", "_book", "_order", "_ledger", "_wire", "card"},
+    {"_ring", "_control", "_board", "_book", "_order", "_ledger", "_wire", "_flow", "card"},
     # 2 judgement: may read parts
     {"_feature", "_model", "_risk", "_match"},
     # 3 joints: the socket of a strategy, parts joined into duty cycles
@@ -20,7 +22,8 @@ LAYERS = [
     {"_stage_feed", "_stage_book", "_stage_signal", "_stage_risk", "_stage_gateway",
      "_stage_updates", "_stage_ledger", "_stage_figure", "_host"},
     # 4 shell: files, environment, processes
-    {"config", "shm", "log", "recording"}, {"topology", "metrics", "rundir"},
+    {"config", "shm", "log", "recording", "indicators"}, {"topology", "metrics", "rundir"},
+    {"registry"},
     {"process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another
     {"alpaca", "venue", "store", "backtest", "strategies", "analyst"},
