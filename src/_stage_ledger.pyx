@@ -2,6 +2,7 @@
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 
+from ._board cimport Board, board_basis, board_mark, board_position
 from ._clock cimport clock_now, clock_utc
 from ._control cimport Control, control_count, control_set
 from ._day cimport days_of
@@ -34,11 +35,13 @@ cdef class LedgerStage(Stage):
         A moving position is stored at most this often between fills.
     days : Days, optional
         The trading days; UTC by default.
+    board : Board, optional
+        Where positions and marks are shown.
     """
 
     def __init__(self, order_events, marks, risk, Ledger ledger not None, int instruments,
                  store=None, Control control=None, int index=6, int64_t interval=1_000_000_000,
-                 Days days=None):
+                 Days days=None, Board board=None):
         self._setup("ledger", control, index, store, schema.STREAM.LEDGER, schema.STORED_WIDE)
         self.order_events = stage_end(self._keep, order_events, schema.ORDER_EVENT, False)
         self.marks = stage_end(self._keep, marks, schema.BOOK, False)
@@ -47,6 +50,12 @@ cdef class LedgerStage(Stage):
         self.days = Days() if days is None else days
         if self.header != NULL:
             self.utc_offset, self.dated = <int64_t>self.header.utc_offset, True
+        if board is not None:
+            if board.instruments < instruments:
+                raise ValueError(f"the board has {board.instruments} instruments, "
+                                 f"expected {instruments}")
+            self._keep.append(board)
+            self.board = &board.b
         self.stored_at = <int64_t *>calloc(instruments or 1, sizeof(int64_t))
         if self.stored_at == NULL:
             raise MemoryError
@@ -91,6 +100,8 @@ cdef class LedgerStage(Stage):
         cdef hp_position_t *slot
         ledger_view(&self.ledger.l, instrument, &p)
         p.fee = fee
+        if self.board != NULL:
+            board_position(self.board, instrument, p.qty, p.average, p.realised, p.unrealised)
         if keep:
             p.event = store_next(&self.store)
             store_put(&self.store, HP_RECORD_POSITION, &p, 2, 1, cause, clock_now(), ts_in,
@@ -126,6 +137,8 @@ cdef class LedgerStage(Stage):
                 self._day(clock_now(), e.instrument)
                 if ledger_order_event(&self.ledger.l, e):
                     self._publish(e.instrument, e.event, 0, True, self.ledger.l.fee)
+            if self.board != NULL:
+                board_basis(self.board, e.event)
             ring_release(self.order_events)
             done += 1
         while done < limit:
@@ -144,6 +157,8 @@ cdef class LedgerStage(Stage):
             price = b.last_price
             if b.bid > 0 and b.ask > 0:
                 price = b.bid + (b.ask - b.bid) // 2
+            if price > 0 and self.board != NULL and b.instrument < self.instruments:
+                board_mark(self.board, b.instrument, price, b.volume, b.ts_recv)
             if price > 0 and ledger_mark(&self.ledger.l, b.instrument, price):
                 keep = b.ts_recv - self.stored_at[b.instrument] >= self.interval
                 if keep:

@@ -28,6 +28,7 @@ from hftpipe._stage_updates import UpdatesStage
 from hftpipe.config import Config
 
 if TYPE_CHECKING:
+    from hftpipe._board import Board
     from hftpipe._control import Control
     from hftpipe._ring import Ring
     from hftpipe._strategy import Strategy
@@ -86,7 +87,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
            table: numpy.ndarray[Any, Any], *, control: Control | None = None,
            strategies: Callable[[], list[Strategy]] | None = None,
            wire: Callable[[list[Stage]], Wire] | None = None,
-           source: Callable[[], Source] | None = None) -> list[Stage]:
+           source: Callable[[], Source] | None = None,
+           board: Board | None = None) -> list[Stage]:
     """Make the stages *names*, in that order.
 
     Parameters
@@ -101,6 +103,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
         Make what a signal, gateway and feed stage needs; only called when asked for.
         *wire* gets the stages made before it, *source* gives None for a feed that is
         filled from outside.
+    board : Board, optional
+        Where ledger and risk show what they have.
     """
     out: list[Stage] = []
     need = _needed
@@ -144,7 +148,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
                                 need(links.consumer("book.ledger")),
                                 need(links.producer("ledger.risk")),
                                 Ledger(len(table), config.account.equity, config.fees.schedule),
-                                len(table), **common, days=Days(zone(config.account.zone)))
+                                len(table), **common, board=board,
+                                days=Days(zone(config.account.zone)))
         elif name in ("analyst", "supervisor"):
             stage = FigureStage(name, topology.stream(name), need(links.producer(f"{name}.risk")),
                                 **common)
