@@ -78,8 +78,8 @@ class Audit:
         self._closed.set()
         self._waiting.put(None)
         self._thread.join(timeout)
-        left = self._waiting.qsize()
-        return max(left - 1, 0) if self._thread.is_alive() else left
+        left = sum(entry is not None for entry in list(self._waiting.queue))
+        return left + self._thread.is_alive()       # it has one in hand
 
     def _run(self) -> None:
         said = ""
