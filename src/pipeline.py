@@ -371,7 +371,7 @@ def summary(control: Control, conninfo: str, run: int, config: Config) -> dict[s
         "events": now["events"], "orders": now["orders"], "fills": now["fills"],
         "denied": sums["refusals"], "orders_by_status": sums["orders_by_status"],
         "pnl": float(sums["pnl"]), "realised": float(sums["realised"]),
-        "unrealised": float(sums["unrealised"]),
+        "unrealised": float(sums["unrealised"]), "fees": float(sums["fees"]),
         "events_recorded": sum(counted.values()) if len(recorded) == len(topology.recorded())
         else max(report.rows_stored, sum(counted.values())),
         "rows_stored": report.rows_stored, "streams": streams,
