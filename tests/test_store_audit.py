@@ -86,8 +86,10 @@ def store(conninfo, run, stream, record, bodies):
     for seq, (ts, values) in enumerate(bodies, 1):
         values = {"event": schema.event_id(stream, seq), **values}
         slots.append(naive.slot(number, stream, seq, naive.pack(schema.BY_NAME[record], values),
-                                ts=ts, instrument=values.get("instrument", 0)))
-    producer, consumer = pair(schema.STORED, 256)
+                                wide=naive.is_wide(stream), ts=ts,
+                                instrument=values.get("instrument", 0)))
+    producer, consumer = pair(
+        schema.STORED_WIDE if naive.is_wide(stream) else schema.STORED, 256)
     for slot in slots:
         assert producer.push(slot)
     with StoreWriter({stream: consumer}, conninfo, run) as writer:
@@ -127,9 +129,10 @@ def test_daily_bars_of_earlier_runs(db):
 def test_pnl_by_day_of_this_run_or_of_a_profile(db):
     first = utc("2026-11-23T15:00:00")
     run = Run(first, first - 10**12, "paper", (("ACME", 10**7, N),))
+    days = (dt.date(2026, 11, 23) - dt.date(1970, 1, 1)).days
     store(db, run, schema.STREAM.LEDGER, "position", [
-        (10**12 + N, {"qty": N, "realised": 3 * N, "unrealised": -N}),
-        (10**12 + DAY, {"qty": N, "realised": 3 * N, "unrealised": 4 * N})])
+        (10**12, {"day": days, "day_pnl": 9 * N}), (10**12 + N, {"day": days, "day_pnl": 2 * N}),
+        (10**12 + DAY, {"day": days + 1, "day_pnl": 5 * N})])
     both = {dt.date(2026, 11, 23): 2 * N, dt.date(2026, 11, 24): 5 * N}
     before = dt.date(2026, 11, 25)
     assert queries.pnl_by_day(db, first, "", before) == both
