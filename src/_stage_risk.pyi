@@ -2,6 +2,7 @@ from collections.abc import Sequence
 
 from typing_extensions import disjoint_base
 
+from hftpipe._board import Board
 from hftpipe._control import Control
 from hftpipe._gate import Risk
 from hftpipe._ring import Ring
@@ -14,5 +15,6 @@ class RiskStage(Stage):
         risk: Risk, store: Ring | None = None, control: Control | None = None, index: int = 3,
         figures: Sequence[Ring] = (),
     ) -> None: ...
+    def show_on(self, board: Board) -> None: ...
     @property
     def refusals(self) -> dict[str, int]: ...

@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_release
+from ._board cimport Board
 from ._breaker cimport BREAKER_LOG, breaker_change_t, breaker_tick
 from ._clock cimport clock_now
 from ._control cimport CONTROL_STAGES, Control, control_count, control_set, histogram_record
@@ -28,6 +29,10 @@ cdef extern from *:
     static inline unsigned hp_lowest(unsigned long long v) { return __builtin_ctzll(v); }
     """
     unsigned int hp_lowest(uint64_t v) noexcept nogil
+
+cdef int64_t SHOW_NS = 100_000_000      # between two writes to the board: they take the GIL
+SHOWN = ("breaker", "cause", "losses", "day", "day_orders", "day_pnl", "equity", "peak", "drawdown",
+         "latched")
 
 
 cdef class RiskStage(Stage):
@@ -278,3 +283,21 @@ cdef class RiskStage(Stage):
         ring_flush(self.positions)
         for i in range(self.figure_links):
             ring_flush(self.figures[i])
+
+    def show_on(self, Board board not None):
+        """Write limits, their use and the state of the gate on *board* from now on."""
+        self.board = board
+
+    cdef object maintain(self):
+        cdef int64_t now
+        if self.board is None:
+            return
+        now = clock_now()
+        if now - self.shown < SHOW_NS:
+            return
+        self.shown = now
+        state = self.risk.state()
+        self.board.put_gate(now, [(use.limit, use.use) for use in self.risk.limits_use(now)],
+                            **{name: state[name] for name in SHOWN})
+        for i in range(self.board.instruments):
+            self.board.put_flags(i, self.risk.standing(i))

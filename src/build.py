@@ -134,6 +134,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
                               Risk(config.risk, table, control, len(topology.STAGES)), **common,
                               figures=[ring for source in ("analyst", "supervisor")
                                        if (ring := links.consumer(f"{source}.risk")) is not None])
+            if board is not None:
+                stage.show_on(board)
         elif name == "gateway":
             if wire is None:
                 raise ValueError("a gateway stage needs a wire")
