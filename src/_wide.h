@@ -16,7 +16,6 @@ typedef __int128 hp_wide_t;                       /* 1e-18 of the quote currency
 static inline hp_wide_t hp_wide_of(int64_t v) { return v; }
 static inline hp_wide_t hp_wide_mul(int64_t a, int64_t b) { return (hp_wide_t)a * b; }
 static inline hp_wide_t hp_wide_cash(int64_t cash) { return (hp_wide_t)cash * HP_NANO; }
-static inline hp_wide_t hp_wide_times(hp_wide_t a, int64_t b) { return a * b; }
 static inline hp_wide_t hp_wide_over(hp_wide_t a, int64_t b) { return a / b; }
 static inline hp_wide_t hp_wide_add(hp_wide_t a, hp_wide_t b) { return a + b; }
 static inline hp_wide_t hp_wide_sub(hp_wide_t a, hp_wide_t b) { return a - b; }
