@@ -15,6 +15,8 @@ LAYERS = [
     {"_indicator"},
     # 1 parts: one job each, ignorant of one another
     {"_ring", "_control", "_book", "_order", "_ledger", "_wire", "_flow", "_bars", "card"},
+    # features from bars
+    {"_study"},
     # 2 judgement: may read parts
     {"_feature", "_model", "_risk", "_match"},
     # 3 joints: the socket of a strategy, parts joined into duty cycles
