@@ -14,7 +14,8 @@ LAYERS = [
     # the arithmetic that parts share
     {"_indicator"},
     # 1 parts: one job each, ignorant of one another
-    {"_bars", "_board", "_book", "_control", "_flow", "_ledger", "_order", "_ring", "_wire", "card"},
+    {"_ring", "_control", "_board", "_book", "_order", "_ledger", "_wire", "_flow", "_bars",
+     "card"},
     {"_day"},
     # 2 judgement: may read parts
     {"_feature", "_model", "_risk", "_match"},
