@@ -3,6 +3,7 @@ import datetime as dt
 import math
 import threading
 import time
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import numpy
@@ -281,7 +282,7 @@ def test_figures_from_a_history_of_days():
         estimate=Estimate("historical", lookback=30, least=16), sectors=[2, 0])
     settle(made, 0, lambda: made._history is not None)
     made.step(20 * SECOND, NOON + 20 * SECOND)
-    worst = min(b / a - 1 for a, b in zip(closes, closes[1:], strict=False))
+    worst = min(b / a - 1 for a, b in pairwise(closes))
     (var,) = [r for r in link.of(KIND.VAR_99) if r["ts_computed"] == 20 * SECOND]
     assert var["value"] == pytest.approx(-worst * 1000 * 1e9, rel=1e-9)
     assert var["basis"] == 77 and var["until"] == 0

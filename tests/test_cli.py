@@ -119,11 +119,11 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_on_request(monkeypatch,
         cli.run(["--debug", "status"])
 
 
-@pytest.mark.parametrize("name", ["halt", "status", "ready"])
+@pytest.mark.parametrize("name", ["halt", "status", "ready", "risk show"])
 def test_what_must_be_quick_imports_little(name, tmp_path):
     # An editable installation's own finder imports some before anything of ours runs.
     program = (f"import sys\nbefore = set(sys.modules)\nfrom hftpipe.cli import run\n"
-               f"run(['--run-dir', {str(tmp_path / 'r')!r}, {name!r}])\n"
+               f"run(['--run-dir', {str(tmp_path / 'r')!r}, *{name.split()!r}])\n"
                f"print([m for m in {HEAVY} if m in sys.modules and m not in before], "
                f"file=sys.stderr)")
     done = subprocess.run([sys.executable, "-c", program], env=ENV, capture_output=True, text=True,

@@ -1,0 +1,80 @@
+"""A real run is asked things while it trades: figures, board, desk and record agree."""
+import json
+import os
+import signal
+
+import pytest
+
+from hftpipe import schema, shm
+from tests.models.live import check_rows, database, runs, until
+
+pytestmark = [pytest.mark.venue, pytest.mark.db]
+KIND = schema.FIGURE_KIND
+
+
+@pytest.fixture
+def run(tmp_path):
+    with runs(tmp_path / "run") as go:
+        yield go
+
+
+def figures(c, run):
+    """``{(stream, kind): rows}`` of a run."""
+    return {(stream, kind): count for stream, kind, count in c.execute(
+        "SELECT stream, kind, count(*) FROM hftpipe.figure WHERE run = %s GROUP BY 1, 2", (run,))}
+
+
+def test_what_people_ask_reaches_the_gate_the_record_and_the_next_run(run):
+    live = run("--set", "analyst.bar=1s", "--set", "analyst.least=3").up().trades(2)
+    code, out, _ = live.hp("risk", "show", "-o", "json")
+    found = json.loads(out)
+    assert code == 0 and found["breaker"] == "closed" and found["paused"] == []
+    limits = {x["name"]: x for x in found["limits"]}
+    assert limits["max_daily_loss"]["limit"] == 5000 * 10**9
+    assert limits["max_open_positions"]["use"] > 0 and limits["max_open_positions"]["percent"] > 0
+    code, out, _ = live.hp("risk", "show")
+    assert code == 0 and "max_total_notional" in out and " %" in out
+
+    # The board shows what the ledger has, and the analyst makes figures of it.
+    board = shm.board(live.run)
+    until(lambda: any(r.qty for r in board.rows()) and all(r.mark > 0 for r in board.rows()),
+          "positions and marks on the board", live.popen)
+    assert board.basis >> schema.SEQ_BITS == schema.STREAM.GATEWAY
+
+    asked = [("pause", "AAPL"), ("set", "max_daily_loss=900")]
+    for what in asked:
+        code, _, err = live.hp("risk", *what)
+        assert code in (0, 5), err              # 5: the gate has not taken it within a second
+    for what, expected in ((("resume", "AAPL"), 10), (("set", "max_daily_loss=901"), 10),
+                           (("pause", "NONE"), 2), (("set", "max_daily_loss=x"), 4)):
+        code, _, err = live.hp("risk", *what)
+        assert code == expected and err.startswith("error: "), (what, err)
+    begin = live.counter("analyst", "events_stored")
+    until(lambda: live.counter("analyst", "events_stored") > begin + 40, "figures", live.popen)
+    live.popen.terminate()
+    assert live.end() == 0 and live.document["verified"]
+    with database(live.path) as c:
+        assert check_rows(c, live.run, live.recorded())["operator"] == 2
+        made = figures(c, live.run)
+        assert made[schema.STREAM.OPERATOR, KIND.PAUSE] == 1
+        assert made[schema.STREAM.OPERATOR, KIND.LIMIT] == 1
+        for kind in (KIND.SESSION, KIND.EQUITY, KIND.WEEK_PNL, KIND.MONTH_PNL, KIND.PEAK,
+                     KIND.VAR_95, KIND.VAR_99):
+            assert made.get((schema.STREAM.ANALYST, kind)), schema.FIGURE_KIND.label(kind)
+        done = c.execute("SELECT command, outcome, who FROM hftpipe.operator_event "
+                         "WHERE run = %s ORDER BY id", (live.run,)).fetchall()
+    assert [(command, outcome) for command, outcome, _ in done] == [
+        ("pause", "done"), ("limit", "done"), ("resume-symbol", "refused"), ("limit", "refused")]
+    assert all("(pid " in who for *_, who in done)
+
+    # What was tightened begins the next run, before anything may be ordered.
+    again = run().up()
+    code, _, err = again.hp("risk", "set", "max_daily_loss=901")
+    assert code == 10, err
+    os.kill(again.popen.pid, signal.SIGKILL)
+    assert again.end() == -signal.SIGKILL
+    assert "risk      kept: pause AAPL" in again.err
+    assert "risk      kept: limit max_daily_loss = 900" in again.err
+    code, out, err = again.hp("risk", "pause", "MSFT")
+    assert code == 3, "nobody listens"
+    until(lambda: again.hp("risk", "show")[0] == 7, "what is on the board is old")
