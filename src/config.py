@@ -509,6 +509,25 @@ class Analyst:
 
 
 @dataclass(frozen=True)
+class Halt:
+    """What the guardian does."""
+
+    on_halt: str = option(text("cancel", "hold"), "cancel",
+                          "Open orders when trading halts: the guardian cancels them, or they "
+                          "stay.")
+    on_stop: str = option(text("cancel", "leave"), "cancel", "Open orders when the run ends.")
+    hang: int = option(duration("100ms", "10min"), "3s",
+                       "Without a heartbeat of a stage for so long, trading halts.")
+    settle: int = option(duration("0s", "1min"), "1s",
+                         "How long after the gate closed an order may still be under way.")
+    unreachable: int = option(duration("1s", "1h"), "30s",
+                              "Without an answer of the venue to the guardian for so long, "
+                              "trading halts.")
+    flatten: int = option(duration("1s", "1h"), "30s",
+                          "How long closing orders may take before they are cancelled again.")
+
+
+@dataclass(frozen=True)
 class Store:
     """Where events are kept."""
 
@@ -638,6 +657,7 @@ class Config:
     session: Session = Session()
     analyst: Analyst = Analyst()
     gateway: Gateway = Gateway()
+    halt: Halt = Halt()
     store: Store = Store()
     observe: Observe = Observe()
     path: Path | None = dataclasses.field(default=None, compare=False)
@@ -683,7 +703,7 @@ def _dump(config: Config) -> Iterator[str]:
                 yield f"{f.name} = {f.metadata['kind'].show(getattr(item, f.name))}"
 
     yield from keys(config)
-    for name in ("venue", "layout", "session", "analyst", "gateway", "store", "observe"):
+    for name in ("venue", "layout", "session", "analyst", "gateway", "halt", "store", "observe"):
         yield f"\n[{name}]"
         yield from keys(getattr(config, name))
     for name in ("pin", "capacity"):
@@ -991,8 +1011,8 @@ def _build(tree: dict[str, Any], path: Path | None) -> Config:
     config = reader.section(Config, {k: tree[k] for k in scalars if k in tree}, "")
     values: dict[str, Any] = {}
     for name, cls in (("venue", Venue), ("layout", Layout), ("session", Session),
-                      ("analyst", Analyst), ("gateway", Gateway), ("store", Store),
-                      ("observe", Observe)):
+                      ("analyst", Analyst), ("gateway", Gateway), ("halt", Halt),
+                      ("store", Store), ("observe", Observe)):
         values[name] = reader.section(cls, tree.get(name, {}), name)
     layout = tree.get("layout", {})
     values["layout"] = dataclasses.replace(
@@ -1154,6 +1174,8 @@ SECTIONS: tuple[tuple[str, type, str], ...] = (
     ("analyst", Analyst, "Figures that risk takes from outside, made by a process that may "
                            "be slow."),
     ("gateway", Gateway, "How orders leave."),
+    ("halt", Halt, "When trading stops by itself, and what becomes of open orders; see "
+                   "[halting.md](halting.md)."),
     ("store", Store, "Where events are kept."),
     ("observe", Observe, "What others may see."),
 )

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hftpipe import _control, build, log, process, registry, schema, shm, topology, worker
+from hftpipe import _control, build, guardian, log, process, registry, schema, shm, topology, worker
 from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError, MismatchError
 from hftpipe.process import Child, Supervisor
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 HOPS = tuple(m.name for m in schema.HISTOGRAMS)
 REVIVE = 5.0                    # s that a dead database has to come back, and between two tries
+LINGER = 10.0                   # s that the guardian of the run before may take to end
 CONNECT = 60.0                  # s that market data and updates may take to come up
 
 
@@ -94,6 +96,8 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
     run_dir.lock()
     before: set[int] | None = None
     try:
+        # What the guardian of the run before still cancels must not be an order of this one.
+        os.close(guardian.take_lock(run_dir, LINGER))
         logger = log.setup("supervisor", directory=run_dir.logs,
                            level=config.observe.log_level, stream=None)
         before = process.keep_house(plan)
@@ -154,7 +158,10 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
             venue = _venue(supervisor, config, plan, run_dir, seed, rate)
             say(f"venue     {venue['rest']}")
             private = {"conninfo": conninfo, "venue": venue,
-                       "config": worker.shared_config(config), "record": record}
+                       "config": worker.shared_config(config), "record": record,
+                       guardian.NAME: {**dataclasses.asdict(config.halt),
+                                       "key": config.venue.key.reference,
+                                       "secret": config.venue.secret.reference}}
             run_dir.write(worker.PRIVATE, json.dumps(private))
             for item in plan.start_order:
                 supervisor.spawn(Child.of(item, process.stage_argv(run_dir, item.name)))
@@ -231,7 +238,7 @@ def _venue(supervisor: Supervisor, config: Config, plan: Plan, run_dir: RunDir,
     except ValueError:
         raise ConfigError(f"the venue's first line must be JSON, was {line[:80]!r}") from None
     return {**{k: found[k] for k in ("rest", "data_stream", "updates_stream", "key", "secret")},
-            "unlimited": True}
+            "unlimited": True, "process": [found["pid"], shm.process_start(found["pid"]) or 0]}
 
 
 def account_doubt(config: Config) -> str:
@@ -246,7 +253,7 @@ def account_doubt(config: Config) -> str:
     """
     if config.venue.kind == "local":
         return ""
-    from hftpipe.alpaca.session import Rest
+    from hftpipe.alpaca.rest import Rest
     rest = Rest(config.venue.rest, config.venue.key, config.venue.secret)
     try:
         positions, orders = rest.positions(), rest.orders()
