@@ -19,6 +19,10 @@ static inline uint64_t hp_load_acquire(const uint64_t *p) { return __atomic_load
 static inline uint64_t hp_load_relaxed(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline void hp_store_release(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline void hp_store_relaxed(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+/* For a record of several words behind a sequence word (_board.pxd): the writer's stores stay
+ * behind the odd number, the reader's loads before its second look.  No instruction on x86-64. */
+static inline void hp_fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
+static inline void hp_fence_acquire(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
 static inline uint64_t hp_fetch_add(uint64_t *p, uint64_t n) { return __atomic_fetch_add(p, n, __ATOMIC_SEQ_CST); }
 static inline int hp_compare_swap(uint64_t *p, uint64_t expected, uint64_t desired) {
   return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);

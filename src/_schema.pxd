@@ -18,6 +18,7 @@ cdef extern from "_schema.h" nogil:
     const uint64_t HP_TAKE_ID
     const uint64_t HP_FIGURE_ID
     const uint64_t HP_INSTRUMENT_ID
+    const uint64_t HP_BAR_ID
     const uint64_t HP_ENVELOPE_ID
     const uint64_t HP_STORED_ID
     const uint64_t HP_STORED_WIDE_ID
@@ -541,10 +542,18 @@ cdef extern from "_schema.h" nogil:
         int64_t average
         int64_t realised
         int64_t unrealised
-        int64_t day_pnl
+        int64_t mark
         uint16_t instrument
-        uint16_t pad0
-        uint32_t pad1
+        uint16_t drawdown_bps
+        uint32_t day
+        int64_t fee
+        int64_t fees
+        int64_t day_pnl
+        int64_t day_realised
+        int64_t day_fees
+        int64_t cash
+        int64_t equity
+        int64_t peak
 
     ctypedef struct hp_risk_event_t:
         uint64_t link_seq
@@ -591,6 +600,16 @@ cdef extern from "_schema.h" nogil:
         int64_t base_price
         uint64_t flags
         uint64_t pad0
+
+    ctypedef struct hp_bar_t:
+        int64_t start
+        int64_t open
+        int64_t high
+        int64_t low
+        int64_t close
+        int64_t volume
+        int64_t vwap
+        uint64_t count
 
     ctypedef struct hp_envelope_t:
         uint64_t link_seq
@@ -677,6 +696,9 @@ cdef extern from "_schema.h" nogil:
         HP_METRIC_ORDERS_UNKNOWN
         HP_METRIC_DAY_PNL
         HP_METRIC_REALISED_PNL
+        HP_METRIC_FEES
+        HP_METRIC_EQUITY
+        HP_METRIC_DRAWDOWN
         HP_METRIC_GROSS_NOTIONAL
         HP_METRIC_ROWS_STORED
         HP_METRIC_BATCHES_STORED

@@ -32,7 +32,7 @@ cdef class RiskStage(Stage):
 
     def __init__(self, intents, marks, order_events, positions, orders, Risk risk not None,
                  store=None, Control control=None, int index=3):
-        self._setup("risk", control, index, store, schema.STREAM.RISK, schema.STORED)
+        self._setup("risk", control, index, store, schema.STREAM.RISK, schema.STORED_WIDE)
         self.intents = stage_end(self._keep, intents, schema.INTENT, False)
         self.marks = stage_end(self._keep, marks, schema.BOOK, False)
         self.order_events = stage_end(self._keep, order_events, schema.ORDER_EVENT, False)

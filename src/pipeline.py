@@ -11,7 +11,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hftpipe import _control, build, guardian, log, process, registry, schema, shm, topology, worker
+from hftpipe import (
+    _control,
+    build,
+    guardian,
+    log,
+    process,
+    registry,
+    schema,
+    shm,
+    topology,
+    worker,
+)
+from hftpipe._risk import LIMITS
 from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError, MismatchError
 from hftpipe.process import Child, Supervisor
 
@@ -23,6 +35,7 @@ if TYPE_CHECKING:
     from hftpipe.topology import Plan
 
 HOPS = tuple(m.name for m in schema.HISTOGRAMS)
+DECIMAL = ("shares", "quote")   # units of limits that are compared in 1e-9
 REVIVE = 5.0                    # s that a dead database has to come back, and between two tries
 LINGER = 10.0                   # s that the guardian of the run before may take to end
 CONNECT = 60.0                  # s that market data and updates may take to come up
@@ -149,7 +162,10 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
              logger: Any, server: Postgres | None) -> Outcome:
     info = {"config": digest, "instruments": [
         [row["symbol"].decode(), int(row["tick"]), int(row["lot"])] for row in table]}
-    run, control, segments = process.create_run(run_dir, plan, profile=config.profile, info=info)
+    run, control, segments = process.create_run(
+        run_dir, plan, profile=config.profile, info=info, instruments=len(table),
+        limits=[(limit.name, limit.unit, 10**9 if limit.unit in DECIMAL else 1)
+                for limit in LIMITS])
     logger = log.setup("supervisor", run=run.run, directory=run_dir.logs,
                        level=config.observe.log_level, stream=None)
     supervisor = Supervisor(run_dir, run, control, segments, logger)
@@ -338,7 +354,7 @@ def summary(control: Control, conninfo: str, run: int, config: Config) -> dict[s
         "events": now["events"], "orders": now["orders"], "fills": now["fills"],
         "denied": sums["refusals"], "orders_by_status": sums["orders_by_status"],
         "pnl": float(sums["pnl"]), "realised": float(sums["realised"]),
-        "unrealised": float(sums["unrealised"]),
+        "unrealised": float(sums["unrealised"]), "fees": float(sums["fees"]),
         "events_recorded": sum(counted.values()) if len(recorded) == len(topology.recorded())
         else max(report.rows_stored, sum(counted.values())),
         "rows_stored": report.rows_stored, "streams": streams,

@@ -84,12 +84,14 @@ def own_core() -> int | None:
 # ---------------------------------------------------------------- the run
 
 def create_run(run_dir: RunDir, plan: Plan, *, profile: str = "", limits_version: int = 0,
-               info: Mapping[str, Any] | None = None,
+               info: Mapping[str, Any] | None = None, instruments: int = 1,
+               limits: Sequence[tuple[str, str, int]] = (),
                ) -> tuple[Run, Control, list[shm.Segment]]:
-    """Make the control page and all rings of a new run; the caller holds the lock.
+    """Make control page, board and all rings of a new run; the caller holds the lock.
 
     ``run.json`` is written first, so that a crash in between leaves names to clean up.  The page
-    starts HALTED when the last run was halted and nobody resumed, else DISARMED.
+    starts HALTED when the last run was halted and nobody resumed, else DISARMED.  The board
+    is one for so many *instruments*; *limits* are name, unit and scale of each.
 
     Returns
     -------
@@ -102,7 +104,7 @@ def create_run(run_dir: RunDir, plan: Plan, *, profile: str = "", limits_version
         run_dir.halt(None, held[0], way="file", by=held[1])
         latch = run_dir.latch()
     number, pid = _clock.utc_ns(), os.getpid()
-    names = ("control", *(link.name for link in plan.links))
+    names = ("control", "board", *(link.name for link in plan.links))
     run = Run(
         number, pid, shm.process_start(pid) or 0, shm.boot_id(), profile,
         max(latch.halt_epoch, 1), tuple(shm.segment_name(number, name) for name in names),
@@ -123,6 +125,7 @@ def create_run(run_dir: RunDir, plan: Plan, *, profile: str = "", limits_version
             control.resume(run.halt_epoch - 1)
             control.raise_halt_epoch(run.halt_epoch)
             control.text = json.dumps({"halt": latch.halt})
+        segments.append(shm.create_board(number, instruments, limits))
         segments += [shm.create_ring(number, link.name, schema.BY_NAME[link.record], link.capacity)
                      for link in plan.links]
     except BaseException:

@@ -666,14 +666,25 @@ ORDER_EVENT = Record("order_event", 64, "A step in the life of an order; the gat
     Field("type", "u8", "", "ORDER_TYPE_*.", enum=ORDER_TYPE),
 ))
 
-POSITION = Record("position", 64, "Position and P&L of one instrument; the ledger's word.", (
+POSITION = Record("position", 128, "One position and the account; the ledger's word.", (
     LINK, _event(), Field("qty", "i64", "nanoqty", "Held; negative = short."),
     Field("average", "i64", "nanoprice", "Average entry price, rounded half to even; 0 = flat."),
-    Field("realised", "i64", "nanocash", "Realised P&L of the instrument in this run."),
-    Field("unrealised", "i64", "nanocash", "At the mark."),
-    Field("day_pnl", "i64", "nanocash", "Realised plus unrealised, all instruments."),
-    INSTRUMENT_INDEX, Field("pad0", "u16", "", "Zero.", None),
-    Field("pad1", "u32", "", "Zero.", None),
+    Field("realised", "i64", "nanocash", "P&L realised on the instrument in this run, before "
+          "fees."),
+    Field("unrealised", "i64", "nanocash", "Of the instrument, at the mark."),
+    Field("mark", "i64", "nanoprice", "Price it is valued at; 0 = none yet."),
+    INSTRUMENT_INDEX,
+    Field("drawdown_bps", "u16", "", "(peak - equity) / peak, rounded up; saturates."),
+    Field("day", "u32", "", "Trading day, days since 1970; 0 = not known."),
+    Field("fee", "i64", "nanocash", "Charged for the fill that made this; 0 = no fill."),
+    Field("fees", "i64", "nanocash", "Charged on the instrument in this run."),
+    Field("day_pnl", "i64", "nanocash", "Account: change of the equity since the day began."),
+    Field("day_realised", "i64", "nanocash", "Account: realised since the day began, before fees."),
+    Field("day_fees", "i64", "nanocash", "Account: charged since the day began."),
+    Field("cash", "i64", "nanocash", "Account: opening equity and what trades left of it."),
+    Field("equity", "i64", "nanocash", "Account: cash and positions at their marks."),
+    Field("peak", "i64", "nanocash", "Account: highest equity of the run, the opening one "
+          "included."),
 ))
 
 RISK_EVENT = Record("risk_event", 64, "Something happened to the gate.", (
@@ -719,6 +730,17 @@ INSTRUMENT = Record("instrument", 64, "One row of the instrument table.", (
     Field("pad0", "u64", "", "Zero.", None),
 ))
 
+BAR = Record("bar", 64, "Trades of one window; a window without trades has none.", (
+    Field("start", "i64", "ns", "Where the window begins, UTC; a multiple of its length."),
+    Field("open", "i64", "nanoprice", "First price."),
+    Field("high", "i64", "nanoprice", "Highest price."),
+    Field("low", "i64", "nanoprice", "Lowest price."),
+    Field("close", "i64", "nanoprice", "Last price."),
+    Field("volume", "i64", "nanoqty", "Quantity traded."),
+    Field("vwap", "i64", "nanoprice", "Volume-weighted price, rounded half to even."),
+    Field("count", "u64", "", "Trades."),
+))
+
 ENVELOPE = Record("envelope", 64, "What every stored event carries before its body.", (
     LINK, _event(), CAUSE,
     Field("ts", "i64", "ns", "Hop time: this stage published it, monotonic."),
@@ -738,8 +760,8 @@ STORED_WIDE = Record("stored_wide", 192, "The same for bodies of up to two lines
     *ENVELOPE.fields, *(Field(f"body{i}", "u64", "", "Body.") for i in range(16))))
 
 RECORDS = (MARKET, BOOK, BOOK_STATUS, FEATURES, SIGNAL, INTENT, VERDICT, CHECKS, ORDER,
-           UPDATE, ORDER_EVENT, POSITION, RISK_EVENT, TAKE, FIGURE, INSTRUMENT, ENVELOPE, STORED,
-           STORED_WIDE)
+           UPDATE, ORDER_EVENT, POSITION, RISK_EVENT, TAKE, FIGURE, INSTRUMENT, BAR, ENVELOPE,
+           STORED, STORED_WIDE)
 BY_NAME = {r.name: r for r in RECORDS}
 # What may stand in a store link, by the number in its envelope.
 BODIES = {value: BY_NAME[name] for _, value, name in RECORD.members}
@@ -773,8 +795,11 @@ METRICS = (
     Metric("fills", "counter", "", "Executions."),
     Metric("orders_open", "gauge", "", "Orders not yet in a terminal state."),
     Metric("orders_unknown", "gauge", "", "Orders without an answer."),
-    Metric("day_pnl", "gauge", "nanocash", "Realised plus unrealised P&L."),
-    Metric("realised_pnl", "gauge", "nanocash", "Realised P&L."),
+    Metric("day_pnl", "gauge", "nanocash", "Change of the equity since the day began."),
+    Metric("realised_pnl", "gauge", "nanocash", "Realised P&L, before fees."),
+    Metric("fees", "gauge", "nanocash", "Fees charged."),
+    Metric("equity", "gauge", "nanocash", "Cash and positions at their marks."),
+    Metric("drawdown", "gauge", "nanocash", "Highest equity of the run less equity."),
     Metric("gross_notional", "gauge", "nanocash", "Sum of absolute position values."),
     Metric("rows_stored", "counter", "", "Rows committed to PostgreSQL."),
     Metric("batches_stored", "counter", "", "Transactions committed to PostgreSQL."),
@@ -826,7 +851,8 @@ def split_event(event: int) -> tuple[int, int]:
     return event >> SEQ_BITS, event & ((1 << SEQ_BITS) - 1)
 
 
-def _nearest(what: str, name: str, known: Sequence[str]) -> ValueError:
+def nearest(what: str, name: str, known: Sequence[str]) -> ValueError:
+    """The error of asking for *what* by a *name* that is not *known*; names the nearest."""
     near = difflib.get_close_matches(name, known, 1, 0)
     return ValueError(f"wanted {what}, found {name!r}: did you mean {near[0]!r}?")
 
@@ -843,7 +869,7 @@ def feature_index(names: Sequence[str],
     order = [f.name for f in (CATALOGUE if catalogue is None else catalogue)]
     for name in names:
         if name not in order:
-            raise _nearest("a feature", name, order)
+            raise nearest("a feature", name, order)
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice or not names:
         raise ValueError(f"wanted each feature once, found {twice[0]!r} twice" if twice
@@ -872,7 +898,7 @@ def feature_hash(names: Sequence[str], bar: str = "",
     if not any(f.bars for f in chosen):
         bar = ""
     elif bar not in BARS:
-        raise _nearest("a window of bars", bar, list(BARS))
+        raise nearest("a window of bars", bar, list(BARS))
     text = json.dumps([bar, [[f.name, f.doc] for f in chosen]])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 

@@ -50,15 +50,16 @@ def summary(c: psycopg.Connection, run: int) -> Row:
                         "WHERE run = %s AND event_type = 'order_denied' "
                         "GROUP BY reason ORDER BY count DESC, reason", run)
     fills = c.execute("SELECT count(*) FROM hftpipe.trades WHERE run = %s", (run,)).fetchone()
-    pnl = c.execute("SELECT coalesce(sum(realised_pnl), 0), coalesce(sum(unrealised_pnl), 0) "
-                    "FROM hftpipe.positions WHERE run = %s", (run,)).fetchone()
+    pnl = c.execute("SELECT coalesce(sum(realised_pnl), 0), coalesce(sum(unrealised_pnl), 0), "
+                    "coalesce(sum(fees), 0) FROM hftpipe.positions WHERE run = %s",
+                    (run,)).fetchone()
     assert fills is not None and pnl is not None
-    realised, unrealised = Decimal(pnl[0]), Decimal(pnl[1])
+    realised, unrealised, fees = (Decimal(value) for value in pnl)
     return {"orders": sum(row["count"] for row in statuses),
             "orders_by_status": {row["status"]: row["count"] for row in statuses},
             "refusals": {row["reason"]: row["count"] for row in refusals},
-            "fills": fills[0], "realised": realised, "unrealised": unrealised,
-            "pnl": realised + unrealised}
+            "fills": fills[0], "realised": realised, "unrealised": unrealised, "fees": fees,
+            "pnl": realised + unrealised - fees}
 
 
 def story(c: psycopg.Connection, run: int, order_id: int) -> list[Row]:
