@@ -552,6 +552,24 @@ class Halt:
                               "trading halts.")
     flatten: int = option(duration("1s", "1h"), "30s",
                           "How long closing orders may take before they are cancelled again.")
+    daily_loss: int = option(basis_points(0, 10_000), "90%",
+                             "Halt above this share of risk.max_daily_loss; 0 = never.")
+    position: int = option(whole(0, 1_000_000), 10,
+                           "Halt when positions are worth so many times the normal; 0 = never.")
+    error_rate: int = option(basis_points(0, 10_000), "10%",
+                             "Halt when more of the orders sent fail; 0 = never.")
+    latency: int = option(duration("0ns", "1h"), "100ms",
+                          "Halt when p99 of tick to order is above; 0s = never.")
+    crossed: int = option(basis_points(0, 10_000), "50%",
+                          "Halt when more of the books are crossed or locked; 0 = never.")
+    stale: int = option(basis_points(0, 10_000), "50%",
+                        "Halt when more of the books are stale; 0 = never.")
+    jump: int = option(basis_points(0, 10_000), "10%",
+                       "Halt when a price is further off its mean of a minute; 0 = never.")
+    window: int = option(duration("1s", "1h"), "1min",
+                         "Over which error_rate and latency look back.")
+    confirm: int = option(whole(1, 3600), 3,
+                          "So many looks in a row, a second apart, must say the same.")
 
 
 @dataclass(frozen=True)
@@ -570,6 +588,10 @@ class Observe:
 
     prometheus: str = option(loopback(), "127.0.0.1:9464",
                           "Address of /metrics, /health, /ready and /live.")
+    alerts: tuple[str, ...] = option(
+        _list_of(text(pattern=r"log|webhook:(env:[A-Za-z_]\w*|file:[^|]+)",
+                      wanted='"log" or "webhook:env:NAME"'), 'of "log" and "webhook:env:NAME"'),
+        ["log"], "Who is told of a halt; a webhook's address comes by reference.")
     log_level: str = option(text("debug", "info", "warning", "error"), "info",
                             "Least level logged.")
     log_format: str = option(text("json", "text"), "json", "Form of a line on standard error.")

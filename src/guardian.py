@@ -9,6 +9,8 @@ run, until the venue shows no open order.  What it does
 * **sweeps**: ``DELETE /v2/orders`` until ``GET`` shows none (*clear*), and looks again after the
   gateway has acknowledged the halt or ended, for an order may have been under way (*settled*);
 * **flattens** when a halt asked for it: writes down what is held, then ``DELETE /v2/positions``;
+* **judges**: the automatic triggers (``triggers``), once a second while orders may pass;
+* **tells**: a halt and what became of it goes to log and webhooks (``alerts``);
 * **writes down** what it did: log, ``audit.jsonl``, and a copy of that file in PostgreSQL.
 
 Threads: the main one watches and beats, so a venue that hangs does not look like a dead guardian;
@@ -27,15 +29,17 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hftpipe import _clock, _control, shm, topology
+from hftpipe.alerts import Alerts, Webhook
 from hftpipe.alpaca.rest import Rest
 from hftpipe.config import Secret
 from hftpipe.errors import BusyError, ConfigError, Exit, HftpipeError
 from hftpipe.rundir import Halted, Run, RunDir, entry, utc_text
+from hftpipe.triggers import Limits, Triggers
 
 SECOND = 10**9
 TICK = 0.02                     # s between two looks at the page
@@ -44,6 +48,7 @@ TIMEOUT = 2.0                   # s that the venue has for an answer
 STUCK = 10 * SECOND             # ns after which a request is given up and the hand replaced
 PATIENCE = (0.02, 2.0)          # s: first and longest pause between two sweeps of one halt
 SUPERVISOR = 10 * SECOND        # ns without a beat: it may be waiting for a disk or a database
+EXPLAIN = SECOND // 2           # ns that who halted has to write down why, before it is told
 ENDED = (_control.VOID, _control.STOPPED, _control.FAILED)
 NAME = "guardian"
 
@@ -176,10 +181,14 @@ class Guardian:
     venue : (pid, start) or None
         The local venue's process: when it has ended nothing can be open.
     log : Log
+    triggers : Triggers
+    hooks : sequence of Webhook
+        Who is told of a halt.
     """
 
     def __init__(self, run_dir: RunDir, run: Run, control: _control.Control, options: Options,
-                 rest: Callable[[], Rest], venue: tuple[int, int] | None, log: Log) -> None:
+                 rest: Callable[[], Rest], venue: tuple[int, int] | None, log: Log,
+                 triggers: Triggers, hooks: Sequence[Webhook] = ()) -> None:
         self.run_dir, self.run, self.control = run_dir, run, control
         self.options, self.venue, self.log = options, venue, log
         self._rest = rest
@@ -196,6 +205,11 @@ class Guardian:
         fresh = control.armed_epoch == 0
         self.swept = max(self.block.counter("settled_epoch"), run.halt_epoch if fresh else 0)
         self._flattened = self.block.counter("flat_epoch")
+        self._triggers, self._judge_at = triggers, 0
+        self._told = max(self.block.ack_epoch, run.halt_epoch)     # halts that people know of
+        self._tell_at = 0
+        self.alerts = Alerts(hooks, log.write, lambda: self.block.count("alerts_sent"),
+                             lambda: self.block.count("alerts_failed"))
         self._sweep: Sweep | None = None
         self._generation = 0
         self._asking = 0                # ns since when the venue is asked; 0 = it is not
@@ -292,6 +306,9 @@ class Guardian:
         sweep.failures += 1
         if sweep.failures & (sweep.failures - 1) == 0:      # 1, 2, 4, ...: not a line each time
             self.log.error("the venue does not cancel", error=str(error), tries=sweep.failures)
+            if sweep.failures == 8:
+                self._alert(f"the venue does not cancel, tried {sweep.failures} times: {error}",
+                            sweep.epoch)
         return self._patience(sweep)
 
     def _patience(self, sweep: Sweep) -> float:
@@ -371,6 +388,7 @@ class Guardian:
             if sweep.epoch > self.block.counter("clear_epoch"):
                 self.block.set("clear_epoch", sweep.epoch)
             self._audit("swept", words, epoch=sweep.epoch, cancelled=sweep.asked)
+            self._alert(f"halt {sweep.epoch}: {words}", sweep.epoch)
         elif sweep.asked:
             self._audit("swept", words + " at the stop", cancelled=sweep.asked)
         self.log.info("settled", epoch=sweep.epoch, cancelled=sweep.asked, words=words,
@@ -400,6 +418,7 @@ class Guardian:
                          self._ask)
         self.block.set("venue_positions", len(held))
         self._flattened = epoch
+        self._alert(f"halt {epoch}: {len(held)} positions are left open", epoch)
         if held:                        # their closing orders must not stay
             self.swept = min(self.swept, epoch - 1)
         self.block.set("flat_epoch", epoch)
@@ -418,6 +437,8 @@ class Guardian:
             last = now
             self.block.heartbeat = now
             self.watch(now, rested)
+            self.judge(now)
+            self.tell(now)
             if self._asking and now - self._asking > STUCK:
                 self.log.error("a request to the venue does not come back: connecting anew")
                 self.block.set("connected", 0)
@@ -453,6 +474,36 @@ class Guardian:
         quiet = now - max(self._answered, rested)
         if control.armed and quiet > self.options.unreachable:
             self._halt(f"the venue has not answered the guardian for {quiet / SECOND:.0f} s")
+
+    def judge(self, now: int) -> None:
+        """Halt when one of the automatic triggers says so, about once a second."""
+        if not self.control.armed:
+            self._triggers.forget()
+        elif now >= self._judge_at:
+            self._judge_at = now + SECOND
+            reason = self._triggers.sample(now)
+            if reason:
+                self._halt(reason, way="trigger")
+
+    def tell(self, now: int) -> None:
+        """Tell people of a halt, once its maker had time to say why."""
+        epoch = self.control.halt_epoch
+        if epoch <= self._told or self.control.armed:
+            self._told, self._tell_at = max(self._told, epoch), 0
+        elif not self._tell_at:
+            self._tell_at = now + EXPLAIN
+        elif now >= self._tell_at:
+            self._told, self._tell_at = epoch, 0
+            latch = self.run_dir.latch()
+            why = latch.halt if latch.halt_epoch >= epoch and latch.halt else {}
+            reason = why.get("reason", "no reason is written down")
+            self._alert(f"trading HALTED: {reason}", epoch, reason=reason,
+                        who=why.get("who", ""), way=why.get("way", ""), when=why.get("when", ""))
+
+    def _alert(self, text: str, epoch: int, **more: Any) -> None:
+        self.alerts.send(f"hftpipe {os.uname().nodename} run {self.run.run:x} "
+                         f"({self.run.profile or '-'}): {text}", epoch=epoch,
+                         run=f"{self.run.run:x}", **more)
 
     def _died(self) -> None:
         """The supervisor is gone.  After a stop in good order there is nothing to say."""
@@ -548,6 +599,7 @@ class Copier:
 # ---------------------------------------------------------------- the process
 
 LOCK = "guardian.lock"
+GOODBYE = 5.0                   # s that waiting alerts have when everything is done
 
 
 def take_lock(run_dir: RunDir, seconds: float) -> int:
@@ -602,10 +654,12 @@ def run(directory: str | os.PathLike[str]) -> Exit:
     key = Secret.literal(venue["key"]) if "key" in venue else Secret(refer["key"])
     secret = Secret.literal(venue["secret"]) if "secret" in venue else Secret(refer["secret"])
     key.reveal(), secret.reveal()               # a missing one is told before anything trades
+    hooks = [Webhook(Secret(reference).reveal(), reference) for reference in refer["alerts"]]
     guardian = Guardian(
         run_dir, record, control, Options.of(refer),
         lambda: Rest(venue["rest"], key, secret, TIMEOUT),
-        tuple(venue["process"]) if venue.get("process") else None, log)
+        tuple(venue["process"]) if venue.get("process") else None, log,
+        Triggers(control, Limits.of(refer)), hooks)
 
     def conninfo() -> str:
         with contextlib.suppress(HftpipeError, ValueError):     # it goes when the run ends
@@ -624,6 +678,7 @@ def run(directory: str | os.PathLike[str]) -> Exit:
         log.error("failed", error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
         raise
     copier.close(2.0)
+    guardian.alerts.close(GOODBYE)
     log.info("ended")
     block.state = _control.STOPPED
     os.close(lock)

@@ -7,8 +7,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from hftpipe import (
@@ -25,7 +26,7 @@ from hftpipe import (
 )
 from hftpipe._risk import LIMITS
 from hftpipe._stage_figure import FigureStage
-from hftpipe.desk import Desk
+from hftpipe.desk import Desk, Request
 from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError, MismatchError
 from hftpipe.officer import Officer
 from hftpipe.process import Child, Supervisor
@@ -181,6 +182,10 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
             private = {"conninfo": conninfo, "venue": venue,
                        "config": worker.shared_config(config), "record": record,
                        guardian.NAME: {**dataclasses.asdict(config.halt),
+                                       **{k: int(Decimal(str(config.risk[k])) * 10**9) for k in
+                                          ("max_daily_loss", "max_order_notional")},
+                                       "alerts": [a.removeprefix("webhook:")
+                                                  for a in config.observe.alerts if a != "log"],
                                        "key": config.venue.key.reference,
                                        "secret": config.venue.secret.reference}}
             run_dir.write(worker.PRIVATE, json.dumps(private))
@@ -248,9 +253,18 @@ def _officer(config: Config, run_dir: RunDir, run: int, control: Control, table:
     opened.callback(ended)
     made = Officer(stage, link, run_dir, run, [row["symbol"].decode() for row in table],
                    config.risk, [item.name for item in config.strategy], audit)
-    desk = Desk(run_dir.name, made.handlers, logger.info)
+    desk = Desk(run_dir.name, {**made.handlers, "halt": _halt(run_dir, control)}, logger.info)
     opened.callback(desk.close)
     return made
+
+
+def _halt(run_dir: RunDir, control: Control) -> Callable[[Request], Mapping[str, Any]]:
+    """The desk's way to halt: ``reason``, and if wanted ``cancel`` and ``flatten``."""
+    def handler(r: Request) -> Mapping[str, Any]:
+        flags = {name: r.values.get(name, False) is True for name in ("cancel", "flatten")}
+        done = run_dir.halt(control, r.text("reason"), way="socket", by=r.who, **flags)
+        return {"epoch": done.epoch, "latched": done.trouble is None, **done.why}
+    return handler
 
 
 def _revive(server: Postgres, private: dict[str, Any], run_dir: RunDir, logger: Any) -> None:

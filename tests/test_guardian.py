@@ -22,9 +22,14 @@ from hftpipe.venue.server import spawn
 from hftpipe.venue.state import read_log
 from tests.models.broker import broker
 from tests.models.driver import DEADLINE, ENV, until
+from tests.models.receiver import receiver
 
 OPTIONS = {"on_halt": "cancel", "on_stop": "cancel", "hang": 10**9, "settle": 200_000_000,
-           "unreachable": 60 * 10**9, "flatten": 30 * 10**9, "key": "env:GUARDIAN_KEY", "secret": "env:GUARDIAN_SECRET"}
+           "unreachable": 60 * 10**9, "flatten": 30 * 10**9,
+           "daily_loss": 9000, "position": 10, "error_rate": 1000, "latency": 10**8,
+           "crossed": 5000, "stale": 5000, "jump": 1000, "window": 60 * 10**9, "confirm": 2,
+           "max_daily_loss": 5000 * 10**9, "max_order_notional": 10**13, "alerts": [],
+           "key": "env:GUARDIAN_KEY", "secret": "env:GUARDIAN_SECRET"}
 RAN = ("feed", "book", "signal", "risk", "gateway", "updates", "ledger")
 
 
@@ -64,7 +69,7 @@ class Scene:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hftpipe.cli.stage", "--run-dir", self.directory.name,
              "--process", "guardian"],
-            env={**ENV, "GUARDIAN_KEY": "k", "GUARDIAN_SECRET": "canary-5c1f"},
+            env={**os.environ, **ENV, "GUARDIAN_KEY": "k", "GUARDIAN_SECRET": "canary-5c1f"},
             stderr=subprocess.PIPE, text=True)
         return self
 
@@ -539,3 +544,37 @@ def test_each_line_of_the_audit_is_stored_once(scene, fake, tmp_path):
             assert run.end() == (0, "")
             assert c.execute("SELECT line->>'cancel' FROM hftpipe.halt_log WHERE action = 'halt'"
                              ).fetchone() == ("true",)
+
+
+# ---------------------------------------------------------------- triggers and alerts
+
+def test_a_trigger_halts_with_its_reason_and_the_webhook_is_told(scene, fake):
+    with receiver(500) as (url, got):
+        os.environ["GUARDIAN_HOOK"] = url
+        try:
+            run = scene({"rest": fake.url}, alerts=["env:GUARDIAN_HOOK"]).up()
+        finally:
+            del os.environ["GUARDIAN_HOOK"]
+        fake.add(2)
+        run.control.stage(INDEX["ledger"]).set("day_pnl", -4600 * 10**9)
+        until(lambda: run.directory.latch().halted, "halted")
+        latch = run.directory.latch()
+        assert latch.halt["way"] == "trigger"
+        assert latch.halt["reason"] == "daily loss 4,600.00 is above 90 % of the limit 5,000.00"
+        run.acknowledge()
+        run.settled(2)
+        assert not fake.orders
+        until(lambda: run.block.counter("alerts_sent") == 2, "both are delivered")
+        texts = sorted(body["text"].partition("): ")[2] for _, _, body in got)
+        assert texts[0] == texts[1] or len(got) == 3, "the first was tried again"
+        assert set(texts) == {"halt 2: 2 orders cancelled, none open",
+                              f"trading HALTED: {latch.halt['reason']}"}
+        for path in run.directory.path.rglob("*"):
+            if path.is_file():
+                assert b"s3cret" not in path.read_bytes(), path
+
+
+def test_a_webhook_without_an_address_stops_the_start(scene, fake):
+    run = scene({"rest": fake.url}, alerts=["env:NO_HOOK_HERE"])
+    code, err = run.end()
+    assert code == 4 and "env:NO_HOOK_HERE must hold one" in err
