@@ -1323,6 +1323,19 @@ enum {
   HP_METRIC_LAST_DATA, /* hftpipe_last_data_ns: Monotonic time of the last data message. */
   HP_METRIC_WORK_PASSES, /* hftpipe_work_passes_total: Passes of the duty cycle that found work. */
   HP_METRIC_IDLE_PASSES, /* hftpipe_idle_passes_total: Passes that found none. */
+  HP_METRIC_BOOKS, /* hftpipe_books: Instruments that ever had a fresh book. */
+  HP_METRIC_BOOKS_STALE, /* hftpipe_books_stale: Of them, books that are stale. */
+  HP_METRIC_BOOKS_CROSSED, /* hftpipe_books_crossed: Of them, books that are crossed or locked. */
+  HP_METRIC_JUMP_BPS, /* hftpipe_jump_bps: Largest distance of a mid from its mean of about a minute. */
+  HP_METRIC_VENUE_ORDERS, /* hftpipe_venue_orders: Open orders as the venue last said. */
+  HP_METRIC_SWEEPS, /* hftpipe_sweeps_total: Times the venue was asked to cancel every open order. */
+  HP_METRIC_SWEPT, /* hftpipe_swept_total: Open orders that those found. */
+  HP_METRIC_CLEAR_EPOCH, /* hftpipe_clear_epoch: Last halt after which the venue had no open order. */
+  HP_METRIC_SETTLED_EPOCH, /* hftpipe_settled_epoch: Last halt after which it stayed so: none was under way. */
+  HP_METRIC_VENUE_POSITIONS, /* hftpipe_venue_positions: Positions as the venue last said, when they are closed. */
+  HP_METRIC_FLAT_EPOCH, /* hftpipe_flat_epoch: Last halt whose closing of all positions is over. */
+  HP_METRIC_ALERTS_SENT, /* hftpipe_alerts_sent_total: Notifications delivered. */
+  HP_METRIC_ALERTS_FAILED, /* hftpipe_alerts_failed_total: Notifications given up. */
   HP_METRIC_COUNT
 };
 enum {

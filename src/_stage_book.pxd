@@ -1,5 +1,5 @@
 """The book stage: market records in, the state of a book out."""
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from ._book cimport book_t
 from ._ring cimport ring_t
@@ -13,4 +13,8 @@ cdef class BookStage(Stage):
     cdef list books             # the Book handles, one per instrument
     cdef book_t **tables        # and their structs
     cdef uint8_t *flags         # BOOK_FLAG_* last published, per instrument
+    cdef double *means          # of the mid over about MEAN_NS, per instrument; 0 = none yet
     cdef uint64_t instruments
+    cdef int64_t surveyed       # ns, when survey() last ran
+
+    cdef void survey(self, int64_t now) noexcept nogil

@@ -3,18 +3,23 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from ._book cimport Book, book_apply, book_view
+from ._book cimport Book, book_apply, book_mid2, book_view
 from ._clock cimport clock_now
-from ._control cimport Control, control_count, histogram_record
+from ._control cimport Control, control_count, control_set, histogram_record
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
 from ._schema cimport (
-    HP_BOOK_FLAG_STALE, HP_BOOK_FLAG_TRADE, HP_HISTOGRAM_BOOK, HP_MARKET_FLAG_LAST,
-    HP_MARKET_GAP, HP_METRIC_CREDIT_STALLS, HP_METRIC_DROPS,
-    HP_METRIC_GAPS, HP_METRIC_RECORDS_IN, HP_METRIC_RECORDS_OUT, HP_RECORD_BOOK_STATUS,
-    hp_book_status_t, hp_book_t, hp_market_t)
+    HP_BOOK_FLAG_CROSSED, HP_BOOK_FLAG_LOCKED, HP_BOOK_FLAG_STALE, HP_BOOK_FLAG_TRADE,
+    HP_HISTOGRAM_BOOK, HP_MARKET_FLAG_LAST, HP_MARKET_GAP, HP_METRIC_BOOKS,
+    HP_METRIC_BOOKS_CROSSED, HP_METRIC_BOOKS_STALE, HP_METRIC_CREDIT_STALLS, HP_METRIC_DROPS,
+    HP_METRIC_GAPS, HP_METRIC_JUMP_BPS, HP_METRIC_RECORDS_IN, HP_METRIC_RECORDS_OUT,
+    HP_RECORD_BOOK_STATUS, hp_book_status_t, hp_book_t, hp_market_t)
 from ._stage cimport hp_copy_words, stage_end, store_credit, store_put
 
 from hftpipe import schema
+
+cdef enum:
+    SURVEY_NS = 250_000_000         # how often the books are looked over for the page
+cdef double MEAN_NS = 60e9          # over which a mid's mean reaches back
 
 
 cdef class BookStage(Stage):
@@ -44,7 +49,8 @@ cdef class BookStage(Stage):
         self.instruments = len(instruments)
         self.tables = <book_t **>calloc(self.instruments or 1, sizeof(book_t *))
         self.flags = <uint8_t *>calloc(self.instruments or 1, 1)
-        if self.tables == NULL or self.flags == NULL:
+        self.means = <double *>calloc(self.instruments or 1, sizeof(double))
+        if self.tables == NULL or self.flags == NULL or self.means == NULL:
             raise MemoryError
         self.books = []
         for i, row in enumerate(instruments):
@@ -56,6 +62,7 @@ cdef class BookStage(Stage):
     def __dealloc__(self):
         free(self.tables)
         free(self.flags)
+        free(self.means)
 
     @property
     def handles(self) -> list:
@@ -136,3 +143,47 @@ cdef class BookStage(Stage):
 
     cdef void idle(self) noexcept nogil:
         ring_flush(self.market)
+
+    cdef void survey(self, int64_t now) noexcept nogil:
+        """Say on the page how the market looks, for who watches it: see ``triggers``.
+
+        A mid's mean moves towards the mid as time passes, not with each event, so that it means
+        the same for a busy and for a quiet instrument.
+        """
+        cdef uint64_t i, books = 0, stale = 0, crossed = 0
+        cdef double mid, off, jump = 0.0, share
+        share = <double>(now - self.surveyed) / MEAN_NS
+        self.surveyed = now
+        if share > 1.0:
+            share = 1.0
+        for i in range(self.instruments):
+            if self.flags[i] & HP_BOOK_FLAG_STALE:
+                if self.means[i] > 0.0:
+                    books += 1
+                    stale += 1
+                continue
+            mid = 0.5 * <double>book_mid2(self.tables[i])
+            if mid <= 0.0:                          # a side is empty
+                books += self.means[i] > 0.0
+                continue
+            books += 1
+            if self.flags[i] & (HP_BOOK_FLAG_CROSSED | HP_BOOK_FLAG_LOCKED):
+                crossed += 1
+                continue                            # its mid means nothing
+            if self.means[i] <= 0.0:
+                self.means[i] = mid
+            off = mid / self.means[i] - 1.0
+            if off < 0.0:
+                off = -off
+            if off > jump:
+                jump = off
+            self.means[i] += (mid - self.means[i]) * share
+        control_set(self.block, HP_METRIC_BOOKS, books)
+        control_set(self.block, HP_METRIC_BOOKS_STALE, stale)
+        control_set(self.block, HP_METRIC_BOOKS_CROSSED, crossed)
+        control_set(self.block, HP_METRIC_JUMP_BPS, <uint64_t>(jump * 1e4) if jump < 1e9 else 0)
+
+    cdef object maintain(self):
+        cdef int64_t now = clock_now()
+        if now - self.surveyed >= SURVEY_NS:
+            self.survey(now)

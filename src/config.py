@@ -570,6 +570,43 @@ class Analyst:
 
 
 @dataclass(frozen=True)
+class Halt:
+    """What the guardian does."""
+
+    on_halt: str = option(text("cancel", "hold"), "cancel",
+                          "Open orders when trading halts: the guardian cancels them, or they "
+                          "stay.")
+    on_stop: str = option(text("cancel", "leave"), "cancel", "Open orders when the run ends.")
+    hang: int = option(duration("100ms", "10min"), "3s",
+                       "Without a heartbeat of a stage for so long, trading halts.")
+    settle: int = option(duration("0s", "1min"), "1s",
+                         "How long after the gate closed an order may still be under way.")
+    unreachable: int = option(duration("1s", "1h"), "30s",
+                              "Without an answer of the venue to the guardian for so long, "
+                              "trading halts.")
+    flatten: int = option(duration("1s", "1h"), "30s",
+                          "How long closing orders may take before they are cancelled again.")
+    daily_loss: int = option(basis_points(0, 10_000), "90%",
+                             "Halt above this share of risk.max_daily_loss; 0 = never.")
+    position: int = option(whole(0, 1_000_000), 10,
+                           "Halt when positions are worth so many times the normal; 0 = never.")
+    error_rate: int = option(basis_points(0, 10_000), "10%",
+                             "Halt when more of the orders sent fail; 0 = never.")
+    latency: int = option(duration("0ns", "1h"), "100ms",
+                          "Halt when p99 of tick to order is above; 0s = never.")
+    crossed: int = option(basis_points(0, 10_000), "50%",
+                          "Halt when more of the books are crossed or locked; 0 = never.")
+    stale: int = option(basis_points(0, 10_000), "50%",
+                        "Halt when more of the books are stale; 0 = never.")
+    jump: int = option(basis_points(0, 10_000), "10%",
+                       "Halt when a price is further off its mean of a minute; 0 = never.")
+    window: int = option(duration("1s", "1h"), "1min",
+                         "Over which error_rate and latency look back.")
+    confirm: int = option(whole(1, 3600), 3,
+                          "So many looks in a row, a second apart, must say the same.")
+
+
+@dataclass(frozen=True)
 class Store:
     """Where events are kept."""
 
@@ -585,6 +622,10 @@ class Observe:
 
     prometheus: str = option(loopback(), "127.0.0.1:9464",
                           "Address of /metrics, /health, /ready and /live.")
+    alerts: tuple[str, ...] = option(
+        _list_of(text(pattern=r"log|webhook:(env:[A-Za-z_]\w*|file:[^|]+)",
+                      wanted='"log" or "webhook:env:NAME"'), 'of "log" and "webhook:env:NAME"'),
+        ["log"], "Who is told of a halt; a webhook's address comes by reference.")
     log_level: str = option(text("debug", "info", "warning", "error"), "info",
                             "Least level logged.")
     log_format: str = option(text("json", "text"), "json", "Form of a line on standard error.")
@@ -747,6 +788,7 @@ class Config:
     session: Session = Session()
     analyst: Analyst = Analyst()
     gateway: Gateway = Gateway()
+    halt: Halt = Halt()
     account: Account = Account()
     fees: Fees = Fees()
     store: Store = Store()
@@ -801,7 +843,7 @@ def _dump(config: Config) -> Iterator[str]:
                 yield f"{f.name} = {f.metadata['kind'].show(getattr(item, f.name))}"
 
     yield from keys(config)
-    for name in ("venue", "layout", "features", "session", "analyst", "gateway", "account",
+    for name in ("venue", "layout", "features", "session", "analyst", "gateway", "halt", "account",
                  "fees", "store", "observe"):
         yield f"\n[{name}]"
         yield from keys(getattr(config, name))
@@ -1111,6 +1153,7 @@ def _build(tree: dict[str, Any], path: Path | None) -> Config:
     values: dict[str, Any] = {}
     for name, cls in (("venue", Venue), ("layout", Layout), ("features", Features),
                       ("session", Session), ("analyst", Analyst), ("gateway", Gateway),
+                      ("halt", Halt),
                       ("account", Account), ("fees", Fees), ("store", Store),
                       ("observe", Observe)):
         values[name] = reader.section(cls, tree.get(name, {}), name)
@@ -1283,6 +1326,8 @@ SECTIONS: tuple[tuple[str, type, str], ...] = (
     ("analyst", Analyst, "Figures that risk takes from outside, made by a process that may "
                            "be slow."),
     ("gateway", Gateway, "How orders leave."),
+    ("halt", Halt, "When trading stops by itself, and what becomes of open orders; see "
+                   "[halting.md](halting.md)."),
     ("account", Account, "What the books begin with."),
     ("fees", Fees, "What trading costs, as the ledger books it: each fill exactly, rounded up to "
                    "1e-9 of the currency."),

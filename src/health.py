@@ -75,7 +75,7 @@ def survey(run: Run, control: Control) -> dict[str, Any]:
             problems.append(f"{block.name} has not beaten for {age / 1e9:.1f} s")
         if block.store_full:
             problems.append(f"{block.name}: store link is full")
-    for name in ("feed", "updates"):
+    for name in ("feed", "updates", "guardian"):
         if name in stages and not _number(stages, name, "connected"):
             problems.append(f"{name} is not connected")
     lost = _number(stages, "updates", "errors")
@@ -112,6 +112,8 @@ def survey(run: Run, control: Control) -> dict[str, Any]:
         "data_age_ns": now - last if last else None,
         "day_pnl_nanocash": _number(stages, "ledger", "day_pnl"),
         "realised_pnl_nanocash": _number(stages, "ledger", "realised_pnl"),
+        "venue_orders": _number(stages, "guardian", "venue_orders"),
+        "settled_epoch": _number(stages, "guardian", "settled_epoch"),
         "gross_notional_nanocash": _number(stages, "ledger", "gross_notional"),
         "latency_ns": {name: s for name, s in latency.items() if s["count"]},
         "stages": [{
@@ -361,6 +363,7 @@ def monitor_main(run_dir: RunDir, address: str) -> int:
 
 
 def _ended(control: Control, own: int) -> bool:
-    """Whether every stage but the monitor and the supervisor has ended."""
+    """Whether every stage has ended but the monitor, the supervisor and the guardian."""
     return all(b.state in (_control.VOID, _control.STOPPED, _control.FAILED)
-               for b in control.stages if b.index != own and b.name != "supervisor")
+               for b in control.stages if b.index != own
+               and b.name not in ("supervisor", "guardian"))

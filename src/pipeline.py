@@ -2,17 +2,30 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from hftpipe import _control, build, log, process, registry, schema, shm, topology, worker
+from hftpipe import (
+    _control,
+    build,
+    guardian,
+    log,
+    process,
+    registry,
+    schema,
+    shm,
+    topology,
+    worker,
+)
 from hftpipe._stage_figure import FigureStage
-from hftpipe.desk import Desk
+from hftpipe.desk import Desk, Request
 from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError, MismatchError
 from hftpipe.limits import DECIMAL, LIMITS
 from hftpipe.officer import Officer
@@ -28,6 +41,7 @@ if TYPE_CHECKING:
 
 HOPS = tuple(m.name for m in schema.HISTOGRAMS)
 REVIVE = 5.0                    # s that a dead database has to come back, and between two tries
+LINGER = 10.0                   # s that the guardian of the run before may take to end
 CONNECT = 60.0                  # s that market data and updates may take to come up
 
 
@@ -99,6 +113,8 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
     run_dir.lock()
     before: set[int] | None = None
     try:
+        # What the guardian of the run before still cancels must not be an order of this one.
+        os.close(guardian.take_lock(run_dir, LINGER))
         logger = log.setup("supervisor", directory=run_dir.logs,
                            level=config.observe.log_level, stream=None)
         before = process.keep_house(plan)
@@ -163,7 +179,14 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
             venue = _venue(supervisor, config, plan, run_dir, seed, rate)
             say(f"venue     {venue['rest']}")
             private = {"conninfo": conninfo, "venue": venue,
-                       "config": worker.shared_config(config), "record": record}
+                       "config": worker.shared_config(config), "record": record,
+                       guardian.NAME: {**dataclasses.asdict(config.halt),
+                                       **{k: int(Decimal(str(config.risk[k])) * 10**9) for k in
+                                          ("max_daily_loss", "max_order_notional")},
+                                       "alerts": [a.removeprefix("webhook:")
+                                                  for a in config.observe.alerts if a != "log"],
+                                       "key": config.venue.key.reference,
+                                       "secret": config.venue.secret.reference}}
             run_dir.write(worker.PRIVATE, json.dumps(private))
             for item in plan.start_order:
                 supervisor.spawn(Child.of(item, process.stage_argv(run_dir, item.name)))
@@ -229,9 +252,18 @@ def _officer(config: Config, run_dir: RunDir, run: int, control: Control, table:
     opened.callback(ended)
     made = Officer(stage, link, run_dir, run, [row["symbol"].decode() for row in table],
                    config.risk, [item.name for item in config.strategy], audit)
-    desk = Desk(run_dir.name, made.handlers, logger.info)
+    desk = Desk(run_dir.name, {**made.handlers, "halt": _halt(run_dir, control)}, logger.info)
     opened.callback(desk.close)
     return made
+
+
+def _halt(run_dir: RunDir, control: Control) -> Callable[[Request], Mapping[str, Any]]:
+    """The desk's way to halt: ``reason``, and if wanted ``cancel`` and ``flatten``."""
+    def handler(r: Request) -> Mapping[str, Any]:
+        flags = {name: r.values.get(name, False) is True for name in ("cancel", "flatten")}
+        done = run_dir.halt(control, r.text("reason"), way="socket", by=r.who, **flags)
+        return {"epoch": done.epoch, "latched": done.trouble is None, **done.why}
+    return handler
 
 
 def _revive(server: Postgres, private: dict[str, Any], run_dir: RunDir, logger: Any) -> None:
@@ -270,7 +302,7 @@ def _venue(supervisor: Supervisor, config: Config, plan: Plan, run_dir: RunDir,
     except ValueError:
         raise ConfigError(f"the venue's first line must be JSON, was {line[:80]!r}") from None
     return {**{k: found[k] for k in ("rest", "data_stream", "updates_stream", "key", "secret")},
-            "unlimited": True}
+            "unlimited": True, "process": [found["pid"], shm.process_start(found["pid"]) or 0]}
 
 
 def account_doubt(config: Config) -> str:
@@ -285,7 +317,7 @@ def account_doubt(config: Config) -> str:
     """
     if config.venue.kind == "local":
         return ""
-    from hftpipe.alpaca.session import Rest
+    from hftpipe.alpaca.rest import Rest
     rest = Rest(config.venue.rest, config.venue.key, config.venue.secret)
     try:
         positions, orders = rest.positions(), rest.orders()

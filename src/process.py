@@ -10,13 +10,18 @@ What happens when
   :attr:`Child.restarts` times; the store's rings hold what it has not written.  A store that keeps
   dying stops the run, a monitor or an analyst that does is left out: figures that are too old
   close the gate by themselves;
+* the **guardian** dies or hangs: it is started again in place too, and trading halts when there
+  has been none for :data:`GUARDLESS`.  One that keeps dying stops the run;
 * a stage **hangs**: after ``stale`` seconds without a heartbeat trading halts, after ``hung`` the
   process is killed and counts as dead;
 * SIGUSR1, or a file ``HALT`` in the run directory: trading halts, the run goes on;
 * the first SIGTERM or SIGINT: drain, exit 0 within ``grace``; the second, or SIGQUIT: everything is
   killed;
-* the supervisor itself is killed: every child dies with it (PR_SET_PDEATHSIG), the rings stay, and
-  the next start finds them (:func:`find_leftovers`).
+* the supervisor itself is killed: every child but the guardian dies with it (PR_SET_PDEATHSIG), the
+  rings stay, and the next start finds them (:func:`find_leftovers`).
+
+The guardian ends by itself, when the gateway has ended and the venue shows no open order.  The
+supervisor waits for that a while and then leaves it: it alone may outlive a run.
 
 Shared memory is unlinked when the store has said, by exit code 0, that it has everything.  If it
 could not, the segments stay for the next start: nothing is lost, whatever the exit code.
@@ -52,7 +57,10 @@ if TYPE_CHECKING:
 
 SECOND = 10**9
 MAKER = SECOND                  # ns that who halted has to write down why
-PIPELINE, STORE, SERVICE = range(3)     # Child.phase: when it is stopped
+GUARDLESS = SECOND              # ns without a guardian after which trading halts
+FRESH = 600 * SECOND            # ns that a child must live for its restarts to be forgotten
+# Child.phase: when it is stopped
+PIPELINE, STORE, SERVICE, GUARD = range(4)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
@@ -177,7 +185,8 @@ class Child:
     fatal: bool = True                  # its death stops the run
     needed: bool = True                 # the run stops when its restarts are used up
     restarts: int = 3                   # of a child that is not fatal
-    phase: int = PIPELINE               # PIPELINE drains first, then STORE, then SERVICE ends
+    # PIPELINE drains first, then STORE; GUARD ends by itself or is left, then SERVICE ends.
+    phase: int = PIPELINE
     env: Mapping[str, str] = field(default_factory=dict)    # over the supervisor's
     capture: bool = False               # keep standard output for Supervisor.first_line
 
@@ -185,7 +194,8 @@ class Child:
     def of(cls, process: Process, argv: Sequence[str], **options: Any) -> Child:
         """The child for a planned process."""
         phase = (STORE if "store" in process.stages else
-                 SERVICE if process.stages == ("monitor",) else PIPELINE)
+                 SERVICE if process.stages == ("monitor",) else
+                 GUARD if process.stages == ("guardian",) else PIPELINE)
         return cls(process.name, tuple(argv), process.indices, process.affinity, process.fatal,
                    needed=process.stages not in (("monitor",), ("analyst",)), phase=phase,
                    **options)
@@ -287,13 +297,16 @@ class Supervisor:
         Seconds without a heartbeat until trading halts, until the process is killed.
     grace : float
         Seconds that a drain may take, all of it.
+    vigil : float
+        Seconds after it that the guardian has until it is left alone.
     """
 
     def __init__(self, run_dir: RunDir, run: Run, control: Control,
                  segments: Sequence[shm.Segment], log: Logger, *, stale: float = 2.0,
-                 hung: float = 10.0, grace: float = 9.0) -> None:
+                 hung: float = 10.0, grace: float = 9.0, vigil: float = 3.0) -> None:
         self.run_dir, self.run, self.control, self.log = run_dir, run, control, log
         self.stale, self.hung, self.grace = int(stale * SECOND), int(hung * SECOND), grace
+        self.vigil = vigil
         self.code: Exit = Exit.OK
         self.cause = ""                     # why the run ends, in words
         self.before_drain: list[Callable[[], object]] = []  # called when the end begins
@@ -303,6 +316,7 @@ class Supervisor:
         self._signals: list[int] = []
         self._usr1 = 0                      # SIGUSR1s that have not halted yet
         self._quiet: set[int] = set()       # stages whose missing heartbeat is known
+        self._unguarded = False             # at the last look
         self._watched = _clock.now_ns()
         self._latched = run.halt_epoch
         self._unexplained: tuple[int, int, dict[str, str]] | None = None   # when, epoch, latched
@@ -342,7 +356,8 @@ class Supervisor:
             self.stop(getattr(error, "exit_code", Exit.ERROR), str(error))
         if self._children:                      # left early, without watch or stop
             self.control.request_stop(_control.QUIT)
-            self._kill([c for c in self._children if c.child.phase != SERVICE])
+            self._kill([c for c in self._children if c.child.phase not in (SERVICE, GUARD)])
+            self._leave_guard(0.0)
             self._terminate([c for c in self._children if c.child.phase == SERVICE])
         self._persist(last=True)
         nothing = all(b.counter("events_stored") == 0 for b in self.control.stages)
@@ -379,7 +394,8 @@ class Supervisor:
         cores = set(child.affinity)
 
         def in_child() -> None:                 # after fork: nothing but system calls
-            die_with_parent(parent)
+            if child.phase != GUARD:
+                die_with_parent(parent)
             if cores:
                 os.sched_setaffinity(0, cores)
 
@@ -495,6 +511,7 @@ class Supervisor:
             if self.cause:
                 return self.stop(self.code, self.cause)
             self._heartbeats()
+            self._guarded()
             self._persist()
             if every:
                 every()
@@ -545,6 +562,8 @@ class Supervisor:
         child = running.child
         self._drop(running, code)
         words = f"{child.name} died ({_cause(code)})"
+        if _clock.now_ns() - running.since > FRESH:
+            running.restarts = 0                # another time, another trouble
         if not child.fatal and running.restarts < child.restarts:
             self.log.warning("restarting", child=child.name, cause=_cause(code),
                              restarts=running.restarts + 1, last=_last_line(running.log))
@@ -579,9 +598,25 @@ class Supervisor:
                     self.log.error("silent", stage=block.name, age_ns=age)
                     if running.child.fatal:
                         self.halt(words)
-                if age > self.hung and running.child.fatal:
+                if age > self.hung and (running.child.fatal or running.child.phase == GUARD):
                     self.log.error("hung", stage=block.name, age_ns=age)
                     running.kill(signal.SIGKILL)
+
+    def _guarded(self) -> None:
+        """Halt when nobody could cancel: no guardian has beaten for a while.
+
+        Seen twice, so that a pause of our own is not taken for one of the guardian's.
+        """
+        if not self.control.armed or not any(c.child.phase == GUARD for c in self._children):
+            self._unguarded = False
+            return
+        age = _clock.now_ns() - self.control.stage(INDEX["guardian"]).heartbeat
+        if age <= GUARDLESS:
+            self._unguarded = False
+        elif not self._unguarded:
+            self._unguarded = True
+        else:
+            self.halt(f"no guardian for {age / SECOND:.1f} s")
 
     def halt(self, reason: str, *, way: str = "supervisor", by: str = "supervisor") -> int:
         """Stop trading and latch it; the new halt epoch."""
@@ -669,8 +704,23 @@ class Supervisor:
             self.drained = self._store_code == 0
             if not self.drained:
                 self.code = self.code or Exit.ERROR
+        if self._leave_guard(self.vigil):
+            self.code = self.code or Exit.TIMEOUT
         self._terminate(of(SERVICE))
         return self.code
+
+    def _leave_guard(self, seconds: float) -> bool:
+        """Give the guardian so long to end by itself, then let it live on; whether it does."""
+        end = _clock.now_ns() + int(seconds * SECOND)
+        self._wait(lambda: not any(c.child.phase == GUARD for c in self._children), end)
+        left = [c for c in self._children if c.child.phase == GUARD]
+        for running in left:
+            self.log.error("the guardian stays: the venue has not shown that no order is open",
+                           pid=running.popen.pid)
+            self._children.remove(running)
+            running.close()
+            running.popen.returncode = 0        # it is nobody's child from here on
+        return bool(left)
 
     _store_code = 0                             # of the last store process that ended
 
@@ -680,7 +730,7 @@ class Supervisor:
         while not done() and _clock.now_ns() < deadline:
             for running, code in self._poll(0.01):
                 self._drop(running, code)
-                if running.child.phase == STORE:
+                if running.child.phase in (STORE, GUARD):
                     if code != 0 and running.restarts < running.child.restarts:
                         self.log.warning("restarting", child=running.child.name,
                                          cause=_cause(code), last=_last_line(running.log))
@@ -699,7 +749,8 @@ class Supervisor:
         """The second signal: no more waiting.  The rings stay."""
         self.control.request_stop(_control.QUIT)
         self.log.warning("stopped at once")
-        self._kill([c for c in self._children if c.child.phase != SERVICE])
+        self._kill([c for c in self._children if c.child.phase not in (SERVICE, GUARD)])
+        self._leave_guard(0.0)
         self._terminate([c for c in self._children if c.child.phase == SERVICE])
         self.code = self.code or Exit.INTERRUPTED
         self.cause = "told to stop at once"

@@ -887,6 +887,19 @@ METRICS = (
     Metric("last_data", "gauge", "ns", "Monotonic time of the last data message."),
     Metric("work_passes", "counter", "", "Passes of the duty cycle that found work."),
     Metric("idle_passes", "counter", "", "Passes that found none."),
+    Metric("books", "gauge", "", "Instruments that ever had a fresh book."),
+    Metric("books_stale", "gauge", "", "Of them, books that are stale."),
+    Metric("books_crossed", "gauge", "", "Of them, books that are crossed or locked."),
+    Metric("jump_bps", "gauge", "", "Largest distance of a mid from its mean of about a minute."),
+    Metric("venue_orders", "gauge", "", "Open orders as the venue last said."),
+    Metric("sweeps", "counter", "", "Times the venue was asked to cancel every open order."),
+    Metric("swept", "counter", "", "Open orders that those found."),
+    Metric("clear_epoch", "gauge", "", "Last halt after which the venue had no open order."),
+    Metric("settled_epoch", "gauge", "", "Last halt after which it stayed so: none was under way."),
+    Metric("venue_positions", "gauge", "", "Positions as the venue last said, when they are closed."),
+    Metric("flat_epoch", "gauge", "", "Last halt whose closing of all positions is over."),
+    Metric("alerts_sent", "counter", "", "Notifications delivered."),
+    Metric("alerts_failed", "counter", "", "Notifications given up."),
 )
 
 # Latency histograms; each is written by the stage named first.

@@ -47,6 +47,7 @@ STAGES = (
     Stage("monitor", False, False, "Metrics and health over HTTP."),
     Stage("supervisor", False, True, "Starts, watches and stops the others."),
     Stage("analyst", False, False, "Figures that risk takes from outside."),
+    Stage("guardian", False, False, "Cancels at the venue when the run halts, hangs or dies."),
 )
 INDEX = {stage.name: i for i, stage in enumerate(STAGES)}
 CHAIN = tuple(s.name for s in STAGES if s.hot)      # in the order a tick passes them
@@ -403,7 +404,7 @@ def start_order(processes: Sequence[Process], joined: Iterable[Link]) -> tuple[P
                 visit(owner[link.consumer])
         out.append(process)
 
-    for root in ("monitor", "store", "feed", "updates", *owner):
+    for root in ("guardian", "monitor", "store", "feed", "updates", *owner):
         if root in owner:
             visit(owner[root])
     # the sources last, whatever else they are fused with

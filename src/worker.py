@@ -396,7 +396,7 @@ def analyst(context: Context) -> Exit:
     rest: list[Any] = []                # one connection for the venue's thread, made there
 
     def ask() -> Any:
-        from hftpipe.alpaca.session import Rest
+        from hftpipe.alpaca.rest import Rest
         if not rest:
             rest.append(Rest(context.private["venue"]["rest"], *credentials(context)))
         return rest[0]

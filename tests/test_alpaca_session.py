@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from hftpipe import schema
-from hftpipe.alpaca import messages, session
-from hftpipe.alpaca.session import Rest, VenueError
+from hftpipe.alpaca import messages, rest, session
+from hftpipe.alpaca.rest import Rest, VenueError
 from hftpipe.errors import ConfigError, DataError, DeadlineError
 from tests.data import recording as recorded
 from tests.wsserver import Client, Server
@@ -229,4 +229,4 @@ def test_resolving_an_order_without_an_answer():
     ("2026-03-02T14:30:00.123456Z", "2026-03-02T14:30:00.123455999Z"),
     ("2026-01-01T00:00:00-05:00", "2026-01-01T04:59:59.999999999Z")])
 def test_one_nanosecond_earlier(text, wanted):
-    assert session.earlier(text) == wanted
+    assert rest.earlier(text) == wanted

@@ -24,13 +24,13 @@ LAYERS = [
     {"_stage_feed", "_stage_book", "_stage_signal", "_stage_risk", "_stage_gateway",
      "_stage_updates", "_stage_ledger", "_stage_figure", "_host"},
     # 4 shell: files, environment, processes
-    {"config", "shm", "log", "recording", "indicators"}, {"topology", "metrics", "rundir"},
+    {"config", "shm", "log", "recording", "indicators"}, {"topology", "metrics", "rundir", "alerts", "triggers"},
     {"registry"},
     {"desk", "process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another
     {"alpaca", "venue", "store", "backtest", "strategies", "analyst"},
     # 6 the program
-    {"worker", "officer"}, {"pipeline"}, {"cli"}, {"__main__"},
+    {"worker", "guardian", "officer"}, {"pipeline"}, {"cli"}, {"__main__"},
 ]
 OWN = {"__version__", "get_include"}   # of the package itself, which imports nothing
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}

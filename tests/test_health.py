@@ -34,7 +34,7 @@ def page():
         stage.enter(pid, start)
         stage.state = _control.RUNNING
         stage.heartbeat = now
-        if stage.name in ("feed", "updates"):
+        if stage.name in ("feed", "updates", "guardian"):
             stage.set("connected", 1)
     control.resume(1)
     return Run(77, pid, start, shm.boot_id(), "demo"), control

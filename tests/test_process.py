@@ -23,7 +23,8 @@ def start(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_and_exits_0_leaving_nothing(start, number):
     driver = start().up()
-    assert set(driver.pids) == {"feed", "hot", "updates", "store", "monitor", "analyst"}
+    assert set(driver.pids) == {"feed", "hot", "updates", "store", "monitor", "analyst",
+                                "guardian"}
     assert shm.runs()[driver.run]
     driver.popen.send_signal(number)
     code, err = driver.end()
@@ -73,11 +74,11 @@ def test_a_fatal_death_halts_drains_the_store_and_exits_non_zero(start, name):
     assert control.stage(7).state == _control.STOPPED
 
 
-@pytest.mark.parametrize("name", ["store", "monitor", "analyst"])
+@pytest.mark.parametrize("name", ["store", "monitor", "analyst", "guardian"])
 def test_a_cold_death_is_repaired_in_place(start, name):
     driver = start().up()
     control = shm.control(driver.run)
-    index = {"store": 7, "monitor": 8, "analyst": 10}[name]
+    index = {"store": 7, "monitor": 8, "analyst": 10, "guardian": 11}[name]
     os.kill(driver.pids[name], signal.SIGKILL)
     until(lambda: control.stage(index).pid not in (0, driver.pids[name])
           and control.stage(index).state == _control.RUNNING, f"{name} runs again")
@@ -145,6 +146,56 @@ def test_sigquit_does_not_wait_at_all(start):
     driver = start("hot=deaf", "grace=1000").up()
     driver.popen.send_signal(signal.SIGQUIT)
     assert driver.end()[0] == 130
+
+
+# ---------------------------------------------------------------- the guardian
+
+def test_without_a_guardian_trading_halts(start):
+    driver = start("guardian=mute").up()
+    control = shm.control(driver.run)
+    (driver.directory.path / "mute").touch()
+    until(lambda: driver.directory.latch().halted, "halted and latched")
+    latch = driver.directory.latch()
+    assert control.trading == "halted"
+    assert latch.halt["reason"].startswith("no guardian for ")
+    (driver.directory.path / "mute").unlink()
+    driver.popen.terminate()
+    assert driver.end()[0] == 0
+
+
+def test_a_guardian_that_hangs_is_killed_and_another_one_started(start):
+    driver = start("guardian=mute", "hung=1.5").up()
+    control = shm.control(driver.run)
+    (driver.directory.path / "mute").touch()
+    until(lambda: any(line["event"] == "hung" and line["stage"] == "guardian"
+                      for line in driver.log()), "killed")
+    (driver.directory.path / "mute").unlink()
+    until(lambda: control.stage(11).pid != driver.pids["guardian"]
+          and control.stage(11).state == _control.RUNNING, "another guardian runs")
+    assert control.trading == "halted", "resuming is for people"
+    driver.popen.terminate()
+    assert driver.end()[0] == 0
+
+
+def test_a_guardian_that_keeps_dying_stops_the_run(start):
+    driver = start("guardian=crash:3").up()
+    code, _ = driver.end()
+    assert code == 1
+    assert "guardian died (exit code 3)" in driver.directory.latch().halt["reason"] or \
+        "no guardian" in driver.directory.latch().halt["reason"]
+    assert driver.run not in shm.runs(), "and everything is stored all the same"
+
+
+def test_the_guardian_is_left_when_the_venue_does_not_let_it_go(start):
+    driver = start("guardian=deaf", "vigil=0.3").up()
+    pid = driver.pids["guardian"]
+    driver.popen.terminate()
+    driver.popen.wait(DEADLINE)
+    assert driver.popen.returncode == 5
+    log = driver.log()
+    assert any(line["event"].startswith("the guardian stays") and line["pid"] == pid
+               for line in log) and log[-1]["event"] == "ended"
+    driver.end()                        # a dummy goes when it sees that the supervisor has
 
 
 # ---------------------------------------------------------------- it never came up

@@ -5,7 +5,7 @@ from typing import Any, final
 import numpy
 
 from hftpipe._wire import Wire
-from hftpipe.alpaca.session import SecretLike
+from hftpipe.alpaca.rest import SecretLike
 
 def format_nano(value: int) -> str: ...
 @final

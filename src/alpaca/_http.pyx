@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import numpy
 
 from hftpipe import schema
-from hftpipe.alpaca.session import reveal, verified_context
+from hftpipe.alpaca.rest import reveal, verified_context
 from hftpipe.errors import ConfigError, DeadlineError
 
 cdef extern from "<sys/socket.h>" nogil:

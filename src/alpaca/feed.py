@@ -12,7 +12,7 @@ from typing import Any
 
 from hftpipe._clock import now_ns
 from hftpipe.alpaca import session
-from hftpipe.alpaca.session import SecretLike
+from hftpipe.alpaca.rest import SecretLike
 from hftpipe.alpaca.stream import Stream, log
 from hftpipe.errors import ConfigError
 

@@ -170,6 +170,14 @@ class Position(Struct):
     asset_class: str | None = None
 
 
+class Closing(Struct):
+    """What became of one position that all were asked to be closed; *body* is its order."""
+
+    symbol: str
+    status: int
+    body: Raw = Raw()
+
+
 class Account(Struct):
     """What a start needs to know of the account."""
 

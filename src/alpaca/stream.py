@@ -22,7 +22,8 @@ from picows import (
 )
 
 from hftpipe._clock import now_ns
-from hftpipe.alpaca.session import USER_AGENT, StreamError, verified_context
+from hftpipe.alpaca.rest import USER_AGENT, verified_context
+from hftpipe.alpaca.session import StreamError
 from hftpipe.errors import ConfigError, DataError, DeadlineError
 
 log = logging.getLogger("hftpipe.alpaca")

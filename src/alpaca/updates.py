@@ -10,7 +10,8 @@ import numpy
 
 from hftpipe import schema
 from hftpipe.alpaca import messages, session
-from hftpipe.alpaca.session import SecretLike, StreamError
+from hftpipe.alpaca.rest import SecretLike, reveal
+from hftpipe.alpaca.session import StreamError
 from hftpipe.alpaca.stream import Stream, log
 from hftpipe.errors import DataError
 
@@ -135,7 +136,7 @@ class Updates(Stream):
 
     async def _begin(self) -> None:
         self.send(msgspec.json.encode({"action": "authenticate", "data": {
-            "key_id": session.reveal(self._key), "secret_key": session.reveal(self._secret)}}),
+            "key_id": reveal(self._key), "secret_key": reveal(self._secret)}}),
             text=True)
         found = await self._answer("authorization")
         if found.status != "authorized":

@@ -1,11 +1,15 @@
 """``hftpipe resume``: a compare-and-swap to the halt that the operator saw."""
 from __future__ import annotations
 
+import time
+
 import click
 
-from hftpipe import rundir
+from hftpipe import _clock, _control, rundir, shm
 from hftpipe.cli._common import Settings, emit, paint, shared
 from hftpipe.errors import BusyError, Exit, GuardError, NotRunningError
+
+GUARDIAN = 3.0                  # s that the guardian may take to finish with the halt
 
 
 @click.command(epilog='Example: hftpipe resume --epoch 7 --reason "feed is back, checked by Ann"')
@@ -32,11 +36,15 @@ def command(settings: Settings, reason: str, epoch: int | None) -> int:
     if held is not None:
         raise GuardError(f"resume refused: {run_dir.name}/HALT is there, made by {held[1]}; "
                          "remove it first")
+    if control.flatten_epoch:
+        raise GuardError(f"resume refused: the positions of run {run.run:x} were closed at the "
+                         "venue, which its ledger does not know; end it and start a new one")
     with run_dir.operator() as got:
         if not got:
             raise BusyError("another operator's command is under way; try again")
         control.raise_halt_epoch(run_dir.latch().halt_epoch)    # of two copies the higher wins
         seen = control.halt_epoch if epoch is None else epoch
+        _at_rest(control, seen)
         if control.halt_epoch == seen:
             run_dir.audit("resume", why, run=run.run, epoch=seen)   # nobody resumes unrecorded
         if not control.resume(seen):
@@ -49,3 +57,23 @@ def command(settings: Settings, reason: str, epoch: int | None) -> int:
          [f"{paint(settings, control.trading.upper(), 'green')} (epoch {seen})   "
           f'reason "{why["reason"]}"   by {why["who"]}'])
     return Exit.OK if control.armed else Exit.HALTED
+
+
+def _at_rest(control: _control.Control, epoch: int) -> None:
+    """Refuse while the guardian still cancels for a halt: it would meet orders that come after.
+
+    Raises
+    ------
+    BusyError
+    """
+    guardian = next((b for b in control.stages if b.name == "guardian"), None)
+    if guardian is None or guardian.state != _control.RUNNING or not shm.alive(
+            guardian.pid, guardian.start):
+        raise BusyError("there is no guardian: without one nothing is armed; try again")
+    end = _clock.now_ns() + int(GUARDIAN * 1e9)
+    while guardian.ack_epoch < epoch or guardian.counter("settled_epoch") < control.cancel_epoch:
+        if _clock.now_ns() >= end:
+            raise BusyError(f"the guardian has not finished with halt {epoch}: "
+                            f"{guardian.counter('venue_orders')} orders were open at the venue "
+                            "when it last looked; try again")
+        time.sleep(0.01)

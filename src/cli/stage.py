@@ -18,6 +18,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--process", required=True)
     args = parser.parse_args(argv)
     try:
+        if args.process == "guardian":          # without what only the others need
+            from hftpipe import guardian
+            return int(guardian.run(args.run_dir))
         from hftpipe import worker
         return int(worker.run(args.run_dir, args.process))
     except HftpipeError as error:

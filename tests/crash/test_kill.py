@@ -121,6 +121,24 @@ def test_store_monitor_and_database_are_restarted_in_place(run):
     stored(live)
 
 
+def test_a_guardian_is_replaced_and_nothing_trades_for_long_without_one(run):
+    live = run().up().trades()
+    block = live.control.stage(topology.INDEX["guardian"])
+    old = block.pid
+    os.kill(old, signal.SIGKILL)
+    until(lambda: block.pid != old and block.state == _control.RUNNING
+          and block.counter("connected"), "another one runs", live.popen)
+    if live.control.trading == "halted":        # the new one took longer than a second
+        latch = live.directory.latch()
+        assert latch.halt["reason"].startswith("no guardian for ")
+        until(lambda: block.counter("settled_epoch") >= latch.halt_epoch, "swept", live.popen)
+        assert live.hp("resume", "--reason", "there is one again")[0] == 0
+    moves(live, "it trades", "gateway", "orders_sent")
+    live.popen.terminate()
+    assert live.end() == 0 and live.document["verified"]
+    stored(live)
+
+
 def test_a_database_that_stands_still_loses_nothing_and_stops_nobody(run):
     live = run().up().trades()
     servers = [pid for pid in living(live.env, live.path)
@@ -160,7 +178,8 @@ def test_the_analyst_is_restarted_in_place_and_goes_on_counting(run):
     # The fourth time it is left out: what needs its figures is refused, the run goes on.
     os.kill(block.pid, signal.SIGKILL)
     until(lambda: block.state == _control.FAILED, "it is left out", live.popen)
-    assert any(line["event"] == "left out" and line["child"] == "analyst" for line in live.log())
+    until(lambda: any(line["event"] == "left out" and line["child"] == "analyst"
+                      for line in live.log()), "and said so", live.popen)
     moves(live, "the others go on", "feed", "events_stored", 200)
     assert live.control.trading == "armed"
     live.popen.terminate()
@@ -184,14 +203,18 @@ def test_kill_9_of_the_supervisor_and_the_next_start_stores_what_the_rings_hold(
     first.popen.wait()
     for pid in servers:
         os.kill(pid, signal.SIGCONT)
-    assert first.end() == -signal.SIGKILL            # and no child has outlived it
+    assert first.end() == -signal.SIGKILL            # and no child has outlived it for long
     left = shm.runs()[first.run]
-    assert {"control", *(f"{s}.store" for s in STREAMS)} <= set(left)
+    assert {"control", *(f"{s}.store" for s in topology.recorded())} <= set(left)
     recorded = first.recorded()
     assert sum(recorded.values()) > first.counter("store", "rows_stored")
 
-    again = run(*options).up()
+    latch = first.directory.latch()
+    assert latch.halted and latch.halt["reason"] == f"supervisor {first.popen.pid} is gone", \
+        "the guardian, which alone outlived it, said so"
+    again = run(*options).up("halted")
     assert first.run not in shm.runs(), "drained and removed before the new run began"
+    assert again.hp("resume", "--reason", "it is up again")[0] == 0
     again.trades()
     again.popen.terminate()
     assert again.end() == 0 and again.document["verified"]

@@ -3,7 +3,7 @@
 python dummy_run.py RUN_DIR [NAME=BEHAVIOUR ...]
 
 Prints ``{"run": ..., "pids": {...}}`` when all run, watches until told to stop, and exits as the
-run did.  ``grace=SECONDS``, ``stale=SECONDS``, ``hung=SECONDS`` go to the supervisor.
+run did.  ``grace=SECONDS``, ``stale=``, ``hung=`` and ``vigil=`` go to the supervisor.
 """
 import json
 import os
@@ -23,7 +23,7 @@ STAGE = str(Path(__file__).with_name("dummy_stage.py"))
 def main() -> int:
     directory, *rest = sys.argv[1:]
     options = dict(item.split("=") for item in rest)
-    timing = {k: float(options.pop(k)) for k in ("grace", "stale", "hung") if k in options}
+    timing = {k: float(options.pop(k)) for k in ("grace", "stale", "hung", "vigil") if k in options}
     run_dir = RunDir(directory)
     run_dir.prepare()
     run_dir.lock()

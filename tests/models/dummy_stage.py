@@ -8,6 +8,7 @@ crash:N    be up until trading is armed, then end with code N, every time
 deaf       ignore DRAIN
 late       never be up
 silent     stop beating once up
+mute       stop beating when the file "mute" is in the run directory
 store:N    one event is counted as stored; on DRAIN wait for all others, then end with N
 """
 import os
@@ -41,9 +42,14 @@ def main() -> int:
     while True:
         time.sleep(0.005)
         for block in blocks:
-            if what != "silent":
+            if what != "silent" and not (what == "mute" and os.path.exists(f"{directory}/mute")):
                 block.heartbeat = _clock.now_ns()
             block.ack_epoch = control.halt_epoch
+        if name == "guardian":
+            blocks[0].set("connected", 1)
+            blocks[0].set("settled_epoch", control.halt_epoch)
+            if not shm.alive(*control.supervisor):
+                return 0                # nothing kills it with its parent
         if what == "crash" and control.armed_epoch:
             return int(number)
         if control.stop == _control.RUN or what == "deaf":
