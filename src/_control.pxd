@@ -6,6 +6,7 @@ Bytes::
     12288  stage block [0]   (one per stage)
            ...
            stage block [CONTROL_STAGES - 1]
+           strategy block [0 .. CONTROL_STRATEGIES - 1]
 
 Who writes what
     header.magic .. schema      the supervisor, once, magic last
@@ -14,6 +15,7 @@ Who writes what
     header.stop                 everybody: CONTROL_*, only ever upwards
     header.text                 the supervisor and the CLI under the operator lock, seqlock
     stage block                 that stage only; counters and buckets relaxed, heartbeat release
+    strategy block              the signal stage, every few milliseconds, relaxed; its name first
 
 Invariants
     C1  Trading is allowed while halt_epoch == armed_epoch and armed_epoch > 0.  A fresh run
@@ -23,18 +25,21 @@ Invariants
         make the two equal.
     C3  text_seq counts the texts; text[text_seq & 1] is whole.  A writer fills the other
         half, then counts: killed in the middle, it leaves the last text readable.
-    C4  The page names its own counters and histograms: a tool of another version reads it.
+    C4  The page names its own counters, histograms and strategies' figures: a tool of another
+        version reads it.
 """
 from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int64_t, uint64_t
 
 from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_relaxed, hp_store_release
-from ._schema cimport HP_HISTOGRAM_COUNT, HP_METRIC_COUNT
+from ._schema cimport HP_HISTOGRAM_COUNT, HP_METRIC_COUNT, HP_PER_COUNT
 
 cdef enum:
     CONTROL_STAGES = 16
     CONTROL_HEADER_SIZE = 12288
-    CONTROL_VERSION = 2
+    CONTROL_VERSION = 3
+    CONTROL_STRATEGIES = 32
+    CONTROL_FIGURES = 28            # words kept for a strategy's figures, HP_PER_COUNT are used
     CONTROL_COUNTERS = 64           # words kept for counters, of which HP_METRIC_COUNT are used
     CONTROL_HISTOGRAMS = 12
     # Buckets: values below 16 exactly, then 16 per power of two up to 2**40 ns (18 minutes).
@@ -86,7 +91,8 @@ cdef struct control_header_t:
     uint64_t text_seq               # seqlock: texts written (C3)
     uint64_t text_size[2]           # bytes
     uint64_t text[2][448]           # JSON: profile, symbols, last halt and resume with reason, who
-    char names[3584]                # of the counters, an empty line, of the histograms (C4)
+    # Of the counters, an empty line, of the histograms, an empty line, of the strategies' (C4).
+    char names[3584]
 
 cdef struct stage_block_t:
     char name[32]
@@ -100,6 +106,17 @@ cdef struct stage_block_t:
     uint64_t _pad0[5]
     uint64_t counters[64]           # HP_METRIC_*
     histogram_t histograms[12]      # HP_HISTOGRAM_*
+
+
+cdef extern from *:
+    """
+    #define HP_UNKNOWN UINT64_C(0xffffffffffffffff)
+    """
+    const uint64_t HP_UNKNOWN       # a figure that nobody knows yet
+
+cdef struct strategy_block_t:
+    char name[32]                   # empty = unused
+    uint64_t figures[28]            # HP_PER_*
 
 
 cdef inline void control_count(stage_block_t *b, int metric, uint64_t n) noexcept nogil:
@@ -151,14 +168,17 @@ cdef inline void histogram_record(histogram_t *h, int64_t ns) noexcept nogil:
 cdef class Control:
     cdef control_header_t *header
     cdef stage_block_t *blocks
+    cdef strategy_block_t *_strategies
     cdef object _memory             # keeps the mapping alive
     cdef Py_buffer _view            # held until dealloc: an exported mapping can not be closed
     cdef readonly tuple counter_names       # as the page says
     cdef readonly tuple histogram_names
+    cdef readonly tuple figure_names
     cdef dict _counters             # name -> (index, signed)
     cdef dict _histograms           # name -> index
 
     cdef stage_block_t *block(self, int index) except NULL
+    cdef strategy_block_t *strategy(self, int index) except NULL
 
 
 cdef class StageBlock:

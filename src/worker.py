@@ -204,7 +204,14 @@ def pipeline(context: Context) -> Exit:
     gc.collect()
     gc.freeze()                 # a collection with large libraries loaded costs milliseconds
     context.log.info("running", stages=list(context.stages), core=context.core)
-    Host(made, context.control, waits[context.wait], after).run()
+    signals = [stage for stage in made if stage.name == "signal"]
+
+    def every() -> None:
+        for stage in signals:
+            for name, level, words in stage.notices():
+                getattr(context.log, level)(words, strategy=name)
+
+    Host(made, context.control, waits[context.wait], after, every if signals else None).run()
     for one in sources:
         one.close()
     return Exit.OK
