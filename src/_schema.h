@@ -1150,7 +1150,7 @@ enum {
 enum {
   HP_PER_STRATEGY_ANSWERS, /* hftpipe_strategy_answers_total: Answers of the model or strategy. */
   HP_PER_STRATEGY_LATE, /* hftpipe_strategy_late_total: Of them over the budget. */
-  HP_PER_STRATEGY_ORDERS, /* hftpipe_strategy_orders_total: Intents published; of a shadow, intents it would have. */
+  HP_PER_STRATEGY_ORDERS, /* hftpipe_strategy_orders_total: Intents published; of a shadow, its wishes. */
   HP_PER_STRATEGY_FAILURES, /* hftpipe_strategy_failures_total: Times it gave up; a shadow is then asked no more. */
   HP_PER_STRATEGY_HALTS, /* hftpipe_strategy_halts_total: Times it asked to stop trading. */
   HP_PER_STRATEGY_RELOADS, /* hftpipe_strategy_reloads_total: Models exchanged while running. */

@@ -33,4 +33,6 @@ class Strategy:
 
 @disjoint_base
 class PyStrategy(Strategy):
-    def __init__(self, on_event: Callable[[Context, Callable[..., bool]], Sequence[float] | None]) -> None: ...
+    def __init__(
+        self, on_event: Callable[[Context, Callable[..., bool]], Sequence[float] | None]
+    ) -> None: ...

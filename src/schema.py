@@ -764,8 +764,8 @@ BY_NAME = {r.name: r for r in RECORDS}
 # What may stand in a store link, by the number in its envelope.
 BODIES = {value: BY_NAME[name] for _, value, name in RECORD.members}
 
-ENUMS = (STREAM, RECORD, MARKET_KIND, MARKET_FLAG, BOOK_FLAG, SIGNAL_FLAG, SIDE, ORDER_TYPE, TIF, ACTION,
-         REASON, ORDER_EVENT_KIND, ORDER_STATE, RISK_EVENT_KIND, FIGURE_KIND, SESSION, BREAKER,
+ENUMS = (STREAM, RECORD, MARKET_KIND, MARKET_FLAG, BOOK_FLAG, SIGNAL_FLAG, SIDE, ORDER_TYPE, TIF,
+         ACTION, REASON, ORDER_EVENT_KIND, ORDER_STATE, RISK_EVENT_KIND, FIGURE_KIND, SESSION, BREAKER,
          BREAKER_CAUSE, LIMIT)
 
 DEPTH = 5                       # levels summed into BOOK.bid_depth and ask_depth
@@ -810,17 +810,18 @@ METRICS = (
 STRATEGY_METRICS = (
     Metric("strategy_answers", "counter", "", "Answers of the model or strategy."),
     Metric("strategy_late", "counter", "", "Of them over the budget."),
-    Metric("strategy_orders", "counter", "", "Intents published; of a shadow, intents it would have."),
+    Metric("strategy_orders", "counter", "", "Intents published; of a shadow, its wishes."),
     Metric("strategy_failures", "counter", "", "Times it gave up; a shadow is then asked no more."),
     Metric("strategy_halts", "counter", "", "Times it asked to stop trading."),
     Metric("strategy_reloads", "counter", "", "Models exchanged while running."),
     Metric("strategy_model", "gauge", "", "First 8 bytes of the model file's sha256."),
     Metric("strategy_predictions", "counter", "", "Predictions whose horizon has passed."),
     Metric("strategy_accuracy", "gauge", "ppb", "Of the last 100 of them, those that came true."),
-    Metric("strategy_shift", "gauge", "ppb", "Largest Kolmogorov-Smirnov distance of a feature from "
-           "training, over the deciles."),
+    Metric("strategy_shift", "gauge", "ppb", "Largest Kolmogorov-Smirnov distance of a feature "
+           "from training, over the deciles."),
     Metric("strategy_shift_feature", "gauge", "", "Which of the model's features that is, from 0."),
-    Metric("strategy_stability", "gauge", "ppb", "Largest population stability index of a feature."),
+    Metric("strategy_stability", "gauge", "ppb",
+           "Largest population stability index of a feature."),
 )
 
 # Latency histograms; each is written by the stage named first.

@@ -178,6 +178,7 @@ def credentials(context: Context) -> tuple[Any, Any]:
 def pipeline(context: Context) -> Exit:
     """Compiled stages in one loop."""
     from hftpipe._host import WAIT_SLEEP, WAIT_SPIN, WAIT_YIELD, Host
+    from hftpipe._stage_signal import SignalStage
     sources: list[Any] = []
 
     def source() -> Any:
@@ -204,7 +205,7 @@ def pipeline(context: Context) -> Exit:
     gc.collect()
     gc.freeze()                 # a collection with large libraries loaded costs milliseconds
     context.log.info("running", stages=list(context.stages), core=context.core)
-    signals = [stage for stage in made if stage.name == "signal"]
+    signals = [stage for stage in made if isinstance(stage, SignalStage)]
 
     def every() -> None:
         for stage in signals:

@@ -299,8 +299,8 @@ def test_a_shadow_never_changes_the_stream_of_intents(traders, shadows, seed):
 
 def test_what_a_shadow_says_and_wants_is_stored(lively):
     books = walk(N)
-    stage = Signals([onnx(lively, threshold=1.0, leave=1.0), shadow(onnx(lively), "model"), shadow(momentum(-1), "py2"),
-                     shadow(momentum(1, (0.1, 0.2, 0.7)), "py3")])
+    stage = Signals([onnx(lively, threshold=1.0, leave=1.0), shadow(onnx(lively), "model"),
+                     shadow(momentum(-1), "py2"), shadow(momentum(1, (0.1, 0.2, 0.7)), "py3")])
     alone = Signals([onnx(lively, threshold=1.0, leave=1.0)])       # asked, never trading
     stage.run(books)
     alone.run(books)

@@ -36,7 +36,8 @@ cdef class Onnx(Strategy):
         ``model`` ("demo", the one that ships, or a path), ``sha256`` (refuse any other file),
         ``threshold`` (0 to 1, 0.6), ``leave`` (0 to 1, 0.45), ``budget`` (ns of one inference;
         0 = the card's), ``on_miss`` ("skip", "stale" or "halt") and ``stale_age`` (ns, 5 ms): O1
-        of ``_onnx.pxd``; and those of `hftpipe.strategies.sizes`: ``qty``, ``max_qty``, ``cooldown``, ``allow_short``.
+        of ``_onnx.pxd``; and those of `hftpipe.strategies.sizes`: ``qty``, ``max_qty``,
+        ``cooldown``, ``allow_short``.
     instruments : (n,) array, dtype ``schema.dtype(schema.INSTRUMENT)``
 
     Raises
