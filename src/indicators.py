@@ -12,9 +12,12 @@ TA-Lib's stands, NaN before it.  0 / 0 is 0.
 """
 from __future__ import annotations
 
+from typing import Any
+
 import numpy
 from numpy.typing import ArrayLike, NDArray
 
+from hftpipe._bars import Bars
 from hftpipe._flow import MFI, OBV, VWAP, OrderFlow, QueueChange, TradeFlow, VolumeRatio, imbalance
 from hftpipe._indicator import (
     ATR,
@@ -36,14 +39,40 @@ from hftpipe._indicator import (
 )
 
 __all__ = [
-    "ATR", "EMA", "MACD", "MFI", "OBV", "RSI", "SMA", "VWAP", "WMA", "Bands", "Bollinger",
-    "LogReturn", "Macd", "Momentum", "OrderFlow", "Parkinson", "QueueChange", "Realised", "Stoch",
-    "Stochastic", "TradeFlow", "VolumeRatio", "Width", "atr", "bollinger", "bollinger_width",
-    "depth", "ema", "imbalance", "log_return", "macd", "mfi", "microprice", "momentum", "obv",
-    "order_flow", "parkinson", "queue_change", "realised_volatility", "rsi", "sma", "spread",
-    "spread_bps", "stochastic", "trade_flow", "volume_ratio", "vwap", "wma"]
+    "ATR", "EMA", "MACD", "MFI", "OBV", "RSI", "SMA", "VWAP", "WMA", "Bands", "Bars",
+    "Bollinger", "LogReturn", "Macd", "Momentum", "OrderFlow", "Parkinson", "QueueChange",
+    "Realised", "Stoch", "Stochastic", "TradeFlow", "VolumeRatio", "Width", "atr", "bars",
+    "bollinger", "bollinger_width", "depth", "ema", "imbalance", "log_return", "macd", "mfi",
+    "microprice", "momentum", "obv", "order_flow", "parkinson", "queue_change",
+    "realised_volatility", "rsi", "sma", "spread", "spread_bps", "stochastic", "trade_flow",
+    "volume_ratio", "vwap", "wma"]
 
 Column = NDArray[numpy.float64]
+
+
+def bars(ts: ArrayLike, price: ArrayLike, qty: ArrayLike, window: str = "1min",
+         flags: ArrayLike | None = None, flush: bool = True) -> NDArray[Any]:
+    """Bars of one instrument from its trades, in integers.
+
+    Parameters
+    ----------
+    ts, price, qty : (n,) arrays of whole numbers
+        UTC ns, nanoprice, nanoqty, in order of arrival.
+    window : str
+        One of ``schema.BARS``; bars begin at multiples of it since 1970, days at UTC midnight.
+    flags : (n,) array, optional
+        ``schema.MARKET_FLAG``: an UNPRINTABLE trade does not count.
+    flush : bool
+        Whether the last bar, which no later trade has completed, belongs to the result.
+
+    Returns
+    -------
+    (m,) array of ``schema.BAR``; ``bars["close"] * 1e-9`` is a column for the indicators.
+    """
+    made = Bars(window)
+    done = made.trade_many(ts, price, qty, flags)
+    last = made.flush() if flush else None
+    return done if last is None else numpy.append(done, last)
 
 
 def sma(x: ArrayLike, n: int = 20) -> Column:

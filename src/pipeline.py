@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hftpipe import _control, build, log, process, registry, schema, shm, topology, worker
+from hftpipe._risk import LIMITS
 from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError, MismatchError
 from hftpipe.process import Child, Supervisor
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from hftpipe.topology import Plan
 
 HOPS = tuple(m.name for m in schema.HISTOGRAMS)
+DECIMAL = ("shares", "quote")   # units of limits that are compared in 1e-9
 REVIVE = 5.0                    # s that a dead database has to come back, and between two tries
 CONNECT = 60.0                  # s that market data and updates may take to come up
 
@@ -145,7 +147,10 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
              logger: Any, server: Postgres | None) -> Outcome:
     info = {"config": digest, "instruments": [
         [row["symbol"].decode(), int(row["tick"]), int(row["lot"])] for row in table]}
-    run, control, segments = process.create_run(run_dir, plan, profile=config.profile, info=info)
+    run, control, segments = process.create_run(
+        run_dir, plan, profile=config.profile, info=info, instruments=len(table),
+        limits=[(limit.name, limit.unit, 10**9 if limit.unit in DECIMAL else 1)
+                for limit in LIMITS])
     logger = log.setup("supervisor", run=run.run, directory=run_dir.logs,
                        level=config.observe.log_level, stream=None)
     supervisor = Supervisor(run_dir, run, control, segments, logger)
@@ -164,7 +169,7 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
                 f"{p.name}{'' if p.core is None else f':{p.core}'}" for p in plan.processes))
             doubt = account_doubt(config)
             if not halted and not doubt and control.trading == "disarmed":
-                control.resume(control.halt_epoch)
+                control.resume(run.halt_epoch)      # and not a halt that came since
             if doubt:
                 say(f"account   {doubt}: not armed, because positions are not taken over yet; "
                     "`hftpipe resume --reason ...` arms it all the same")

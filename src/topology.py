@@ -371,12 +371,15 @@ class Plan:
         return start_order(self.processes, self.links)
 
     def memory(self) -> dict[str, int]:
-        """Bytes of shared memory by segment, whole pages, the control page included."""
-        from hftpipe import _control
+        """Bytes of shared memory by segment, whole pages, control page and board included.
+
+        The board's are those of a small table: 64 bytes for an instrument do not count.
+        """
+        from hftpipe import _board, _control
         from hftpipe._ring import footprint
         sizes = {link.name: footprint(schema.BY_NAME[link.record], link.capacity)
                  for link in self.links}
-        sizes["control"] = _control.SIZE
+        sizes["control"], sizes["board"] = _control.SIZE, _board.size(1)
         return {name: -(-size // 4096) * 4096 for name, size in sizes.items()}
 
 

@@ -21,6 +21,7 @@ from hftpipe.rundir import RunDir
 if TYPE_CHECKING:
     import numpy
 
+    from hftpipe._board import Board
     from hftpipe._control import Control
     from hftpipe._ring import Ring
     from hftpipe._stage_feed import FeedStage
@@ -78,6 +79,7 @@ class Context:
         self.private = self.read_private()
         self.config = config.loads(self.private["config"], "run configuration", env={})
         self.control: Control = shm.control(self.run.run, writer=True)
+        self.board: Board = shm.board(self.run.run)
         self.links = ShmLinks(self.run.run)
         self.table: numpy.ndarray[Any, Any] = build.instruments(self.config)
         self.log = log.setup(process, run=self.run.run, directory=self.run_dir.logs,
@@ -198,7 +200,8 @@ def pipeline(context: Context) -> Exit:
     made = build.stages(
         context.stages, context.links, context.config, context.table, control=context.control,
         strategies=lambda: strategies(context.config, context.table),
-        wire=lambda _: alpaca_wire(context), source=source if "feed" in context.stages else None)
+        wire=lambda _: alpaca_wire(context), source=source if "feed" in context.stages else None,
+        board=context.board)
     waits = {topology.SPIN: WAIT_SPIN, topology.YIELD: WAIT_YIELD, topology.SLEEP: WAIT_SLEEP}
     after = sorted({topology.INDEX[before] for stage in context.stages
                     for before in DRAIN_AFTER.get(stage, ()) if before not in context.stages})

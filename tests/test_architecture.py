@@ -14,7 +14,7 @@ LAYERS = [
     # the arithmetic that parts share
     {"_indicator"},
     # 1 parts: one job each, ignorant of one another
-    {"_ring", "_control", "_book", "_order", "_ledger", "_wire", "_flow", "card"},
+    {"_bars", "_board", "_book", "_control", "_flow", "_ledger", "_order", "_ring", "_wire", "card"},
     # 2 judgement: may read parts
     {"_feature", "_model", "_risk", "_match"},
     # 3 joints: the socket of a strategy, parts joined into duty cycles

@@ -257,7 +257,7 @@ def test_consumers_start_before_producers(count):
 def test_memory_is_what_the_rings_take():
     made = auto(Machine.of(2), capacity={"feed.store": 4096})
     memory = made.memory()
-    assert set(memory) == {link.name for link in LINKS} | {"control"}
+    assert set(memory) == {link.name for link in LINKS} | {"control", "board"}
     assert memory["feed.store"] == 129 * 4096
     assert memory["feed.book"] >= 16384 * 64
     assert all(size % 4096 == 0 for size in memory.values())
