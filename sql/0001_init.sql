@@ -355,6 +355,9 @@ CREATE TABLE hftpipe.signal (
     instrument integer NOT NULL,
     decision   smallint NOT NULL,
     strategy   smallint NOT NULL,
+    flags      smallint NOT NULL,
+    member     smallint NOT NULL,
+    wanted     bigint NOT NULL,
     PRIMARY KEY (run, stream, seq)
 );
 COMMENT ON TABLE hftpipe.signal IS 'What the model said.';
@@ -376,6 +379,9 @@ COMMENT ON COLUMN hftpipe.signal.elapsed IS 'Time the inference took; not replay
 COMMENT ON COLUMN hftpipe.signal.instrument IS 'Index into the instrument table.';
 COMMENT ON COLUMN hftpipe.signal.decision IS '+1, 0 or -1.';
 COMMENT ON COLUMN hftpipe.signal.strategy IS 'Index of the strategy that asked.';
+COMMENT ON COLUMN hftpipe.signal.flags IS 'Bit set of SIGNAL_FLAG_*.';
+COMMENT ON COLUMN hftpipe.signal.member IS 'Of an ensemble: 1 is the first; 0 = the strategy''s own answer.';
+COMMENT ON COLUMN hftpipe.signal.wanted IS 'SHADOW: what it would have ordered, sells negative. [nanoqty]';
 
 CREATE TABLE hftpipe.intent (
     run        bigint NOT NULL,
@@ -858,6 +864,43 @@ COMMENT ON COLUMN hftpipe.checks.spread IS 'Use of the limit behind it: Spread a
 COMMENT ON COLUMN hftpipe.checks.volume_ratio IS 'Use of the limit behind it: Volume of late too low. [1e-3]';
 COMMENT ON COLUMN hftpipe.checks.limits IS 'Use of the limit behind it: Gateway: approved under limits that have been changed since. [1e-3]';
 
+CREATE TABLE hftpipe.model_reload (
+    run        bigint NOT NULL,
+    stream     smallint NOT NULL,
+    seq        bigint NOT NULL,
+    ts         bigint NOT NULL,
+    ts_in      bigint NOT NULL,
+    aux        bigint NOT NULL,
+    checksum   bigint NOT NULL,
+    cause      bigint NOT NULL,
+    instrument integer NOT NULL,
+    event      bigint NOT NULL,
+    model      bigint NOT NULL,
+    before     bigint NOT NULL,
+    after      bigint NOT NULL,
+    taken      bigint NOT NULL,
+    strategy   smallint NOT NULL,
+    member     smallint NOT NULL,
+    PRIMARY KEY (run, stream, seq)
+);
+COMMENT ON TABLE hftpipe.model_reload IS 'A model was exchanged in the running signal stage.';
+COMMENT ON COLUMN hftpipe.model_reload.run IS 'Run it happened in: UTC ns of the run''s start.';
+COMMENT ON COLUMN hftpipe.model_reload.stream IS 'STREAM_*: the stage that made it.';
+COMMENT ON COLUMN hftpipe.model_reload.seq IS 'Its number in that stream, from 1, without gaps.';
+COMMENT ON COLUMN hftpipe.model_reload.ts IS 'Hop time: this stage published it, monotonic. [ns]';
+COMMENT ON COLUMN hftpipe.model_reload.ts_in IS 'Hop time of the stage before, or 0. [ns]';
+COMMENT ON COLUMN hftpipe.model_reload.aux IS 'By record; INTENT: hop time of the book stage.';
+COMMENT ON COLUMN hftpipe.model_reload.checksum IS 'checksum() over the words of the body.';
+COMMENT ON COLUMN hftpipe.model_reload.cause IS 'Identity of the market event that caused it; 0 = none.';
+COMMENT ON COLUMN hftpipe.model_reload.instrument IS 'Index into the instrument table.';
+COMMENT ON COLUMN hftpipe.model_reload.event IS 'Identity of this event.';
+COMMENT ON COLUMN hftpipe.model_reload.model IS 'First 8 bytes of the new file''s sha256.';
+COMMENT ON COLUMN hftpipe.model_reload.before IS 'The same of the old file.';
+COMMENT ON COLUMN hftpipe.model_reload.after IS 'Book records taken before it in this run.';
+COMMENT ON COLUMN hftpipe.model_reload.taken IS 'Order events taken before it in this run.';
+COMMENT ON COLUMN hftpipe.model_reload.strategy IS 'Index of the strategy.';
+COMMENT ON COLUMN hftpipe.model_reload.member IS 'Of an ensemble: 1 is the first; 0 = the strategy itself.';
+
 INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('stream', 0, 'none', 'No event.'),
     ('stream', 1, 'feed', 'Market data as normalised off the socket.'),
@@ -882,6 +925,7 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('record', 11, 'take', 'take'),
     ('record', 12, 'figure', 'figure'),
     ('record', 13, 'checks', 'checks'),
+    ('record', 14, 'reload', 'reload'),
     ('market', 1, 'trade', 'A print; ref is the venue''s trade id.'),
     ('market', 2, 'quote', 'Best price of one side, replacing that whole side (L1).'),
     ('market', 3, 'level', 'Total quantity at a price, 0 deletes it (L2).'),
@@ -905,6 +949,9 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('book_flag', 8, 'halted', 'The venue halted the instrument.'),
     ('book_flag', 16, 'trade', 'This state was caused by a trade: last_price and last_qty are new.'),
     ('book_flag', 32, 'empty', 'A side has no level.'),
+    ('signal_flag', 1, 'late', 'The inference took longer than its budget.'),
+    ('signal_flag', 2, 'unused', 'Late, and so no decision came of it.'),
+    ('signal_flag', 4, 'shadow', 'The strategy sees everything and trades nothing.'),
     ('side', -1, 'sell', 'Ask side.'),
     ('side', 0, 'none', 'Unknown.'),
     ('side', 1, 'buy', 'Bid side.'),

@@ -11,11 +11,13 @@
 #define CONTROL_MAGIC UINT64_C(0x326c727463706668) /* b"hfpctrl2" */
 
 enum {
-  CONTROL_VERSION = 3,
+  CONTROL_VERSION = 4,
   CONTROL_STAGES = 16,
   CONTROL_HEADER_SIZE = 12288,
   CONTROL_COUNTERS = 64, /* words kept for counters, of which HP_METRIC_COUNT are used */
   CONTROL_HISTOGRAMS = 12,
+  CONTROL_STRATEGIES = 32,
+  CONTROL_FIGURES = 28, /* words kept for a strategy's figures, of which HP_PER_COUNT are used */
   /* Buckets: values below 16 exactly, then 16 per power of two up to 2**40 ns (18 minutes). */
   HISTOGRAM_BUCKETS = 592,
   TEXT_SIZE = 3584, /* bytes of UTF-8 */
@@ -71,7 +73,8 @@ typedef struct {
   uint64_t text_seq;         /* seqlock: texts written (C3) */
   uint64_t text_size[2];     /* bytes */
   uint64_t text[2][TEXT_SIZE / 8]; /* JSON: profile, symbols, last halt and resume with reason, who */
-  char names[NAMES_SIZE];    /* of the counters, an empty line, of the histograms (C4) */
+  /* Of the counters, an empty line, of the histograms, an empty line, of the figures (C4). */
+  char names[NAMES_SIZE];
 } control_header_t;
 
 typedef struct {
@@ -88,11 +91,20 @@ typedef struct {
   histogram_t histograms[CONTROL_HISTOGRAMS]; /* HP_HISTOGRAM_* */
 } stage_block_t;
 
+#define HP_UNKNOWN UINT64_C(0xffffffffffffffff) /* a figure that nobody knows yet */
+
+typedef struct {
+  char name[NAME_SIZE];              /* empty = unused */
+  uint64_t figures[CONTROL_FIGURES]; /* HP_PER_*; HP_UNKNOWN */
+} strategy_block_t;
+
 _Static_assert(sizeof(control_header_t) <= CONTROL_HEADER_SIZE, "control header");
 _Static_assert(offsetof(control_header_t, halt_epoch) == 128, "halt_epoch: on a line pair of its own");
 _Static_assert(offsetof(control_header_t, armed_epoch) == 256, "armed_epoch: on the next one");
 _Static_assert(offsetof(control_header_t, stop) == 384, "stop: on the next one");
 _Static_assert(sizeof(stage_block_t) % 64 == 0, "stage block: whole lines");
+_Static_assert(sizeof(strategy_block_t) % 64 == 0, "strategy block: whole lines");
 
-#define CONTROL_SIZE (CONTROL_HEADER_SIZE + CONTROL_STAGES * sizeof(stage_block_t))
+#define CONTROL_STRATEGIES_AT (CONTROL_HEADER_SIZE + CONTROL_STAGES * sizeof(stage_block_t))
+#define CONTROL_SIZE (CONTROL_STRATEGIES_AT + CONTROL_STRATEGIES * sizeof(strategy_block_t))
 #endif

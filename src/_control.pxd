@@ -6,6 +6,7 @@ Bytes (``_control.h``)::
     12288  stage block [0]   (one per stage)
            ...
            stage block [CONTROL_STAGES - 1]
+           strategy block [0 .. CONTROL_STRATEGIES - 1]
 
 Who writes what
     header.magic .. schema      the supervisor, once, magic last
@@ -16,6 +17,7 @@ Who writes what
     header.flatten_epoch        order cancelled, every position closed; the guardian reads them
     header.text                 the supervisor and the CLI under the operator lock, seqlock
     stage block                 that stage only; counters and buckets relaxed, heartbeat release
+    strategy block              the signal stage, every few milliseconds, relaxed; its name last
 
 Invariants
     C1  Trading is allowed while halt_epoch == armed_epoch and armed_epoch > 0.  A fresh run
@@ -25,13 +27,14 @@ Invariants
         make the two equal.
     C3  text_seq counts the texts; text[text_seq & 1] is whole.  A writer fills the other
         half, then counts: killed in the middle, it leaves the last text readable.
-    C4  The page names its own counters and histograms: a tool of another version reads it.
+    C4  The page names its own counters, histograms and strategies' figures: a tool of another
+        version reads it.
 """
 from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int64_t, uint64_t
 
 from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_relaxed, hp_store_release
-from ._schema cimport HP_HISTOGRAM_COUNT, HP_METRIC_COUNT
+from ._schema cimport HP_HISTOGRAM_COUNT, HP_METRIC_COUNT, HP_PER_COUNT
 
 cdef extern from "_control.h" nogil:
     enum:
@@ -40,6 +43,8 @@ cdef extern from "_control.h" nogil:
         CONTROL_HEADER_SIZE
         CONTROL_COUNTERS
         CONTROL_HISTOGRAMS
+        CONTROL_STRATEGIES
+        CONTROL_FIGURES
         HISTOGRAM_BUCKETS
         TEXT_SIZE
         NAMES_SIZE
@@ -59,6 +64,9 @@ cdef extern from "_control.h" nogil:
         CONTROL_QUIT
 
     const uint64_t CONTROL_MAGIC
+    const uint64_t HP_UNKNOWN       # a figure that nobody knows yet
+    const uint64_t CONTROL_STRATEGIES_AT
+    const uint64_t CONTROL_SIZE
 
     ctypedef struct histogram_t:
         uint64_t count
@@ -101,6 +109,10 @@ cdef extern from "_control.h" nogil:
         uint64_t start
         uint64_t counters[64]
         histogram_t histograms[12]
+
+    ctypedef struct strategy_block_t:
+        char name[32]
+        uint64_t figures[28]
 
 
 cdef inline void control_count(stage_block_t *b, int metric, uint64_t n) noexcept nogil:
@@ -152,14 +164,17 @@ cdef inline void histogram_record(histogram_t *h, int64_t ns) noexcept nogil:
 cdef class Control:
     cdef control_header_t *header
     cdef stage_block_t *blocks
+    cdef strategy_block_t *_strategies
     cdef object _memory             # keeps the mapping alive
     cdef Py_buffer _view            # held until dealloc: an exported mapping can not be closed
     cdef readonly tuple counter_names       # as the page says
     cdef readonly tuple histogram_names
+    cdef readonly tuple figure_names
     cdef dict _counters             # name -> (index, signed)
     cdef dict _histograms           # name -> index
 
     cdef stage_block_t *block(self, int index) except NULL
+    cdef strategy_block_t *strategy(self, int index) except NULL
 
 
 cdef class StageBlock:

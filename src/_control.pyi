@@ -5,6 +5,7 @@ from typing_extensions import Buffer, disjoint_base
 
 SIZE: int
 STAGES: int
+STRATEGIES: int
 TEXT_BYTES: int
 BUCKETS: int
 STATES: tuple[str, ...]
@@ -28,6 +29,7 @@ def format(
 class Control:
     counter_names: tuple[str, ...]
     histogram_names: tuple[str, ...]
+    figure_names: tuple[str, ...]
     limits_version: int
     text: str
     def __init__(
@@ -71,6 +73,8 @@ class Control:
     def stage(self, index: int) -> StageBlock: ...
     @property
     def stages(self) -> list[StageBlock]: ...
+    @property
+    def strategies(self) -> dict[str, dict[str, int | None]]: ...
     def histogram(self, name: str) -> Histogram: ...
 @disjoint_base
 class StageBlock:

@@ -15,12 +15,15 @@ cdef extern from "<string.h>" nogil:
     size_t strnlen(const char *s, size_t limit) noexcept
 
 if (<int>HP_METRIC_COUNT > <int>CONTROL_COUNTERS
-        or <int>HP_HISTOGRAM_COUNT > <int>CONTROL_HISTOGRAMS):
-    raise ImportError(f"{HP_METRIC_COUNT} counters and {HP_HISTOGRAM_COUNT} histograms do not "
-                      f"fit {CONTROL_COUNTERS} and {CONTROL_HISTOGRAMS}")
+        or <int>HP_HISTOGRAM_COUNT > <int>CONTROL_HISTOGRAMS
+        or <int>HP_PER_COUNT > <int>CONTROL_FIGURES):
+    raise ImportError(f"{HP_METRIC_COUNT} counters, {HP_HISTOGRAM_COUNT} histograms and "
+                      f"{HP_PER_COUNT} figures of a strategy do not fit {CONTROL_COUNTERS}, "
+                      f"{CONTROL_HISTOGRAMS} and {CONTROL_FIGURES}")
 
-SIZE = CONTROL_HEADER_SIZE + CONTROL_STAGES * sizeof(stage_block_t)
+SIZE = CONTROL_SIZE
 STAGES = CONTROL_STAGES
+STRATEGIES = CONTROL_STRATEGIES
 TEXT_BYTES = TEXT_SIZE
 BUCKETS = HISTOGRAM_BUCKETS
 STATES = ("void", "starting", "running", "draining", "stopped", "failed")
@@ -33,7 +36,8 @@ def schema_id() -> int:
     import hashlib
 
     from hftpipe import schema
-    text = repr(([r.fingerprint for r in schema.RECORDS], schema.METRICS, schema.HISTOGRAMS))
+    text = repr(([r.fingerprint for r in schema.RECORDS], schema.METRICS, schema.HISTOGRAMS,
+                 schema.STRATEGY_METRICS))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
@@ -73,6 +77,7 @@ def format(memory, *, uint64_t run, uint64_t boot=0, uint64_t pid=0, uint64_t st
     from hftpipe import schema
     names = "".join(f"{'-' if m.unit == 'nanocash' else ''}{m.name}\n" for m in schema.METRICS)
     names += "\n" + "".join(f"{m.name}\n" for m in schema.HISTOGRAMS)
+    names += "\n" + "".join(f"{m.name}\n" for m in schema.STRATEGY_METRICS)
     cdef bytes encoded = names.encode()
     cdef list labels = [name.encode() for name in stages]
     if len(encoded) >= NAMES_SIZE:
@@ -146,19 +151,24 @@ cdef class Control:
         if h.stages > CONTROL_STAGES or h.text_size[0] > TEXT_SIZE or h.text_size[1] > TEXT_SIZE:
             raise SchemaError(f"control page is corrupt: {h.stages} stages, texts of "
                               f"{h.text_size[0]} and {h.text_size[1]} B")
-        counters, _, histograms = h.names[:strnlen(h.names, NAMES_SIZE)].decode().partition("\n\n")
+        counters, _, rest = h.names[:strnlen(h.names, NAMES_SIZE)].decode().partition("\n\n")
+        histograms, _, figures = rest.partition("\n\n")
         self.counter_names = tuple(n.lstrip("-") for n in counters.split("\n"))
         self.histogram_names = tuple(histograms.split())
+        self.figure_names = tuple(figures.split())
         if len(self.counter_names) > CONTROL_COUNTERS:
             raise SchemaError(f"control page is corrupt: {len(self.counter_names)} counters")
         if len(self.histogram_names) > CONTROL_HISTOGRAMS:
             raise SchemaError(f"control page is corrupt: {len(self.histogram_names)} histograms")
+        if len(self.figure_names) > CONTROL_FIGURES:
+            raise SchemaError(f"control page is corrupt: {len(self.figure_names)} figures")
         self._counters = {n.lstrip("-"): (i, n.startswith("-"))
                           for i, n in enumerate(counters.split("\n"))}
         self._histograms = {n: i for i, n in enumerate(self.histogram_names)}
         self._memory = memory
         self.header = h
         self.blocks = <stage_block_t *>(<char *>h + CONTROL_HEADER_SIZE)
+        self._strategies = <strategy_block_t *>(<char *>h + CONTROL_STRATEGIES_AT)
 
     def __dealloc__(self):
         PyBuffer_Release(&self._view)           # no-op if __init__ never got it
@@ -169,6 +179,13 @@ cdef class Control:
         if not 0 <= index < CONTROL_STAGES:
             raise IndexError(f"stage index must be below {CONTROL_STAGES}, was {index}")
         return &self.blocks[index]
+
+    cdef strategy_block_t *strategy(self, int index) except NULL:
+        if self.header == NULL:
+            raise RuntimeError("control handle was never initialised")
+        if not 0 <= index < CONTROL_STRATEGIES:
+            raise IndexError(f"strategy index must be below {CONTROL_STRATEGIES}, was {index}")
+        return &self._strategies[index]
 
     # ------------------------------------------------------------ identity
 
@@ -341,6 +358,22 @@ cdef class Control:
     def stages(self) -> list:
         """The blocks in use, in order."""
         return [self.stage(i) for i in range(self.header.stages)]
+
+    @property
+    def strategies(self) -> dict:
+        """Figures of every strategy by its name, in order; None: not known yet."""
+        cdef strategy_block_t *b
+        cdef uint64_t value
+        out = {}
+        for i in range(CONTROL_STRATEGIES):
+            b = self.strategy(i)
+            name = b.name[:strnlen(b.name, NAME_SIZE)].decode("utf-8", "replace")
+            if name:
+                out[name] = figures = {}
+                for k, figure in enumerate(self.figure_names):
+                    value = hp_load_relaxed(&b.figures[k])
+                    figures[figure] = None if value == HP_UNKNOWN else value
+        return out
 
     def histogram(self, name) -> Histogram:
         """Snapshot of histogram *name* over all stages."""

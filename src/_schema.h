@@ -37,6 +37,7 @@ enum {
   HP_RECORD_TAKE = 11, /* take */
   HP_RECORD_FIGURE = 12, /* figure */
   HP_RECORD_CHECKS = 13, /* checks */
+  HP_RECORD_RELOAD = 14, /* reload */
 };
 
 /* What a market record says. */
@@ -72,6 +73,13 @@ enum {
   HP_BOOK_FLAG_HALTED = 8, /* The venue halted the instrument. */
   HP_BOOK_FLAG_TRADE = 16, /* This state was caused by a trade: last_price and last_qty are new. */
   HP_BOOK_FLAG_EMPTY = 32, /* A side has no level. */
+};
+
+/* Bit set of a signal. */
+enum {
+  HP_SIGNAL_FLAG_LATE = 1, /* The inference took longer than its budget. */
+  HP_SIGNAL_FLAG_UNUSED = 2, /* Late, and so no decision came of it. */
+  HP_SIGNAL_FLAG_SHADOW = 4, /* The strategy sees everything and trades nothing. */
 };
 
 /* Buyer or seller. */
@@ -561,7 +569,7 @@ _Static_assert(offsetof(hp_features_t, bar_vwap) == 244, "features.bar_vwap: off
 _Static_assert(offsetof(hp_features_t, bar_trades) == 248, "features.bar_trades: offset");
 _Static_assert(offsetof(hp_features_t, bars) == 252, "features.bars: offset");
 
-#define HP_SIGNAL_ID UINT64_C(0xd23db2cfd718f0d5)
+#define HP_SIGNAL_ID UINT64_C(0x9b7fb04435f213ab)
 /* What the model said. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -575,8 +583,10 @@ typedef struct {
   uint16_t instrument;    /*  48: Index into the instrument table. */
   int8_t   decision;      /*  50: +1, 0 or -1. */
   uint8_t  strategy;      /*  51: Index of the strategy that asked. */
-  uint32_t pad0;          /*  52: Zero. */
-  uint64_t pad1;          /*  56: Zero. */
+  uint8_t  flags;         /*  52: Bit set of SIGNAL_FLAG_*. */
+  uint8_t  member;        /*  53: Of an ensemble: 1 is the first; 0 = the strategy's own answer. */
+  uint16_t pad0;          /*  54: Zero. */
+  int64_t  wanted;        /*  56 [nanoqty]: SHADOW: what it would have ordered, sells negative. */
 } __attribute__((aligned(64))) hp_signal_t;
 _Static_assert(sizeof(hp_signal_t) == 64, "signal: size");
 _Static_assert(offsetof(hp_signal_t, link_seq) == 0, "signal.link_seq: offset");
@@ -590,8 +600,10 @@ _Static_assert(offsetof(hp_signal_t, elapsed) == 40, "signal.elapsed: offset");
 _Static_assert(offsetof(hp_signal_t, instrument) == 48, "signal.instrument: offset");
 _Static_assert(offsetof(hp_signal_t, decision) == 50, "signal.decision: offset");
 _Static_assert(offsetof(hp_signal_t, strategy) == 51, "signal.strategy: offset");
-_Static_assert(offsetof(hp_signal_t, pad0) == 52, "signal.pad0: offset");
-_Static_assert(offsetof(hp_signal_t, pad1) == 56, "signal.pad1: offset");
+_Static_assert(offsetof(hp_signal_t, flags) == 52, "signal.flags: offset");
+_Static_assert(offsetof(hp_signal_t, member) == 53, "signal.member: offset");
+_Static_assert(offsetof(hp_signal_t, pad0) == 54, "signal.pad0: offset");
+_Static_assert(offsetof(hp_signal_t, wanted) == 56, "signal.wanted: offset");
 
 #define HP_INTENT_ID UINT64_C(0x743549f029eb6562)
 /* What a strategy wants; not yet checked. */
@@ -993,6 +1005,34 @@ _Static_assert(offsetof(hp_take_t, pad1) == 40, "take.pad1: offset");
 _Static_assert(offsetof(hp_take_t, pad2) == 48, "take.pad2: offset");
 _Static_assert(offsetof(hp_take_t, pad3) == 56, "take.pad3: offset");
 
+#define HP_RELOAD_ID UINT64_C(0x9550808afa4be6f1)
+/* A model was exchanged in the running signal stage. */
+typedef struct {
+  uint64_t link_seq;      /*   0: The ring's own word. */
+  uint64_t event;         /*   8: Identity of this event. */
+  uint64_t model;         /*  16: First 8 bytes of the new file's sha256. */
+  uint64_t before;        /*  24: The same of the old file. */
+  uint64_t after;         /*  32: Book records taken before it in this run. */
+  uint64_t taken;         /*  40: Order events taken before it in this run. */
+  uint64_t pad0;          /*  48: Zero. */
+  uint8_t  strategy;      /*  56: Index of the strategy. */
+  uint8_t  member;        /*  57: Of an ensemble: 1 is the first; 0 = the strategy itself. */
+  uint16_t pad1;          /*  58: Zero. */
+  uint32_t pad2;          /*  60: Zero. */
+} __attribute__((aligned(64))) hp_reload_t;
+_Static_assert(sizeof(hp_reload_t) == 64, "reload: size");
+_Static_assert(offsetof(hp_reload_t, link_seq) == 0, "reload.link_seq: offset");
+_Static_assert(offsetof(hp_reload_t, event) == 8, "reload.event: offset");
+_Static_assert(offsetof(hp_reload_t, model) == 16, "reload.model: offset");
+_Static_assert(offsetof(hp_reload_t, before) == 24, "reload.before: offset");
+_Static_assert(offsetof(hp_reload_t, after) == 32, "reload.after: offset");
+_Static_assert(offsetof(hp_reload_t, taken) == 40, "reload.taken: offset");
+_Static_assert(offsetof(hp_reload_t, pad0) == 48, "reload.pad0: offset");
+_Static_assert(offsetof(hp_reload_t, strategy) == 56, "reload.strategy: offset");
+_Static_assert(offsetof(hp_reload_t, member) == 57, "reload.member: offset");
+_Static_assert(offsetof(hp_reload_t, pad1) == 58, "reload.pad1: offset");
+_Static_assert(offsetof(hp_reload_t, pad2) == 60, "reload.pad2: offset");
+
 #define HP_FIGURE_ID UINT64_C(0x1ee1a9f6b46a9fc2)
 /* One value that risk takes from outside, with its age. */
 typedef struct {
@@ -1065,7 +1105,7 @@ _Static_assert(offsetof(hp_bar_t, volume) == 40, "bar.volume: offset");
 _Static_assert(offsetof(hp_bar_t, vwap) == 48, "bar.vwap: offset");
 _Static_assert(offsetof(hp_bar_t, count) == 56, "bar.count: offset");
 
-#define HP_ENVELOPE_ID UINT64_C(0x3939dc4628a468e1)
+#define HP_ENVELOPE_ID UINT64_C(0x9f18cbb02baaabe6)
 /* What every stored event carries before its body. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1093,7 +1133,7 @@ _Static_assert(offsetof(hp_envelope_t, instrument) == 50, "envelope.instrument: 
 _Static_assert(offsetof(hp_envelope_t, pad0) == 52, "envelope.pad0: offset");
 _Static_assert(offsetof(hp_envelope_t, aux) == 56, "envelope.aux: offset");
 
-#define HP_STORED_ID UINT64_C(0x04b5977230c3ac77)
+#define HP_STORED_ID UINT64_C(0x9a4c42a37e2dee2f)
 /* One slot of a store link: envelope and a one-line body. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1137,7 +1177,7 @@ _Static_assert(offsetof(hp_stored_t, body5) == 104, "stored.body5: offset");
 _Static_assert(offsetof(hp_stored_t, body6) == 112, "stored.body6: offset");
 _Static_assert(offsetof(hp_stored_t, body7) == 120, "stored.body7: offset");
 
-#define HP_STORED_WIDE_ID UINT64_C(0x41dac0c54d322179)
+#define HP_STORED_WIDE_ID UINT64_C(0x84b055401865aa10)
 /* The same for bodies of up to two lines. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1197,7 +1237,7 @@ _Static_assert(offsetof(hp_stored_wide_t, body13) == 168, "stored_wide.body13: o
 _Static_assert(offsetof(hp_stored_wide_t, body14) == 176, "stored_wide.body14: offset");
 _Static_assert(offsetof(hp_stored_wide_t, body15) == 184, "stored_wide.body15: offset");
 
-#define HP_STORED_VECTOR_ID UINT64_C(0x48fb2dc68a94fc24)
+#define HP_STORED_VECTOR_ID UINT64_C(0x2cec0a19c778bb00)
 /* The same for bodies of up to four lines. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1350,5 +1390,20 @@ enum {
   HP_HISTOGRAM_ORDER_TO_ACK, /* hftpipe_order_to_ack_ns: Request handed to the socket to its answer. */
   HP_HISTOGRAM_ORDER_TO_FILL, /* hftpipe_order_to_fill_ns: Request handed to the socket to the first fill. */
   HP_HISTOGRAM_COUNT
+};
+enum {
+  HP_PER_STRATEGY_ANSWERS, /* hftpipe_strategy_answers_total: Answers of the model or strategy. */
+  HP_PER_STRATEGY_LATE, /* hftpipe_strategy_late_total: Of them over the budget. */
+  HP_PER_STRATEGY_ORDERS, /* hftpipe_strategy_orders_total: Intents published; of a shadow, its wishes. */
+  HP_PER_STRATEGY_FAILURES, /* hftpipe_strategy_failures_total: Times it gave up; a shadow is then asked no more. */
+  HP_PER_STRATEGY_HALTS, /* hftpipe_strategy_halts_total: Times it asked to stop trading. */
+  HP_PER_STRATEGY_RELOADS, /* hftpipe_strategy_reloads_total: Models exchanged while running. */
+  HP_PER_STRATEGY_MODEL, /* hftpipe_strategy_model: First 8 bytes of the model file's sha256. */
+  HP_PER_STRATEGY_PREDICTIONS, /* hftpipe_strategy_predictions_total: Predictions whose horizon has passed. */
+  HP_PER_STRATEGY_ACCURACY, /* hftpipe_strategy_accuracy_ppb: Of the last 100 of them, those that came true. */
+  HP_PER_STRATEGY_SHIFT, /* hftpipe_strategy_shift_ppb: Largest Kolmogorov-Smirnov distance of a feature from training, over the deciles. */
+  HP_PER_STRATEGY_SHIFT_FEATURE, /* hftpipe_strategy_shift_feature: Which of the model's features that is, from 0. */
+  HP_PER_STRATEGY_STABILITY, /* hftpipe_strategy_stability_ppb: Largest population stability index of a feature. */
+  HP_PER_COUNT
 };
 #endif

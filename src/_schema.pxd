@@ -16,6 +16,7 @@ cdef extern from "_schema.h" nogil:
     const uint64_t HP_POSITION_ID
     const uint64_t HP_RISK_EVENT_ID
     const uint64_t HP_TAKE_ID
+    const uint64_t HP_RELOAD_ID
     const uint64_t HP_FIGURE_ID
     const uint64_t HP_INSTRUMENT_ID
     const uint64_t HP_BAR_ID
@@ -55,6 +56,7 @@ cdef extern from "_schema.h" nogil:
         HP_RECORD_TAKE
         HP_RECORD_FIGURE
         HP_RECORD_CHECKS
+        HP_RECORD_RELOAD
 
     enum:
         HP_MARKET_TRADE
@@ -84,6 +86,11 @@ cdef extern from "_schema.h" nogil:
         HP_BOOK_FLAG_HALTED
         HP_BOOK_FLAG_TRADE
         HP_BOOK_FLAG_EMPTY
+
+    enum:
+        HP_SIGNAL_FLAG_LATE
+        HP_SIGNAL_FLAG_UNUSED
+        HP_SIGNAL_FLAG_SHADOW
 
     enum:
         HP_SIDE_SELL
@@ -435,8 +442,10 @@ cdef extern from "_schema.h" nogil:
         uint16_t instrument
         int8_t decision
         uint8_t strategy
-        uint32_t pad0
-        uint64_t pad1
+        uint8_t flags
+        uint8_t member
+        uint16_t pad0
+        int64_t wanted
 
     ctypedef struct hp_intent_t:
         uint64_t link_seq
@@ -628,6 +637,19 @@ cdef extern from "_schema.h" nogil:
         uint64_t pad1
         uint64_t pad2
         uint64_t pad3
+
+    ctypedef struct hp_reload_t:
+        uint64_t link_seq
+        uint64_t event
+        uint64_t model
+        uint64_t before
+        uint64_t after
+        uint64_t taken
+        uint64_t pad0
+        uint8_t strategy
+        uint8_t member
+        uint16_t pad1
+        uint32_t pad2
 
     ctypedef struct hp_figure_t:
         uint64_t link_seq
@@ -831,3 +853,18 @@ cdef extern from "_schema.h" nogil:
         HP_HISTOGRAM_ORDER_TO_ACK
         HP_HISTOGRAM_ORDER_TO_FILL
         HP_HISTOGRAM_COUNT
+
+    enum:
+        HP_PER_STRATEGY_ANSWERS
+        HP_PER_STRATEGY_LATE
+        HP_PER_STRATEGY_ORDERS
+        HP_PER_STRATEGY_FAILURES
+        HP_PER_STRATEGY_HALTS
+        HP_PER_STRATEGY_RELOADS
+        HP_PER_STRATEGY_MODEL
+        HP_PER_STRATEGY_PREDICTIONS
+        HP_PER_STRATEGY_ACCURACY
+        HP_PER_STRATEGY_SHIFT
+        HP_PER_STRATEGY_SHIFT_FEATURE
+        HP_PER_STRATEGY_STABILITY
+        HP_PER_COUNT

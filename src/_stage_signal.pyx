@@ -2,8 +2,10 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from ._atomic cimport hp_store_relaxed
 from ._clock cimport clock_now
-from ._control cimport Control, control_count, histogram_record
+from ._control cimport (
+    CONTROL_STRATEGIES, Control, control_armed, control_count, histogram_record, strategy_block_t)
 from ._feature cimport feature_init, feature_update
 from ._memory cimport hp_lines
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
@@ -12,17 +14,22 @@ from ._schema cimport (
     HP_METRIC_CREDIT_STALLS, HP_METRIC_INTENTS, HP_METRIC_RECORDS_IN, HP_ORDER_EVENT_CANCELED,
     HP_ORDER_EVENT_DENIED, HP_ORDER_EVENT_DROPPED, HP_ORDER_EVENT_EXPIRED, HP_ORDER_EVENT_FILL,
     HP_ORDER_EVENT_PARTIAL_FILL, HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_REPLACED,
-    HP_ORDER_STATE_FILLED, HP_RECORD_FEATURES, HP_RECORD_INTENT, HP_RECORD_SIGNAL, HP_RECORD_TAKE,
-    hp_signal_t, hp_take_t)
+    HP_ORDER_STATE_FILLED, HP_PER_COUNT, HP_PER_STRATEGY_ANSWERS, HP_PER_STRATEGY_FAILURES,
+    HP_PER_STRATEGY_HALTS, HP_PER_STRATEGY_LATE, HP_PER_STRATEGY_ORDERS,
+    HP_RECORD_FEATURES, HP_RECORD_INTENT, HP_RECORD_SIGNAL, HP_RECORD_TAKE, HP_SIGNAL_FLAG_LATE,
+    HP_SIGNAL_FLAG_SHADOW, hp_signal_t, hp_take_t)
 from ._stage cimport hp_copy_words, hp_saturate, stage_end, store_credit, store_next, store_put
 from ._strategy cimport (
-    STRATEGY_BOOK, STRATEGY_IDLE, STRATEGY_ORDER, STRATEGY_TRADE, STRATEGY_VERSION, Strategy,
-    hp_context_t, hp_out_t)
+    STRATEGY_BOOK, STRATEGY_HALT, STRATEGY_IDLE, STRATEGY_ORDER, STRATEGY_TRADE, STRATEGY_VERSION,
+    Strategy, hp_context_t, hp_out_t, hp_signal_held_t)
 
 import numpy
 
 from hftpipe import schema
 from hftpipe.errors import SchemaError
+
+cdef extern from "_wide.h" nogil:
+    int64_t hp_add_saturate(int64_t a, int64_t b) noexcept
 
 cdef enum:
     OVERRUN = 2                 # Stage.failed: a strategy said it wrote more than it may
@@ -56,6 +63,8 @@ cdef class SignalStage(Stage):
     intents : Ring
         Producer end, INTENT.
     strategies : sequence of Strategy
+        Those with `shadow` are asked last, and what they want is stored, not sent.  With the
+        members of ensembles at most CONTROL_STRATEGIES.
     instruments : (n,) structured array, dtype of INSTRUMENT
     bar : str
         Window of the bars that features are made from, one of ``schema.BARS``; "" keeps none,
@@ -71,11 +80,14 @@ cdef class SignalStage(Stage):
         self.books = stage_end(self._keep, books, schema.BOOK, False)
         self.order_events = stage_end(self._keep, order_events, schema.ORDER_EVENT, False)
         self.intents = stage_end(self._keep, intents, schema.INTENT, True)
-        self.strategies = list(strategies)
+        self.strategies, self.parts, self.page = list(strategies), [], control
         self.room_max = INTENTS_MAX
         self.strategy_count = len(self.strategies)
         n = self.instruments = len(instruments)
         self.strategy_pointers = <void **>calloc(self.strategy_count or 1, sizeof(void *))
+        self.cores = <void **>calloc(self.strategy_count or 1, sizeof(void *))
+        self.role = <uint8_t *>calloc(self.strategy_count or 1, 1)
+        self.members = <int *>calloc(self.strategy_count or 1, sizeof(int))
         self.specs = <hp_instrument_t *>hp_lines(n, sizeof(hp_instrument_t))
         self.features = <feature_t *>hp_lines(n, sizeof(feature_t))
         if bar:
@@ -87,7 +99,8 @@ cdef class SignalStage(Stage):
         self.holdings = <hp_holding_t *>hp_lines(n, sizeof(hp_holding_t))
         self.warm = <uint8_t *>calloc(n or 1, 1)
         self.scratch = <hp_intent_t *>hp_lines(INTENTS_MAX, sizeof(hp_intent_t))
-        if (self.strategy_pointers == NULL or self.specs == NULL or self.features == NULL
+        if (self.strategy_pointers == NULL or self.cores == NULL or self.role == NULL
+                or self.members == NULL or self.specs == NULL or self.features == NULL
                 or self.vectors == NULL or self.newest == NULL or self.holdings == NULL
                 or self.warm == NULL or self.scratch == NULL):
             raise MemoryError
@@ -96,6 +109,16 @@ cdef class SignalStage(Stage):
                 raise SchemaError(f"strategy {type(strategy).__name__} was built for interface "
                                   f"version {strategy.version}, this is {STRATEGY_VERSION}")
             self.strategy_pointers[k] = <void *>strategy
+            self.cores[k] = strategy.core()
+            self.role[k] = ROLE_SHADOW if strategy.shadow else ROLE_TRADES
+            self.shadows |= strategy.shadow
+            found = strategy.parts
+            self.members[k] = len(found) - 1
+            self.parts += [(part.name or f"strategy {k}{f' member {n}' if n else ''}", part)
+                           for n, part in enumerate(found)]
+        if len(self.parts) > CONTROL_STRATEGIES:
+            raise SchemaError(f"wanted at most {CONTROL_STRATEGIES} strategies and members, found "
+                              f"{len(self.parts)}")
         raw = numpy.ascontiguousarray(instruments).view("u1")
         cdef const unsigned char[::1] bytes_ = raw
         for i in range(self.instruments):
@@ -107,6 +130,9 @@ cdef class SignalStage(Stage):
 
     def __dealloc__(self):
         free(self.strategy_pointers)
+        free(self.cores)
+        free(self.role)
+        free(self.members)
         free(self.specs)
         free(self.features)
         free(self.studies)
@@ -123,6 +149,97 @@ cdef class SignalStage(Stage):
         cdef const hp_holding_t *h = &self.holdings[instrument]
         return {"qty": h.qty, "open_buy": h.open_buy, "open_sell": h.open_sell, "cost": h.cost}
 
+    cdef int _call(self, int k, hp_context_t *context, hp_out_t *out,
+                   uint32_t room) noexcept nogil:
+        """Ask strategy *k* and count what it says; what its on_event returned."""
+        cdef void *strategy = self.strategy_pointers[k]
+        cdef uint64_t *figures = (<Strategy>self.cores[k]).figures
+        cdef int code, n
+        context.strategy = k
+        out.intents, out.room, out.count = self.scratch, room, 0
+        (<Strategy>strategy).asked = False
+        code = (<Strategy>strategy).on_event(context, out)
+        if code < 0:
+            figures[HP_PER_STRATEGY_FAILURES] += 1
+            return code
+        if code == STRATEGY_HALT:
+            figures[HP_PER_STRATEGY_HALTS] += 1
+        figures[HP_PER_STRATEGY_ORDERS] += out.count
+        if (<Strategy>strategy).asked:
+            self._count(&(<Strategy>strategy).signal, figures, self.members[k] == 0)
+            for n in range(self.members[k]):
+                self._member((<Strategy>strategy).member(n))
+        return code
+
+    cdef void _member(self, void *part) noexcept nogil:
+        if (<Strategy>part).asked:
+            self._count(&(<Strategy>part).signal, (<Strategy>part).figures, True)
+
+    cdef void _count(self, const hp_signal_held_t *said, uint64_t *figures,
+                     bint measured) noexcept nogil:
+        figures[HP_PER_STRATEGY_ANSWERS] += 1
+        if said.flags & HP_SIGNAL_FLAG_LATE:
+            figures[HP_PER_STRATEGY_LATE] += 1
+        if measured and said.model:             # else there was no inference, or its members had it
+            histogram_record(&self.block.histograms[HP_HISTOGRAM_MODEL], said.elapsed)
+
+    cdef bint _any_late(self, int k) noexcept nogil:
+        """Whether an answer of strategy *k*, or of a member, is late."""
+        cdef void *strategy = self.strategy_pointers[k]
+        cdef void *part
+        cdef int n
+        if not (<Strategy>strategy).asked:
+            return False
+        for n in range(-1, self.members[k]):
+            part = strategy if n < 0 else (<Strategy>strategy).member(n)
+            if (<Strategy>part).asked and (<Strategy>part).signal.flags & HP_SIGNAL_FLAG_LATE:
+                return True
+        return False
+
+    cdef void _signals(self, int k, int flags, int64_t wanted, uint64_t cause, int64_t now,
+                       int64_t ts_in, uint16_t instrument) noexcept nogil:
+        """Store the answer of strategy *k*, and those of its members."""
+        cdef void *strategy = self.strategy_pointers[k]
+        cdef void *part
+        cdef hp_signal_t *said
+        cdef int n
+        for n in range(-1, self.members[k]):
+            part = strategy if n < 0 else (<Strategy>strategy).member(n)
+            if not (<Strategy>part).asked:
+                continue
+            said = <hp_signal_t *>&(<Strategy>part).signal
+            said.event, said.strategy, said.instrument = cause, k, instrument
+            said.member, said.pad0 = n + 1, 0
+            said.flags = (said.flags & ~HP_SIGNAL_FLAG_SHADOW) | flags
+            said.wanted = wanted if n < 0 else 0
+            store_put(&self.store, HP_RECORD_SIGNAL, said, 1, 1, cause, now, ts_in, instrument, 0)
+
+    cdef void _shadow(self, int k, hp_context_t *context, uint64_t cause,
+                      int64_t ts_in) noexcept nogil:
+        """Ask shadow *k*: what it wants goes into its SIGNAL, and nowhere else."""
+        cdef hp_out_t out
+        cdef void *strategy = self.strategy_pointers[k]
+        cdef int64_t wanted = 0
+        cdef uint32_t i
+        if self._call(k, context, &out, INTENTS_MAX) < 0:
+            self.role[k] = ROLE_ASLEEP
+            return
+        if out.count > out.room:                # it wrote where it must not: nobody is safe
+            self.failed = OVERRUN
+            return
+        for i in range(out.count):
+            if self.scratch[i].action == HP_ACTION_NEW:
+                wanted = hp_add_saturate(
+                    wanted, self.scratch[i].qty if self.scratch[i].side > 0
+                    else -self.scratch[i].qty)
+            memset(&self.scratch[i], 0, sizeof(hp_intent_t))
+        if wanted and not (<Strategy>strategy).asked:   # without a model, its wish is all there is
+            memset(&(<Strategy>strategy).signal, 0, sizeof(hp_signal_t))
+            (<Strategy>strategy).asked = True
+        if (<Strategy>strategy).asked:
+            self._signals(k, HP_SIGNAL_FLAG_SHADOW, wanted, cause, clock_now(), ts_in,
+                          context.instrument)
+
     cdef int _ask(self, int event, uint16_t instrument, const hp_order_event_t *order_event,
                   uint64_t cause, int64_t ts_recv, int64_t ts_in, uint32_t room) noexcept nogil:
         """Ask every strategy; publish what they want.  -1 when one gave up."""
@@ -130,8 +247,8 @@ cdef class SignalStage(Stage):
         cdef hp_out_t out
         cdef hp_intent_t *intent
         cdef hp_intent_t *slot
-        cdef hp_signal_t *said = NULL
-        cdef int k
+        cdef void *strategy
+        cdef int k, code
         cdef uint32_t i, total = 0
         cdef int64_t now
         cdef bint vector_stored = False
@@ -143,30 +260,31 @@ cdef class SignalStage(Stage):
         context.holding = &self.holdings[instrument]
         context.spec = &self.specs[instrument]
         for k in range(self.strategy_count):
-            context.strategy = k
-            out.intents, out.count = self.scratch, 0
-            out.room = room - total if room - total < INTENTS_MAX else INTENTS_MAX
-            (<Strategy>self.strategy_pointers[k]).asked = False
-            if (<Strategy>self.strategy_pointers[k]).on_event(&context, &out) < 0:
+            if self.role[k] != ROLE_TRADES:
+                continue
+            strategy = self.strategy_pointers[k]
+            code = self._call(k, &context, &out,
+                              room - total if room - total < INTENTS_MAX else INTENTS_MAX)
+            if code < 0:
                 self.failed = 1
                 return -1
             if out.count > out.room:            # it wrote behind its memory, or would have us read
                 self.failed = OVERRUN
                 return -1
-            if (<Strategy>self.strategy_pointers[k]).asked:
-                said = &(<Strategy>self.strategy_pointers[k]).signal
-                histogram_record(&self.block.histograms[HP_HISTOGRAM_MODEL], said.elapsed)
-            if out.count == 0:
+            if code == STRATEGY_HALT and self.header != NULL and control_armed(self.header):
+                self._halt()
+            # A late answer is stored whatever came of it: a replay must know.
+            if out.count == 0 and not self._any_late(k):
                 continue
             now = clock_now()
-            if context.features != NULL and not vector_stored:
+            if out.count and context.features != NULL and not vector_stored:
                 store_put(&self.store, HP_RECORD_FEATURES, context.features, 4, 0, cause, now,
                           ts_in, instrument, 0)
                 vector_stored = True
-            if (<Strategy>self.strategy_pointers[k]).asked:
-                said.event, said.strategy, said.instrument = cause, k, instrument
-                store_put(&self.store, HP_RECORD_SIGNAL, said, 1, 1, cause, now,
-                          ts_in, instrument, 0)
+            if (<Strategy>strategy).asked:
+                self._signals(k, 0, 0, cause, now, ts_in, instrument)
+            if out.count == 0:
+                continue
             for i in range(out.count):
                 intent = &self.scratch[i]
                 intent.event, intent.cause = store_next(&self.store), cause
@@ -189,6 +307,12 @@ cdef class SignalStage(Stage):
                 histogram_record(&self.block.histograms[HP_HISTOGRAM_SIGNAL], now - ts_in)
             control_count(self.block, HP_METRIC_INTENTS, out.count)
             total += out.count
+        if self.shadows:                        # when everything that matters is on its way
+            for k in range(self.strategy_count):
+                if self.role[k] == ROLE_SHADOW:
+                    self._shadow(k, &context, cause, ts_in)
+            if self.failed:
+                return -1
         return 0
 
     cdef uint64_t work(self, uint64_t limit) noexcept nogil:
@@ -220,6 +344,7 @@ cdef class SignalStage(Stage):
                              self.newest[e.instrument].ts_recv, 0, <uint32_t>room) < 0:
                     break
             ring_release(self.order_events)
+            self.orders_taken += 1
             done += 1
         while done < limit and not self.failed:
             b = <const hp_book_t *>ring_peek(self.books)
@@ -248,8 +373,8 @@ cdef class SignalStage(Stage):
 
     def check(self):
         cdef Strategy strategy
-        for strategy in self.strategies:
-            if strategy.error is not None:
+        for k, strategy in enumerate(self.strategies):
+            if strategy.error is not None and self.role[k] == ROLE_TRADES:
                 self.failed = 1
                 self.error = strategy.error
         if self.failed == OVERRUN and self.error is None:
@@ -259,6 +384,7 @@ cdef class SignalStage(Stage):
     cdef void idle(self) noexcept nogil:
         cdef hp_context_t context
         cdef hp_out_t out
+        cdef uint64_t *figures
         cdef int k
         ring_flush(self.books)
         if self.order_events != NULL:
@@ -271,5 +397,48 @@ cdef class SignalStage(Stage):
         context.spec = &self.specs[0]
         out.intents, out.room, out.count = self.scratch, 0, 0
         for k in range(self.strategy_count):
+            if self.role[k] == ROLE_ASLEEP:
+                continue
             if (<Strategy>self.strategy_pointers[k]).on_event(&context, &out) < 0:
-                self.failed = 1
+                figures = (<Strategy>self.cores[k]).figures
+                figures[HP_PER_STRATEGY_FAILURES] += 1
+                if self.role[k] == ROLE_SHADOW:
+                    self.role[k] = ROLE_ASLEEP
+                else:
+                    self.failed = 1
+
+    cdef object maintain(self):
+        """Bring the strategies' figures on the page up to date."""
+        cdef Strategy part
+        cdef strategy_block_t *b
+        cdef int i, k
+        for i in range(len(self.parts)):
+            name, part = self.parts[i]
+            part.maintain()
+            if self.page is None:
+                continue
+            b = self.page.strategy(i)
+            for k in range(HP_PER_COUNT):
+                hp_store_relaxed(&b.figures[k], part.figures[k])
+            if not self.named:                  # last: a block with a name has its figures
+                encoded = name.encode()[:sizeof(b.name) - 1]
+                memcpy(b.name, <char *><bytes>encoded, len(encoded))
+        self.named = True
+
+    def notices(self):
+        """What there is for the log: ``[(strategy, level, text)]``; each is told once."""
+        cdef Strategy part, strategy
+        out = []
+        for name, part in self.parts:
+            out += [(name, level, text) for level, text in part.notices]
+            part.notices.clear()
+        for k, strategy in enumerate(self.strategies):
+            if self.role[k] == ROLE_ASLEEP and strategy.error is not None:
+                out.append((strategy.name, "error", f"shadow gave up: {strategy.error}"))
+                strategy.error = None
+        return out
+
+    @property
+    def figures(self):
+        """Figures of each strategy and member by name; see ``schema.STRATEGY_METRICS``."""
+        return {name: part.counts for name, part in self.parts}

@@ -11,7 +11,8 @@ A strategy is a cdef class deriving from :class:`Strategy` in *your* package::
 
 The stage calls it through one C function pointer, without the GIL; it cannot
 raise.  A strategy that must give up sets ``error`` (taking the GIL) and returns
--1: the stage stops, the group halts, nothing more is sent.
+STRATEGY_STOP: the stage stops, the group halts, nothing more is sent.  One that only wants
+trading to stop returns STRATEGY_HALT: the halt epoch moves, the stage runs on.
 
 What may change in version 2 and later: fields are only ever appended to the
 three structs, `version` tells how many there are.  A strategy built for another
@@ -41,6 +42,11 @@ cdef enum:                      # hp_context_t.event: why the strategy is called
     # Nothing happened: keep caches warm, change no state; room is 0.  Not an event: it is
     # neither recorded nor replayed.
     STRATEGY_IDLE = 5
+
+cdef enum:                      # what on_event returns
+    STRATEGY_OK = 0
+    STRATEGY_HALT = 1           # stop trading; asked again at the next event
+    STRATEGY_STOP = -1          # `error` says why
 
 cdef struct hp_holding_t:       # what the strategy stage knows of one instrument
     int64_t qty                 # nanoqty, from fills; negative = short
@@ -81,14 +87,37 @@ cdef inline hp_intent_t *strategy_add(hp_out_t *out) noexcept nogil:
 cdef class Strategy:
     cdef readonly object error  # None, or the exception that stopped the strategy
     cdef readonly int version   # STRATEGY_VERSION it was built for
-    # A strategy that asked a model in this on_event sets `asked` and fills p_*, confidence,
-    # model, elapsed and decision; event, instrument and strategy are the stage's, which
-    # clears `asked` before each call and stores the record.
+    cdef public str name        # in the configuration; "" outside one
+    cdef public bint shadow     # sees everything, trades nothing; the stage sees to it
+    # A strategy that has an answer in this on_event sets `asked` and fills p_*, confidence,
+    # model, elapsed, decision and flags; the rest is the stage's, which clears `asked` before
+    # each call and stores the record.
     cdef bint asked
     cdef hp_signal_held_t signal
+    cdef uint64_t figures[28]   # HP_PER_*, what the page tells of it
+    cdef list notices           # [(level, text)] for the log; the host takes them
 
-    # Look at *context*, add 0..n intents to *out*; 0, or -1 to stop the stage.
+    # Look at *context*, add 0..n intents to *out*; STRATEGY_*.
     cdef int on_event(self, const hp_context_t *context, hp_out_t *out) noexcept nogil
+    # The strategies inside that have answers of their own (an ensemble's members): the n-th,
+    # NULL when there are no more.
+    cdef void *member(self, int n) noexcept nogil
+    # The strategy itself, or the one that it only wraps: whose figures and notices count.
+    cdef void *core(self) noexcept nogil
+    # Called with the GIL every few milliseconds: bring the figures up to date.
+    cdef object maintain(self)
+
+
+cdef inline void strategy_answer(Strategy s, float down, float flat, float up) noexcept nogil:
+    """Fill the answer of this event: the likeliest decides, flat where none is alone."""
+    s.signal.p_down, s.signal.p_flat, s.signal.p_up = down, flat, up
+    s.signal.decision = 0
+    if down > flat and down > up:
+        s.signal.decision = -1
+    elif up > flat and up > down:
+        s.signal.decision = 1
+    s.signal.confidence = max(down, flat, up)
+    s.asked = True
 
 
 cdef class PyStrategy(Strategy):
@@ -100,3 +129,4 @@ cdef class PyStrategy(Strategy):
     cdef char *_intents
 
     cdef int _call(self, const hp_context_t *context, hp_out_t *out) except -1
+    cdef int _answer(self, said) except -1

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from typing_extensions import disjoint_base
@@ -19,6 +19,13 @@ class Context:
 
 @disjoint_base
 class Strategy:
+    name: str
+    shadow: bool
+    def replay(self, events: Sequence[int], flags: Sequence[int]) -> None: ...
+    @property
+    def parts(self) -> list[Strategy]: ...
+    @property
+    def counts(self) -> dict[str, int | None]: ...
     @property
     def error(self) -> BaseException | None: ...
     @property
@@ -26,4 +33,6 @@ class Strategy:
 
 @disjoint_base
 class PyStrategy(Strategy):
-    def __init__(self, on_event: Callable[[Context, Callable[..., bool]], None]) -> None: ...
+    def __init__(
+        self, on_event: Callable[[Context, Callable[..., bool]], Sequence[float] | None]
+    ) -> None: ...

@@ -1,6 +1,13 @@
 """Strategy base class, and the adapter that lets a plain Python one run."""
 from libc.string cimport memcpy, memset
 
+from ._control cimport HP_UNKNOWN
+from ._schema cimport (
+    HP_PER_STRATEGY_ACCURACY, HP_PER_STRATEGY_SHIFT, HP_PER_STRATEGY_SHIFT_FEATURE,
+    HP_PER_STRATEGY_STABILITY)
+
+import math
+
 import numpy
 
 from hftpipe import schema
@@ -10,10 +17,50 @@ cdef class Strategy:
     """Base class of every strategy; see ``_strategy.pxd`` for how to write one."""
 
     def __cinit__(self):
-        self.version = STRATEGY_VERSION
+        self.version, self.name, self.notices = STRATEGY_VERSION, "", []
+        for i in (HP_PER_STRATEGY_ACCURACY, HP_PER_STRATEGY_SHIFT, HP_PER_STRATEGY_SHIFT_FEATURE,
+                  HP_PER_STRATEGY_STABILITY):
+            self.figures[i] = HP_UNKNOWN
 
     cdef int on_event(self, const hp_context_t *context, hp_out_t *out) noexcept nogil:
-        return 0
+        return STRATEGY_OK
+
+    cdef void *member(self, int n) noexcept nogil:
+        return NULL
+
+    cdef void *core(self) noexcept nogil:
+        return <void *>self
+
+    cdef object maintain(self):
+        return None
+
+    @property
+    def parts(self):
+        """The strategy without what only wraps it, and its members."""
+        cdef void *member
+        found = [<object>self.core()]
+        while True:
+            member = self.member(len(found) - 1)
+            if member == NULL:
+                return found
+            found.append(<object>member)
+
+    def replay(self, events, flags):
+        """Told by a replay which answers of the run were late, instead of a clock.
+
+        Parameters
+        ----------
+        events : sequence of int, ascending
+            Market events whose answer was late.
+        flags : sequence of int
+            SIGNAL_FLAG_* of each.
+        """
+
+    @property
+    def counts(self):
+        """Its figures by name, as the control page tells them; None: not known yet."""
+        return {m.name: None if self.figures[i] == HP_UNKNOWN else self.figures[i]
+                for i, m in enumerate(schema.STRATEGY_METRICS)}
 
 
 cdef enum:
@@ -66,8 +113,9 @@ cdef class PyStrategy(Strategy):
     """Run ``on_event(context, add)`` written in Python.
 
     *context* is a :class:`Context`; ``add(**fields)`` adds an intent with the given
-    INTENT fields and returns False when there is no room.  For research and tests:
-    each event takes the GIL.
+    INTENT fields and returns False when there is no room.  It returns None, or its answer:
+    the probabilities of down, flat and up, which an ensemble can count.  For research and
+    tests: each event takes the GIL.
     """
 
     def __init__(self, on_event):
@@ -106,7 +154,9 @@ cdef class PyStrategy(Strategy):
         room = min(out.room - out.count, PY_INTENTS)
         memset(self._intents, 0, PY_INTENTS * sizeof(hp_intent_t))
         adder = _Adder(intents, room, c.instrument)
-        self._on_event(c, adder)
+        said = self._on_event(c, adder)
+        if said is not None:
+            self._answer(said)
         cdef hp_intent_t *intent
         cdef int i
         for i in range(adder.count):
@@ -114,4 +164,17 @@ cdef class PyStrategy(Strategy):
             if intent == NULL:
                 raise ValueError(f"{adder.count} intents were added, there was room for {i}")
             memcpy(intent, self._intents + i * sizeof(hp_intent_t), sizeof(hp_intent_t))
+        return 0
+
+    cdef int _answer(self, said) except -1:
+        try:
+            down, flat, up = map(float, said)
+            good = math.isfinite(down + flat + up)
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise ValueError("on_event must return None or the probabilities of down, flat and "
+                             f"up, was {said!r}")
+        self.signal.model, self.signal.elapsed, self.signal.flags = 0, 0, 0
+        strategy_answer(self, down, flat, up)
         return 0

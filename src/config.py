@@ -495,6 +495,8 @@ class Strategy:
                      'python: "package.module:Class"; native: name of its entry point.')
     symbols: tuple[str, ...] = option(_list_of(text(), "symbols"), [],
                                    "Instruments it sees; empty = all.")
+    shadow: bool = option(flag(), False, "Whether it only watches: its answers and what it would "
+                                         "have ordered are stored, nothing is sent.")
     params: Mapping[str, Any] = free("Its own parameters.")
 
 
@@ -684,6 +686,13 @@ PARAMS: dict[str, dict[str, tuple[Kind, Any, str]]] = {
                    "What the model file must be; without it any file is taken."),
         "threshold": (number(0.0, 1.0), 0.6, "Probability that decides."),
         "leave": (number(0.0, 1.0), 0.45, "Probability against what is held that closes it."),
+        "budget": (duration("1us", "10s"), None, "What one inference may take; without it, what "
+                   "the model's card says."),
+        "on_miss": (text("skip", "stale", "halt"), "skip", "An inference over the budget: no "
+                    "decision from it; one while its event is younger than stale_age; or stop "
+                    "trading."),
+        "stale_age": (duration("1us", "1h"), "5ms", "How old an event may be by then, for "
+                      "on_miss stale."),
         **COMMON},
 }
 

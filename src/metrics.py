@@ -69,6 +69,25 @@ class PageCollector(Collector):
                 if found.count:
                     histograms.add_metric([stage.name], buckets(found), found.sum)
             yield histograms
+        strategies = control.strategies
+        for metric in schema.STRATEGY_METRICS:
+            if metric.name not in control.figure_names:
+                continue
+            name = metric.prometheus
+            if metric.name == "strategy_model":     # 64 bits do not fit a sample: it is a label
+                family = GaugeMetricFamily(name, metric.doc, labels=["strategy", "model"])
+                for label, figures in strategies.items():
+                    family.add_metric([label, f"{figures[metric.name] or 0:016x}"], 1)
+                yield family
+                continue
+            family = (CounterMetricFamily(name, metric.doc, labels=["strategy"])
+                      if metric.kind == "counter"
+                      else GaugeMetricFamily(name, metric.doc, labels=["strategy"]))
+            for label, figures in strategies.items():
+                value = figures[metric.name]
+                if value is not None:               # not known yet
+                    family.add_metric([label], value)
+            yield family
         yield from self._page(control)
 
     def _page(self, control: Control) -> Iterable[Metric]:

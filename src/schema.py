@@ -184,7 +184,7 @@ RECORD = Enum("record", "What the body of a stored event is.", (
     ("SIGNAL", 4, "signal"), ("INTENT", 5, "intent"), ("VERDICT", 6, "verdict"),
     ("ORDER_EVENT", 7, "order_event"), ("UPDATE", 8, "update"), ("POSITION", 9, "position"),
     ("RISK_EVENT", 10, "risk_event"), ("TAKE", 11, "take"), ("FIGURE", 12, "figure"),
-    ("CHECKS", 13, "checks"),
+    ("CHECKS", 13, "checks"), ("RELOAD", 14, "reload"),
 ))
 
 MARKET_KIND = Enum("market", "What a market record says.", (
@@ -217,6 +217,12 @@ BOOK_FLAG = Enum("book_flag", "Bit set: what is wrong or special about a book.",
     ("HALTED", 8, "The venue halted the instrument."),
     ("TRADE", 16, "This state was caused by a trade: last_price and last_qty are new."),
     ("EMPTY", 32, "A side has no level."),
+))
+
+SIGNAL_FLAG = Enum("signal_flag", "Bit set of a signal.", (
+    ("LATE", 1, "The inference took longer than its budget."),
+    ("UNUSED", 2, "Late, and so no decision came of it."),
+    ("SHADOW", 4, "The strategy sees everything and trades nothing."),
 ))
 
 SIDE = Enum("side", "Buyer or seller.", (
@@ -637,8 +643,10 @@ SIGNAL = Record("signal", 64, "What the model said.", (
     INSTRUMENT_INDEX,
     Field("decision", "i8", "", "+1, 0 or -1.", enum=SIDE),
     Field("strategy", "u8", "", "Index of the strategy that asked."),
-    Field("pad0", "u32", "", "Zero.", None),
-    Field("pad1", "u64", "", "Zero.", None),
+    Field("flags", "u8", "", "Bit set of SIGNAL_FLAG_*.", enum=SIGNAL_FLAG),
+    Field("member", "u8", "", "Of an ensemble: 1 is the first; 0 = the strategy's own answer."),
+    Field("pad0", "u16", "", "Zero.", None),
+    Field("wanted", "i64", "nanoqty", "SHADOW: what it would have ordered, sells negative."),
 ))
 
 INTENT = Record("intent", 64, "What a strategy wants; not yet checked.", (
@@ -782,6 +790,18 @@ TAKE = Record("take", 64, "The signal stage took an order event: where, among th
     Field("pad2", "u64", "", "Zero.", None), Field("pad3", "u64", "", "Zero.", None),
 ))
 
+RELOAD = Record("reload", 64, "A model was exchanged in the running signal stage.", (
+    LINK, _event(),
+    Field("model", "u64", "", "First 8 bytes of the new file's sha256."),
+    Field("before", "u64", "", "The same of the old file."),
+    Field("after", "u64", "", "Book records taken before it in this run."),
+    Field("taken", "u64", "", "Order events taken before it in this run."),
+    Field("pad0", "u64", "", "Zero.", None),
+    Field("strategy", "u8", "", "Index of the strategy."),
+    Field("member", "u8", "", "Of an ensemble: 1 is the first; 0 = the strategy itself."),
+    Field("pad1", "u16", "", "Zero.", None), Field("pad2", "u32", "", "Zero.", None),
+))
+
 FIGURE = Record("figure", 64, "One value that risk takes from outside, with its age.", (
     LINK, _event(),
     Field("ts_computed", "i64", "ns", "When it was computed, monotonic."),
@@ -838,14 +858,14 @@ STORED_VECTOR = Record("stored_vector", 320, "The same for bodies of up to four 
 SLOTS = (STORED, STORED_WIDE, STORED_VECTOR)
 
 RECORDS = (MARKET, BOOK, BOOK_STATUS, FEATURES, SIGNAL, INTENT, VERDICT, CHECKS, ORDER,
-           UPDATE, ORDER_EVENT, POSITION, RISK_EVENT, TAKE, FIGURE, INSTRUMENT, BAR, ENVELOPE,
-           STORED, STORED_WIDE, STORED_VECTOR)
+           UPDATE, ORDER_EVENT, POSITION, RISK_EVENT, TAKE, RELOAD, FIGURE, INSTRUMENT, BAR,
+           ENVELOPE, STORED, STORED_WIDE, STORED_VECTOR)
 BY_NAME = {r.name: r for r in RECORDS}
 # What may stand in a store link, by the number in its envelope.
 BODIES = {value: BY_NAME[name] for _, value, name in RECORD.members}
 
-ENUMS = (STREAM, RECORD, MARKET_KIND, MARKET_FLAG, BOOK_FLAG, SIDE, ORDER_TYPE, TIF, ACTION,
-         REASON, ORDER_EVENT_KIND, ORDER_STATE, RISK_EVENT_KIND, FIGURE_KIND, SESSION, BREAKER,
+ENUMS = (STREAM, RECORD, MARKET_KIND, MARKET_FLAG, BOOK_FLAG, SIGNAL_FLAG, SIDE, ORDER_TYPE, TIF,
+         ACTION, REASON, ORDER_EVENT_KIND, ORDER_STATE, RISK_EVENT_KIND, FIGURE_KIND, SESSION, BREAKER,
          BREAKER_CAUSE, LIMIT)
 
 DEPTH = 5                       # levels summed into BOOK.bid_depth and ask_depth
@@ -900,6 +920,24 @@ METRICS = (
     Metric("flat_epoch", "gauge", "", "Last halt whose closing of all positions is over."),
     Metric("alerts_sent", "counter", "", "Notifications delivered."),
     Metric("alerts_failed", "counter", "", "Notifications given up."),
+)
+
+# What the page tells of each strategy, and of each member of an ensemble; the signal stage's.
+STRATEGY_METRICS = (
+    Metric("strategy_answers", "counter", "", "Answers of the model or strategy."),
+    Metric("strategy_late", "counter", "", "Of them over the budget."),
+    Metric("strategy_orders", "counter", "", "Intents published; of a shadow, its wishes."),
+    Metric("strategy_failures", "counter", "", "Times it gave up; a shadow is then asked no more."),
+    Metric("strategy_halts", "counter", "", "Times it asked to stop trading."),
+    Metric("strategy_reloads", "counter", "", "Models exchanged while running."),
+    Metric("strategy_model", "gauge", "", "First 8 bytes of the model file's sha256."),
+    Metric("strategy_predictions", "counter", "", "Predictions whose horizon has passed."),
+    Metric("strategy_accuracy", "gauge", "ppb", "Of the last 100 of them, those that came true."),
+    Metric("strategy_shift", "gauge", "ppb", "Largest Kolmogorov-Smirnov distance of a feature "
+           "from training, over the deciles."),
+    Metric("strategy_shift_feature", "gauge", "", "Which of the model's features that is, from 0."),
+    Metric("strategy_stability", "gauge", "ppb",
+           "Largest population stability index of a feature."),
 )
 
 # Latency histograms; each is written by the stage named first.
@@ -1036,6 +1074,9 @@ def _c_name(e: Enum, member: str) -> str:
     return f"HP_{e.name.upper()}_{member}"
 
 
+_METRIC_GROUPS = (("METRIC", METRICS), ("HISTOGRAM", HISTOGRAMS), ("PER", STRATEGY_METRICS))
+
+
 def c_header() -> str:
     out = ["/* GENERATED by src/schema.py; edit that, then `make schema`. */",
            "#ifndef HFTPIPE_SCHEMA_H", "#define HFTPIPE_SCHEMA_H",
@@ -1058,7 +1099,7 @@ def c_header() -> str:
         out += [f'_Static_assert(offsetof(hp_{r.name}_t, {n}) == {o}, "{r.name}.{n}: offset");'
                 for n, o in r.offsets.items()]
         out.append("")
-    for kind, group in (("METRIC", METRICS), ("HISTOGRAM", HISTOGRAMS)):
+    for kind, group in _METRIC_GROUPS:
         out.append("enum {")
         out += [f"  HP_{kind}_{m.name.upper()}, /* {m.prometheus}: {m.doc} */" for m in group]
         out += [f"  HP_{kind}_COUNT", "};"]
@@ -1078,7 +1119,7 @@ def pxd() -> str:
         out += ["", f"    ctypedef struct hp_{r.name}_t:"]
         out += [f"        {TYPES[f.type][0]}{'[16]' if f.type == 's16' else ''} {f.name}"
                 for f in r.fields]
-    for kind, group in (("METRIC", METRICS), ("HISTOGRAM", HISTOGRAMS)):
+    for kind, group in _METRIC_GROUPS:
         out += ["", "    enum:"]
         out += [f"        HP_{kind}_{m.name.upper()}" for m in group] + [f"        HP_{kind}_COUNT"]
     return "\n".join(out) + "\n"

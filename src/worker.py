@@ -200,6 +200,7 @@ def credentials(context: Context) -> tuple[Any, Any]:
 def pipeline(context: Context) -> Exit:
     """Compiled stages in one loop."""
     from hftpipe._host import WAIT_SLEEP, WAIT_SPIN, WAIT_YIELD, Host
+    from hftpipe._stage_signal import SignalStage
     sources: list[Any] = []
 
     def source() -> Any:
@@ -227,7 +228,14 @@ def pipeline(context: Context) -> Exit:
     gc.collect()
     gc.freeze()                 # a collection with large libraries loaded costs milliseconds
     context.log.info("running", stages=list(context.stages), core=context.core)
-    Host(made, context.control, waits[context.wait], after).run()
+    signals = [stage for stage in made if isinstance(stage, SignalStage)]
+
+    def every() -> None:
+        for stage in signals:
+            for name, level, words in stage.notices():
+                getattr(context.log, level)(words, strategy=name)
+
+    Host(made, context.control, waits[context.wait], after, every if signals else None).run()
     for one in sources:
         one.close()
     return Exit.OK

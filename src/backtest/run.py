@@ -198,6 +198,7 @@ def verify_intents(path: str | Path, strategies: Strategies,
     _, events = found.collect(schema.ORDER_EVENT, schema.STREAM.GATEWAY)
     _, takes = found.collect(schema.TAKE, schema.STREAM.SIGNAL)
     _, wanted = found.collect(schema.INTENT, schema.STREAM.SIGNAL)
+    _, signals = found.collect(schema.SIGNAL, schema.STREAM.SIGNAL)
     if not len(heads) or heads["event"][0] != schema.event_id(schema.STREAM.FEED, 1):
         raise DataError(f"{path}: wanted a run recorded from its first market event, found "
                         f"{'none' if not len(heads) else hex(int(heads['event'][0]))}")
@@ -207,11 +208,18 @@ def verify_intents(path: str | Path, strategies: Strategies,
         raise DataError(f"{path}: the signal stage took order event {unknown[0]:#x}, which the "
                         f"recording does not hold")
     taken = events[[order[int(t)] for t in takes["taken"]]]
+    made = strategies(found.instruments)
+    late = signals[signals["flags"] & schema.SIGNAL_FLAG.LATE != 0]
+    for k, strategy in enumerate(made):
+        for n, part in enumerate(strategy.parts):
+            mine = late[(late["strategy"] == k) & (late["member"] == n)]
+            mine = mine[mine["event"].argsort(kind="stable")]
+            part.replay(mine["event"].tolist(), mine["flags"].tolist())
     links = build.PrivateLinks({"feed.book": 16384}, store=False)
     from hftpipe.config import Config
     feed, book, signal = build.stages(
         ("feed", "book", "signal"), links, config or Config(), found.instruments,
-        strategies=lambda: strategies(found.instruments))
+        strategies=lambda: made)
     feeder, out = links.producer("gateway.signal"), links.consumer("signal.risk")
     assert feeder is not None and out is not None
     other = [links.consumer(n) for n in ("book.risk", "book.ledger")]

@@ -26,6 +26,7 @@ TABLES = {
     "signal": "signal", "intent": "intent", "verdict": "verdict",
     "order_event": "order_event", "update": "update_event", "position": "position_event",
     "risk_event": "risk_event", "take": "take_event",
+    "reload": "model_reload",
     "figure": "figure", "checks": "checks",
 }
 # PostgreSQL's reserved words among our column names.

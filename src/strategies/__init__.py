@@ -43,6 +43,8 @@ class Item(Protocol):
     @property
     def symbols(self) -> Sequence[str]: ...
     @property
+    def shadow(self) -> bool: ...
+    @property
     def params(self) -> Mapping[str, Any]: ...
 
 
@@ -150,6 +152,7 @@ def make(items: Iterable[Item], instruments: Any, *, names: Sequence[str] = (),
         if in_lots and shipped:
             params["in_lots"] = True
         strategy = load(item.kind if shipped else item.entry, params, instruments)
+        strategy.name, strategy.shadow = item.name, item.shadow
         if item.symbols and not in_lots:
             try:
                 strategy = Only(strategy, item.symbols, instruments)

@@ -10,4 +10,6 @@ cdef class Only(Strategy):
     cdef uint8_t *seen          # of each instrument: 1 when inner is asked about it
 
     cdef int on_event(self, const hp_context_t *context, hp_out_t *out) noexcept nogil
+    cdef void *member(self, int n) noexcept nogil
+    cdef void *core(self) noexcept nogil
     cdef int _failed(self) noexcept nogil

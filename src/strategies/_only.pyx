@@ -25,6 +25,7 @@ cdef class Only(Strategy):
             if symbol not in names:
                 raise ValueError(f"{symbol} is none of the instruments {', '.join(names)}")
         self.inner, self.version, self.count = inner, inner.version, len(names)
+        self.name, self.shadow = inner.name, inner.shadow
         self.seen = <uint8_t *>calloc(len(names) or 1, 1)
         if self.seen == NULL:
             raise MemoryError
@@ -39,11 +40,18 @@ cdef class Only(Strategy):
                 c.instrument >= self.count or not self.seen[c.instrument]):
             return 0
         self.inner.asked = False
-        if self.inner.on_event(c, out) < 0:
+        cdef int code = self.inner.on_event(c, out)
+        if code < 0:
             return self._failed()
         if self.inner.asked:
             self.signal, self.asked = self.inner.signal, True
-        return 0
+        return code
+
+    cdef void *member(self, int n) noexcept nogil:
+        return self.inner.member(n)
+
+    cdef void *core(self) noexcept nogil:
+        return self.inner.core()
 
     cdef int _failed(self) noexcept nogil:
         with gil:

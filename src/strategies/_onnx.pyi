@@ -7,6 +7,7 @@ from hftpipe._model import Model
 from hftpipe._strategy import Strategy
 
 DEFAULTS: dict[str, Any]
+ON_MISS: tuple[str, ...]
 
 @final
 class Onnx(Strategy):
@@ -21,5 +22,9 @@ class Onnx(Strategy):
     def leave(self) -> float: ...
     @property
     def params(self) -> dict[str, Any]: ...
+    @property
+    def budget(self) -> int: ...
+    @property
+    def stale_age(self) -> int: ...
     @property
     def last(self) -> dict[str, Any]: ...

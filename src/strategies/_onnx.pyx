@@ -1,11 +1,13 @@
 """ONNX strategy; see ``_onnx.pxd``."""
 cimport cython
-from libc.stdint cimport int64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, realloc
 
 from .._clock cimport clock_now
 from .._model cimport MODEL_OK
-from .._strategy cimport STRATEGY_BOOK, STRATEGY_IDLE, STRATEGY_TRADE, STRATEGY_VERSION
+from .._schema cimport (
+    HP_PER_STRATEGY_LATE, HP_PER_STRATEGY_MODEL, HP_SIGNAL_FLAG_LATE, HP_SIGNAL_FLAG_UNUSED)
+from .._strategy cimport (
+    STRATEGY_BOOK, STRATEGY_HALT, STRATEGY_IDLE, STRATEGY_TRADE, STRATEGY_VERSION)
 from ._taker cimport TAKER_UNTRADABLE, taker_ready, taker_take
 
 from hftpipe._model import Model as _Model
@@ -14,7 +16,9 @@ from hftpipe.models import DEMO
 from hftpipe.strategies import sizes
 from hftpipe.strategies.params import read, within
 
-DEFAULTS = {"model": "demo", "sha256": None, "threshold": 0.6, "leave": 0.45, **sizes.DEFAULTS}
+ON_MISS = ("skip", "stale", "halt")
+DEFAULTS = {"model": "demo", "sha256": None, "threshold": 0.6, "leave": 0.45, "budget": 0,
+            "on_miss": "skip", "stale_age": 5_000_000, **sizes.DEFAULTS}
 
 
 @cython.final
@@ -30,8 +34,10 @@ cdef class Onnx(Strategy):
     ----------
     params : mapping
         ``model`` ("demo", the one that ships, or a path), ``sha256`` (refuse any other file),
-        ``threshold`` (0 to 1, 0.6), ``leave`` (0 to 1, 0.45), and those of
-        `hftpipe.strategies.sizes`: ``qty``, ``max_qty``, ``cooldown``, ``allow_short``.
+        ``threshold`` (0 to 1, 0.6), ``leave`` (0 to 1, 0.45), ``budget`` (ns of one inference;
+        0 = the card's), ``on_miss`` ("skip", "stale" or "halt") and ``stale_age`` (ns, 5 ms): O1
+        of ``_onnx.pxd``; and those of `hftpipe.strategies.sizes`: ``qty``, ``max_qty``,
+        ``cooldown``, ``allow_short``.
     instruments : (n,) array, dtype ``schema.dtype(schema.INSTRUMENT)``
 
     Raises
@@ -49,12 +55,21 @@ cdef class Onnx(Strategy):
         p = read("onnx", params, DEFAULTS)
         within("onnx", "threshold", p["threshold"], 0, 1)
         within("onnx", "leave", p["leave"], 0, 1)
+        within("onnx", "budget", p["budget"], 0, 10 * 10**9)
+        within("onnx", "stale_age", p["stale_age"], 0, 3600 * 10**9)
+        if p["on_miss"] not in ON_MISS:
+            raise ConfigError(f"strategy onnx: on_miss must be one of {', '.join(ON_MISS)}, was "
+                              f"{p['on_miss']!r}")
         rows = sizes.table("onnx", p, instruments)
         self.params, self.threshold, self.leave = p, p["threshold"], p["leave"]
         if p["model"] == "":
             raise ConfigError("strategy onnx: model must be \"demo\" or a path, was empty")
         self.model = _Model(DEMO if p["model"] == "demo" else p["model"], sha256=p["sha256"])
         self.model.warm(1000)
+        self.figures[HP_PER_STRATEGY_MODEL] = self.model.id
+        self.budget = p["budget"] or round(self.model.card["budget"]["p99_us"] * 1_000)
+        self.complain = 1
+        self.on_miss, self.stale_age = ON_MISS.index(p["on_miss"]), p["stale_age"]
         self.count = len(rows)
         self.takers = <taker_t *>calloc(self.count or 1, sizeof(taker_t))
         if self.takers == NULL:
@@ -69,13 +84,51 @@ cdef class Onnx(Strategy):
 
     def __dealloc__(self):
         free(self.takers)
+        free(self.late_events)
+        free(self.late_flags)
+
+    def replay(self, events, flags):
+        cdef Py_ssize_t i, n = len(events)
+        if n != len(flags) or list(events) != sorted(events):
+            raise ValueError("wanted ascending events and as many flags")
+        cdef void *more = realloc(self.late_events, (n or 1) * sizeof(uint64_t))
+        if more == NULL:
+            raise MemoryError
+        self.late_events = <uint64_t *>more
+        more = realloc(self.late_flags, n or 1)
+        if more == NULL:
+            raise MemoryError
+        self.late_flags = <uint8_t *>more
+        for i in range(n):
+            self.late_events[i], self.late_flags[i] = events[i], flags[i]
+        self.late_count, self.replayed = n, True
 
     @property
     def last(self):
         """What the model said last: p_down, p_flat, p_up, confidence, decision, elapsed ns."""
         s = self.signal
         return {"p_down": s.p_down, "p_flat": s.p_flat, "p_up": s.p_up,
-                "confidence": s.confidence, "decision": s.decision, "elapsed": s.elapsed}
+                "confidence": s.confidence, "decision": s.decision, "elapsed": s.elapsed,
+                "flags": s.flags}
+
+    cdef uint8_t _late(self, const hp_context_t *c, int64_t elapsed) noexcept nogil:
+        """SIGNAL_FLAG_* of an answer that took *elapsed* ns."""
+        cdef Py_ssize_t low = 0, high = self.late_count, middle
+        if self.replayed:
+            while low < high:
+                middle = (low + high) >> 1
+                if self.late_events[middle] < c.book.event:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low == self.late_count or self.late_events[low] != c.book.event:
+                return 0
+            return self.late_flags[low] & (HP_SIGNAL_FLAG_LATE | HP_SIGNAL_FLAG_UNUSED)
+        if elapsed <= self.budget:
+            return 0
+        if self.on_miss == MISS_STALE and clock_now() - c.now < self.stale_age:
+            return HP_SIGNAL_FLAG_LATE
+        return HP_SIGNAL_FLAG_LATE | HP_SIGNAL_FLAG_UNUSED
 
     cdef int on_event(self, const hp_context_t *c, hp_out_t *out) noexcept nogil:
         if c.event == STRATEGY_IDLE:
@@ -100,9 +153,14 @@ cdef class Onnx(Strategy):
             decision, top = 1, p[2]
         if top <= self.threshold:
             decision = 0
+        self.signal.flags = self._late(c, self.signal.elapsed)
+        if self.signal.flags & HP_SIGNAL_FLAG_UNUSED:
+            decision = 0
         self.signal.confidence, self.signal.decision = top, decision
         self.signal.model = self.model.id
         self.asked = True
+        if self.signal.flags & HP_SIGNAL_FLAG_UNUSED:
+            return STRATEGY_HALT if self.on_miss == MISS_HALT else 0
 
         cdef taker_t *t = &self.takers[c.instrument]
         if not taker_ready(t, c):
@@ -114,6 +172,14 @@ cdef class Onnx(Strategy):
         elif c.holding.qty < 0 and p[2] > self.leave:
             taker_take(t, c, out, 1, True)
         return 0
+
+    cdef object maintain(self):
+        cdef uint64_t late = self.figures[HP_PER_STRATEGY_LATE]
+        if late >= self.complain:       # at 1, 2, 4, ...: a slow model does not fill the disk
+            self.notices.append(("warning", f"{late} answers took longer than "
+                                            f"{self.budget / 1000:g} us: "
+                                            f"{ON_MISS[self.on_miss]}"))
+            self.complain = 2 * late
 
     cdef int _failed(self) noexcept nogil:
         with gil:
