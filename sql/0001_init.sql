@@ -302,6 +302,7 @@ CREATE TABLE hftpipe.intent (
     tif        smallint NOT NULL,
     action     smallint NOT NULL,
     strategy   smallint NOT NULL,
+    tag        smallint NOT NULL,
     PRIMARY KEY (run, stream, seq)
 );
 COMMENT ON TABLE hftpipe.intent IS 'What a strategy wants; not yet checked.';
@@ -325,6 +326,7 @@ COMMENT ON COLUMN hftpipe.intent.type IS 'ORDER_TYPE_*.';
 COMMENT ON COLUMN hftpipe.intent.tif IS 'TIF_*.';
 COMMENT ON COLUMN hftpipe.intent.action IS 'ACTION_NEW or ACTION_CANCEL.';
 COMMENT ON COLUMN hftpipe.intent.strategy IS 'Index of the strategy.';
+COMMENT ON COLUMN hftpipe.intent.tag IS 'EXIT_* when it closes a position by a rule of [exits].';
 
 CREATE TABLE hftpipe.verdict (
     run        bigint NOT NULL,
@@ -1003,7 +1005,17 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('limit', 46, 'breaker_latency_ms', 'An answer slower than this counts as slow.'),
     ('limit', 47, 'breaker_slow_ms', 'Only slow answers for so long open the breaker.'),
     ('limit', 48, 'breaker_cooldown_ms', 'Open for a fault of the infrastructure, the breaker lets a test order pass after so long.'),
-    ('limit', 49, 'breaker_quiet_ms', 'After a test order went well, it closes when so long nothing failed.');
+    ('limit', 49, 'breaker_quiet_ms', 'After a test order went well, it closes when so long nothing failed.'),
+    ('exit', 0, 'none', 'It is no exit of ours.'),
+    ('exit', 1, 'stop', 'Static stop.'),
+    ('exit', 2, 'trailing', 'Trailing stop.'),
+    ('exit', 3, 'absolute', 'Stop at a price.'),
+    ('exit', 4, 'atr', 'Stop at a multiple of the average true range.'),
+    ('exit', 5, 'break_even', 'Back at the entry after the first target.'),
+    ('exit', 6, 'loss', 'Lost as much cash as a position may.'),
+    ('exit', 7, 'time', 'Held as long as it may be.'),
+    ('exit', 8, 'first', 'First target: a part.'),
+    ('exit', 9, 'target', 'Target: the rest.');
 -- END GENERATED
 -- How the audit views find an order's events; the market table has its primary key only.
 CREATE INDEX order_event_order ON hftpipe.order_event (run, "order", seq);
