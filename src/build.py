@@ -132,6 +132,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
                               need(links.consumer("ledger.risk")),
                               need(links.producer("risk.gateway")),
                               Risk(config.risk, table, control, len(topology.STAGES)), **common)
+            if board is not None:
+                stage.show_on(board)
         elif name == "gateway":
             if wire is None:
                 raise ValueError("a gateway stage needs a wire")

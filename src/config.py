@@ -450,6 +450,9 @@ class Instrument:
                           "A typical price, a hint for the book's memory; 0 = unknown.")
     fractional: bool = option(flag(), False, "Whether the venue takes fractions of a lot.")
     shortable: bool = option(flag(), False, "Whether the venue lends it for short sales.")
+    sector: str = option(text(pattern=r"[\w &/-]{0,40}",
+                              wanted="at most 40 letters, digits, spaces, '&', '/' or '-'"), "",
+                         "Sector it counts to; empty = unknown.")
 
 
 @dataclass(frozen=True)
@@ -771,6 +774,13 @@ class Config:
         """Whether the hot loop itself could receive the data stream: plain socket, MessagePack."""
         plain = self.venue.kind == "local" or self.venue.data_stream.startswith("ws://")
         return plain and self.venue.encoding == "msgpack"
+
+    @property
+    def sectors(self) -> tuple[int, ...]:
+        """Number of each instrument's sector, from 1 in order of their names; 0 = unknown."""
+        names = sorted({item.sector for item in self.instruments if item.sector})
+        return tuple(names.index(item.sector) + 1 if item.sector else 0
+                     for item in self.instruments)
 
     @property
     def digest(self) -> str:
@@ -1265,6 +1275,8 @@ def _check(config: Config) -> Config:
         if item.kind == "python" and not re.fullmatch(r"[\w.]+:\w+", item.entry):
             refuse(f"strategy.{n}.entry", f'must be "package.module:Class", '
                                           f"was {quoted(item.entry)}")
+    if max(config.sectors, default=0) > 255:
+        raise ConfigError(f"instruments: at most 255 sectors, were {max(config.sectors)}")
     if not config.instruments:
         raise ConfigError("instruments must hold at least one, found none")
     if not config.strategy:
