@@ -119,7 +119,8 @@ def explain(c: psycopg.Connection, run: int, order: int) -> Row:
             "qty_nano": market["qty"], "ts_venue_ns": market["ts_venue"] or None},
         "book": book,
         "features": {} if feature is None else {
-            name: feature[name] for name in schema.columns(schema.FEATURES)},
+            name: feature[name] for name in schema.columns(schema.FEATURES)
+            if feature[name] == feature[name]},                 # NaN: not warm yet
         "model": None if signal is None else {
             "model": f"{signal['model'] & (1 << 64) - 1:016x}", "p_down": signal["p_down"],
             "p_flat": signal["p_flat"], "p_up": signal["p_up"],
