@@ -404,6 +404,7 @@ CREATE TABLE hftpipe.intent (
     tif        smallint NOT NULL,
     action     smallint NOT NULL,
     strategy   smallint NOT NULL,
+    tag        smallint NOT NULL,
     PRIMARY KEY (run, stream, seq)
 );
 COMMENT ON TABLE hftpipe.intent IS 'What a strategy wants; not yet checked.';
@@ -427,6 +428,7 @@ COMMENT ON COLUMN hftpipe.intent.type IS 'ORDER_TYPE_*.';
 COMMENT ON COLUMN hftpipe.intent.tif IS 'TIF_*.';
 COMMENT ON COLUMN hftpipe.intent.action IS 'ACTION_NEW or ACTION_CANCEL.';
 COMMENT ON COLUMN hftpipe.intent.strategy IS 'Index of the strategy.';
+COMMENT ON COLUMN hftpipe.intent.tag IS 'EXIT_* when it closes a position by a rule of [exits].';
 
 CREATE TABLE hftpipe.verdict (
     run        bigint NOT NULL,

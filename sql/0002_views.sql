@@ -64,6 +64,7 @@ SELECT i.run, i.event AS order_id,
             THEN hftpipe.label_of('reason', coalesce(nullif(e.reason, 0), v.reason)) END
            AS reason,
        i.strategy, i.cause,
+       CASE WHEN i.tag <> 0 THEN hftpipe.label_of('exit', i.tag) END AS exit,
        hftpipe.utc(i.ts + r.utc_offset) AS created_at,
        hftpipe.utc(e.sent + r.utc_offset) AS submitted_at,
        hftpipe.utc(e.acked + r.utc_offset) AS acked_at,

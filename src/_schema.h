@@ -331,6 +331,20 @@ enum {
   HP_LIMIT_BREAKER_DRAWDOWN_BPS = 51, /* Equity so far below its peak opens the breaker. */
 };
 
+/* Why an order closes a position. */
+enum {
+  HP_EXIT_NONE = 0, /* It is no exit of ours. */
+  HP_EXIT_STOP = 1, /* Static stop. */
+  HP_EXIT_TRAILING = 2, /* Trailing stop. */
+  HP_EXIT_ABSOLUTE = 3, /* Stop at a price. */
+  HP_EXIT_ATR = 4, /* Stop at a multiple of the average true range. */
+  HP_EXIT_BREAK_EVEN = 5, /* Back at the entry after the first target. */
+  HP_EXIT_LOSS = 6, /* Lost as much cash as a position may. */
+  HP_EXIT_TIME = 7, /* Held as long as it may be. */
+  HP_EXIT_FIRST = 8, /* First target: a part. */
+  HP_EXIT_TARGET = 9, /* Target: the rest. */
+};
+
 #define HP_MARKET_ID UINT64_C(0x0a76dcd342582b89)
 /* One normalised step of market data. */
 typedef struct {
@@ -605,7 +619,7 @@ _Static_assert(offsetof(hp_signal_t, member) == 53, "signal.member: offset");
 _Static_assert(offsetof(hp_signal_t, pad0) == 54, "signal.pad0: offset");
 _Static_assert(offsetof(hp_signal_t, wanted) == 56, "signal.wanted: offset");
 
-#define HP_INTENT_ID UINT64_C(0x743549f029eb6562)
+#define HP_INTENT_ID UINT64_C(0x4e8c85d9af56813a)
 /* What a strategy wants; not yet checked. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -622,7 +636,7 @@ typedef struct {
   uint8_t  tif;           /*  60: TIF_*. */
   uint8_t  action;        /*  61: ACTION_NEW or ACTION_CANCEL. */
   uint8_t  strategy;      /*  62: Index of the strategy. */
-  uint8_t  pad0;          /*  63: Zero. */
+  uint8_t  tag;           /*  63: EXIT_* when it closes a position by a rule of [exits]. */
 } __attribute__((aligned(64))) hp_intent_t;
 _Static_assert(sizeof(hp_intent_t) == 64, "intent: size");
 _Static_assert(offsetof(hp_intent_t, link_seq) == 0, "intent.link_seq: offset");
@@ -639,7 +653,7 @@ _Static_assert(offsetof(hp_intent_t, type) == 59, "intent.type: offset");
 _Static_assert(offsetof(hp_intent_t, tif) == 60, "intent.tif: offset");
 _Static_assert(offsetof(hp_intent_t, action) == 61, "intent.action: offset");
 _Static_assert(offsetof(hp_intent_t, strategy) == 62, "intent.strategy: offset");
-_Static_assert(offsetof(hp_intent_t, pad0) == 63, "intent.pad0: offset");
+_Static_assert(offsetof(hp_intent_t, tag) == 63, "intent.tag: offset");
 
 #define HP_VERDICT_ID UINT64_C(0x8d97819fa4ea6e2e)
 /* What risk said about an intent. */

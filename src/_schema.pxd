@@ -315,6 +315,18 @@ cdef extern from "_schema.h" nogil:
         HP_LIMIT_BREAKER_DAILY_LOSS
         HP_LIMIT_BREAKER_DRAWDOWN_BPS
 
+    enum:
+        HP_EXIT_NONE
+        HP_EXIT_STOP
+        HP_EXIT_TRAILING
+        HP_EXIT_ABSOLUTE
+        HP_EXIT_ATR
+        HP_EXIT_BREAK_EVEN
+        HP_EXIT_LOSS
+        HP_EXIT_TIME
+        HP_EXIT_FIRST
+        HP_EXIT_TARGET
+
     ctypedef struct hp_market_t:
         uint64_t link_seq
         uint64_t event
@@ -462,7 +474,7 @@ cdef extern from "_schema.h" nogil:
         uint8_t tif
         uint8_t action
         uint8_t strategy
-        uint8_t pad0
+        uint8_t tag
 
     ctypedef struct hp_verdict_t:
         uint64_t link_seq

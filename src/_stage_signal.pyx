@@ -290,7 +290,6 @@ cdef class SignalStage(Stage):
                 intent.event, intent.cause = store_next(&self.store), cause
                 intent.ts_recv, intent.strategy = ts_recv, k
                 intent.hop = hp_saturate(now - ts_recv)
-                intent.pad0 = 0
                 store_put(&self.store, HP_RECORD_INTENT, intent, 1, 1, cause, now, ts_in,
                           intent.instrument, <uint64_t>ts_in)
                 # An instrument that is not in the table is risk's to refuse, not ours to guess.

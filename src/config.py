@@ -665,9 +665,60 @@ class Fees:
                 "sell_per_share": self.sell_per_share, "sell_rate": self.sell_of_value}
 
 
+@dataclass(frozen=True)
+class Exits:
+    """Stops and targets of every position."""
+
+    enabled: bool = option(flag(), True, "Whether positions are closed by these rules.")
+    stop: int = option(basis_points(0, 1000), "2%",
+                       "Static stop, from the entry: 0.5% to 10%; 0 = none.")
+    trailing: int = option(basis_points(0, 1000), "1.5%",
+                           "Trailing stop, from the best price: 0.5% to 10%; 0 = none.")
+    trailing_from: int = option(basis_points(0, 10_000), "2%",
+                                "Gain from which on the trailing stop counts.")
+    price: Mapping[str, int] = free("Symbol to an absolute stop price.")
+    atr_times: int = option(amount("0", "100"), 0,
+                            "Stop so many average true ranges from the entry; 0 = none.")
+    atr_bars: int = option(whole(1, 500), 14, "Bars of the average true range.")
+    atr_bar: int = option(duration("1s", "24h"), "1min", "Length of one of them.")
+    hold: int = option(duration("0s", "8760h"), "24h", "Longest a position is held; 0s = any.")
+    loss: int = option(amount("0"), 0, "Most cash a position may lose; 0 = any.")
+    target: int = option(basis_points(0, 10_000), "5%", "Gain at which it is closed; 0 = none.")
+    first: int = option(basis_points(0, 10_000), "3%", "Gain at which a part is closed; 0 = none.")
+    first_share: int = option(basis_points(1, 10_000), "50%", "How large that part is.")
+    break_even: bool = option(flag(), True,
+                              "Whether the stop moves to the entry after the first target.")
+    reward_risk: int = option(amount("0", "100"), 2,
+                              "Least target over stop; less refuses to start.")
+    order: str = option(text("market", "limit"), "market", "What closes it.")
+    tolerance: int = option(basis_points(0, 1000), "0.5%",
+                            "How far beyond the touch a limit order goes.")
+    pause: int = option(duration("0s", "1h"), "1s",
+                        "An exit that ended unfilled fires again after so long.")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """As the strategy wants them."""
+        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
+               if f.name not in ("enabled", "reward_risk", "order")}
+        return {**out, "price": dict(self.price), "market": self.order == "market"}
+
+
 # Parameters of the strategies that ship: kind, default (None = absent unless given), meaning.  The
 # others' are their authors' business.
 COMMON = {
+    "size": (text("fixed", "equity", "fraction", "kelly", "volatility", "equal"), "fixed",
+             "How much an order is: qty, or a share of account.equity by this rule."),
+    "size_share": (exact_share("0bp", "100%"), "2%",
+                   "Of the equity: equity buys so much, fraction and volatility risk so much."),
+    "size_stop": (exact_share("0bp", "100%"), "2%",
+                  "Distance of the stop that fraction and volatility count with."),
+    "size_win": (exact_share("0bp", "100%"), "50%", "kelly: how often a trade wins."),
+    "size_payoff": (amount("0.000000001", "1000"), 2, "kelly: mean gain over mean loss."),
+    "size_kelly": (exact_share("0bp", "100%"), "25%", "kelly: so much of what the formula says."),
+    "size_cap": (exact_share("0bp", "100%"), "20%", "kelly: at most so much of the equity."),
+    "size_base": (exact_share("0bp", "100%"), "2%",
+                  "volatility: the value of the feature of that name at which nothing is scaled."),
     "qty": (amount("0.000000001", "1000000"), 1, "Quantity of one order."),
     "max_qty": (amount("0", "1000000"), 0, "Quantity of one instrument at most, open orders "
                 "included; 0 = ten orders."),
@@ -798,6 +849,7 @@ class Config:
     analyst: Analyst = Analyst()
     gateway: Gateway = Gateway()
     halt: Halt = Halt()
+    exits: Exits = dataclasses.field(default_factory=Exits)
     account: Account = Account()
     fees: Fees = Fees()
     store: Store = Store()
@@ -852,8 +904,8 @@ def _dump(config: Config) -> Iterator[str]:
                 yield f"{f.name} = {f.metadata['kind'].show(getattr(item, f.name))}"
 
     yield from keys(config)
-    for name in ("venue", "layout", "features", "session", "analyst", "gateway", "halt", "account",
-                 "fees", "store", "observe"):
+    for name in ("venue", "layout", "features", "session", "analyst", "exits", "gateway", "halt",
+                 "account", "fees", "store", "observe"):
         yield f"\n[{name}]"
         yield from keys(getattr(config, name))
     for name in ("pin", "capacity"):
@@ -861,6 +913,9 @@ def _dump(config: Config) -> Iterator[str]:
         if table:
             yield f"\n[layout.{name}]"
             yield from (f"{_key_text(k.split('.'))} = {_literal(v)}" for k, v in table.items())
+    if config.exits.price:
+        yield "\n[exits.price]"
+        yield from (f"{_key_text([k])} = {_plain(v)}" for k, v in config.exits.price.items())
     yield "\n[risk]"
     for risk_key in risk_keys():
         yield f"{risk_key.name} = {risk_key.kind.show(config.risk[risk_key.name])}"
@@ -1161,10 +1216,9 @@ def _build(tree: dict[str, Any], path: Path | None) -> Config:
     config = reader.section(Config, {k: tree[k] for k in scalars if k in tree}, "")
     values: dict[str, Any] = {}
     for name, cls in (("venue", Venue), ("layout", Layout), ("features", Features),
-                      ("session", Session), ("analyst", Analyst), ("gateway", Gateway),
-                      ("halt", Halt),
-                      ("account", Account), ("fees", Fees), ("store", Store),
-                      ("observe", Observe)):
+                      ("session", Session), ("analyst", Analyst), ("exits", Exits),
+                      ("gateway", Gateway), ("halt", Halt), ("account", Account), ("fees", Fees),
+                      ("store", Store), ("observe", Observe)):
         values[name] = reader.section(cls, tree.get(name, {}), name)
     layout = tree.get("layout", {})
     values["layout"] = dataclasses.replace(
@@ -1174,6 +1228,9 @@ def _build(tree: dict[str, Any], path: Path | None) -> Config:
         capacity=MappingProxyType(reader.free(
             layout.get("capacity", {}), "layout.capacity", whole(8, 2**24, power_of_two=True))))
 
+    values["exits"] = dataclasses.replace(values["exits"], price=MappingProxyType(
+        reader.free(tree.get("exits", {}).get("price", {}), "exits.price",
+                    amount("0.000000001", "9000000"))))
     table = reader.table(tree.get("risk", {}), "risk")
     keys = risk_keys(config.profile)
     reader.known(table, [k.name for k in keys], "risk")
@@ -1294,6 +1351,20 @@ def _check(config: Config) -> Config:
         name, _, words = str(e).partition(": ")
         raise ConfigError(f"{config.where('risk.' + name)}risk.{name}: {words}") from None
     symbols = [i.symbol for i in config.instruments]
+    exits = config.exits
+    for name in ("stop", "trailing"):
+        if 0 < getattr(exits, name) < 50:
+            refuse(f"exits.{name}", f'must be 0 or "50bp" to "1000bp", '
+                                    f'was "{getattr(exits, name)}bp"')
+    if exits.enabled and exits.stop and exits.target \
+            and exits.target * NANO < exits.reward_risk * exits.stop:
+        refuse("exits.target", f"must be at least reward_risk {_plain(exits.reward_risk)} times "
+                               f'stop, was "{exits.target}bp" with a stop of "{exits.stop}bp"')
+    if exits.first and exits.target and exits.first >= exits.target:
+        refuse("exits.first", f'must be below target "{exits.target}bp", was "{exits.first}bp"')
+    for symbol in exits.price:
+        if symbol not in symbols:
+            refuse(f"exits.price.{symbol}", f"names none of instruments {', '.join(symbols)}")
     for n, instrument in enumerate(config.instruments):
         if instrument.min_qty < instrument.lot:
             refuse(f"instruments.{n}.min_qty", f"must be at least lot {_plain(instrument.lot)}, "
@@ -1334,6 +1405,7 @@ SECTIONS: tuple[tuple[str, type, str], ...] = (
     ("session", Session, "When the exchange trades."),
     ("analyst", Analyst, "Figures that risk takes from outside, made by a process that may "
                            "be slow."),
+    ("exits", Exits, "Stops and targets of every position, whichever strategy opened it."),
     ("gateway", Gateway, "How orders leave."),
     ("halt", Halt, "When trading stops by itself, and what becomes of open orders; see "
                    "[halting.md](halting.md)."),

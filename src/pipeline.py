@@ -400,7 +400,8 @@ def summary(control: Control, conninfo: str, run: int, config: Config) -> dict[s
         "run": f"{run:x}", "profile": config.profile, "trading": now["trading"],
         "symbols": [item.symbol for item in config.instruments],
         "events": now["events"], "orders": now["orders"], "fills": now["fills"],
-        "denied": sums["refusals"], "orders_by_status": sums["orders_by_status"],
+        "denied": sums["refusals"], "exits": sums["exits"],
+        "orders_by_status": sums["orders_by_status"],
         "pnl": float(sums["pnl"]), "realised": float(sums["realised"]),
         "unrealised": float(sums["unrealised"]), "fees": float(sums["fees"]),
         "events_recorded": sum(counted.values()) if len(recorded) == len(topology.recorded())

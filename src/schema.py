@@ -459,6 +459,15 @@ LIMIT = Enum("limit", "Limits of the risk gate, by the number a LIMIT figure nam
     ("BREAKER_DRAWDOWN_BPS", 51, "Equity so far below its peak opens the breaker."),
 ))
 
+EXIT = Enum("exit", "Why an order closes a position.", (
+    ("NONE", 0, "It is no exit of ours."), ("STOP", 1, "Static stop."),
+    ("TRAILING", 2, "Trailing stop."), ("ABSOLUTE", 3, "Stop at a price."),
+    ("ATR", 4, "Stop at a multiple of the average true range."),
+    ("BREAK_EVEN", 5, "Back at the entry after the first target."),
+    ("LOSS", 6, "Lost as much cash as a position may."), ("TIME", 7, "Held as long as it may be."),
+    ("FIRST", 8, "First target: a part."), ("TARGET", 9, "Target: the rest."),
+))
+
 # ---------------------------------------------------------------- records
 
 LINK = Field("link_seq", "u64", "", "The ring's own word.", None)
@@ -662,7 +671,7 @@ INTENT = Record("intent", 64, "What a strategy wants; not yet checked.", (
     Field("tif", "u8", "", "TIF_*.", enum=TIF),
     Field("action", "u8", "", "ACTION_NEW or ACTION_CANCEL.", enum=ACTION),
     Field("strategy", "u8", "", "Index of the strategy."),
-    Field("pad0", "u8", "", "Zero.", None),
+    Field("tag", "u8", "", "EXIT_* when it closes a position by a rule of [exits].", enum=EXIT),
 ))
 
 VERDICT = Record("verdict", 64, "What risk said about an intent.", (
@@ -865,8 +874,8 @@ BY_NAME = {r.name: r for r in RECORDS}
 BODIES = {value: BY_NAME[name] for _, value, name in RECORD.members}
 
 ENUMS = (STREAM, RECORD, MARKET_KIND, MARKET_FLAG, BOOK_FLAG, SIGNAL_FLAG, SIDE, ORDER_TYPE, TIF,
-         ACTION, REASON, ORDER_EVENT_KIND, ORDER_STATE, RISK_EVENT_KIND, FIGURE_KIND, SESSION, BREAKER,
-         BREAKER_CAUSE, LIMIT)
+         ACTION, REASON, ORDER_EVENT_KIND, ORDER_STATE, RISK_EVENT_KIND, FIGURE_KIND, SESSION,
+         BREAKER, BREAKER_CAUSE, LIMIT, EXIT)
 
 DEPTH = 5                       # levels summed into BOOK.bid_depth and ask_depth
 

@@ -154,7 +154,14 @@ def strategies(settings: config.Config, table: numpy.ndarray[Any, Any],
         offered(found.path, settings.features)
         return found.path, found.sha256
 
-    return factory.make(settings.strategy, table, names=names, in_lots=in_lots, resolve=resolve)
+    out = factory.make(settings.strategy, table, names=names, in_lots=in_lots, resolve=resolve,
+                       equity=settings.account.equity)
+    if settings.exits.enabled:          # the last: it sees what the others were told
+        params = settings.exits.params
+        if in_lots:                     # a recording has instruments of its own
+            params["price"] = {}
+        out.append(factory.exits(params, table))
+    return out
 
 
 def offered(path: Path, features: config.Features) -> None:

@@ -2,7 +2,7 @@
 import numpy
 
 from hftpipe import build, config, schema
-from hftpipe._strategy import PyStrategy
+from hftpipe._strategy import PyStrategy, Strategy
 from hftpipe.backtest._replay import Inline
 from hftpipe.backtest._sim import SimWire
 from hftpipe.limits import LIMITS, default_limits, without_figures
@@ -43,8 +43,8 @@ class Chain:
         self.table = table() if instruments is None else instruments
         cfg = config.loads(settings, env={})
         object.__setattr__(cfg, "risk", {**BASIC, **(limits or {})})
-        strategies = [PyStrategy(f) for f in (on_event if isinstance(on_event, list)
-                                              else [on_event])]
+        strategies = [f if isinstance(f, Strategy) else PyStrategy(f) for f in (
+            on_event if isinstance(on_event, list) else [on_event])]
 
         def wire(made):
             self.wire = SimWire(made[1].handles, latency)

@@ -219,3 +219,55 @@ def test_orders_add_up_to_their_trades(told):
     assert not by_order
     sums = queries.summary(c, START)
     assert sums["pnl"] == sums["realised"] + sums["unrealised"] - sums["fees"]
+
+
+def test_why_tells_an_order_s_whole_story(told):
+    _, c, _, _ = told
+    from hftpipe.cli import why
+    from hftpipe.store import explain
+    orders = rows(c, "SELECT * FROM hftpipe.orders ORDER BY order_id")
+    filled = next(o for o in orders if o["status"] == "filled")
+    run, number = explain.find(c, filled["client_order_id"], None)
+    assert (run, number) == (START, filled["order_id"])
+    assert explain.find(c, str(schema.split_event(number)[1]), START) == (run, number)
+    t = explain.explain(c, run, number)
+    assert t["client_order_id"] == filled["client_order_id"]
+    assert t["intent"]["symbol"] == filled["symbol"] and t["intent"]["side"] == filled["side"]
+    assert t["outcome"]["status"] == "filled" and t["verdict"]["reason"] == "none"
+    assert D(t["outcome"]["filled_nano"]).scaleb(-9) == filled["quantity"]
+    # An immediate limit at the touch: the book that is told is the one it was sent at.
+    side = "ask" if filled["side"] == "buy" else "bid"
+    assert t["book"][f"{side}_nano"] == t["intent"]["price_nano"]
+    assert t["market"]["kind"] == "quote"
+    fees = sum(x["commission"] for x in rows(
+        c, "SELECT * FROM hftpipe.trades WHERE order_id = %s", number))
+    assert D(t["fees_nano"]).scaleb(-9) == fees
+    assert [h["stage"] for h in t["hops"]][:5] == ["feed", "book", "signal", "risk", "gateway"]
+    times = [h["ns"] for h in t["hops"] if h["ns"] is not None]
+    assert times == sorted(times) and times[0] >= 0
+    text = "\n".join(why._lines(t, True))
+    assert filled["client_order_id"] in text and "FILLED" in text and "approved" in text
+    if t["features"]:
+        assert all(name in text for name in t["features"])
+
+
+def test_why_tells_what_refused(told):
+    _, c, _, _ = told
+    from hftpipe.cli import why
+    from hftpipe.errors import ConfigError
+    from hftpipe.store import explain
+    denied = [o for o in rows(c, "SELECT * FROM hftpipe.orders ORDER BY order_id")
+              if o["status"] == "denied"]
+    if denied:
+        found = explain.find(c, None, None, "denied")
+        assert found == (START, denied[-1]["order_id"])
+        t = explain.explain(c, *found)
+        assert t["verdict"]["reason"] == denied[-1]["reason"] == t["outcome"]["reason"]
+        text = "\n".join(why._lines(t, False))
+        assert f"REFUSED: {denied[-1]['reason']}" in text and t["verdict"]["meaning"] in text
+    for order, run, words in (("hp-1-1", None, "no order of that name"),
+                              ("99999999", None, "has no order of that number"),
+                              ("soon", None, "must be hp-RUN-SEQ or a number, was 'soon'"),
+                              (None, 5, "run 5 has no order stored")):
+        with pytest.raises(ConfigError, match=words):
+            explain.find(c, order, run)

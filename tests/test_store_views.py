@@ -141,7 +141,7 @@ def test_a_filled_order(told):
         "symbol": "ACME", "side": "buy", "order_type": "limit", "time_in_force": "day",
         "quantity": D(10), "limit_price": D("100.000000005"), "status": "filled",
         "filled_quantity": D(10), "filled_avg_price": D("99.999999999"),
-        "reason": None, "strategy": 3, "cause": told[1]["m"],
+        "reason": None, "strategy": 3, "cause": told[1]["m"], "exit": None,
         "created_at": at(5 * N + 1500), "submitted_at": at(5 * N + 2600),
         "acked_at": at(5 * N + 50_000), "filled_at": at(5 * N + 100_001), "cancelled_at": None,
         "updated_at": at(5 * N + 100_001)}
@@ -255,7 +255,7 @@ def test_risk_events(told):
 def test_summary_and_finding(told):
     assert queries.summary(told[0], START) == {
         "orders": 4, "orders_by_status": {"canceled": 1, "created": 1, "denied": 1, "filled": 1},
-        "refusals": {"order_size": 1}, "fills": 2, "realised": D(2),
+        "refusals": {"order_size": 1}, "exits": {}, "fills": 2, "realised": D(2),
         "unrealised": D("-0.000000011"), "fees": D("0.000000016"), "pnl": D("1.999999973")}
     assert queries.find_order(told[0], f"hp-{START:x}-1") == (START, told[1]["a"])
     for other in (f"hp-{START:x}-63", f"xx-{START:x}-1", "hp-1", "hp-g-1", f"hp-{START:x}-1-1"):

@@ -13,6 +13,7 @@ from hftpipe._model import Model
 from hftpipe._strategy import PyStrategy
 from hftpipe.errors import ConfigError, HftpipeError
 from hftpipe.models import DEMO
+from hftpipe.strategies._exits import Exits
 from hftpipe.strategies._imbalance import Imbalance
 from hftpipe.strategies._only import Only
 from hftpipe.strategies._onnx import Onnx
@@ -457,8 +458,8 @@ def test_a_configuration_that_names_symbols_starts(tmp_path):
     """It once was refused: the processes gave a shipped strategy a parameter it does not have."""
     settings = config.loads('[[strategy]]\nname = "s"\nkind = "imbalance"\n'
                             'symbols = ["MSFT"]\n', env={})
-    (made,) = worker.strategies(settings, build.instruments(settings))
-    assert isinstance(made, Only)
+    made, exits = worker.strategies(settings, build.instruments(settings))
+    assert isinstance(made, Only) and isinstance(exits, Exits)
 
 
 def test_instruments_that_are_not_named_are_not_seen():

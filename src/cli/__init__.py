@@ -28,6 +28,7 @@ COMMANDS = {
     "risk": "Show limits and their use; tighten, loosen, pause.",
     "stop": "Drain the pipeline and end it.",
     "demo": "Run the whole pipeline for a while against the local exchange and sum up.",
+    "why": "Say why an order was sent or refused.",
     "venue": "Run the built-in exchange alone.",
     "backtest": "Drive the same stages over a recording.",
     "record": "Write a recording of a market data feed.",

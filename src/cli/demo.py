@@ -117,8 +117,12 @@ def lines(s: dict[str, Any]) -> list[str]:
                f"by all stages")
     states = ", ".join(f"{n} {k}" for k, n in s["orders_by_status"].items())
     out.append(f"orders     {s['orders']:>10,} sent   {s['fills']:,} fills   ({states or 'none'})")
-    refused = ", ".join(f"{n} {k}" for k, n in s["denied"].items())
-    out.append(f"refused    {sum(s['denied'].values()):>10,} by risk   ({refused or 'none'})")
+    out.append(f"refused    {sum(s['denied'].values()):>10,} by risk, for these reasons"
+               if s["denied"] else f"refused    {0:>10,} by risk")
+    for reason, count in s["denied"].items():
+        out.append(f"           {count:>10,} {reason.replace('_', ' ')}")
+    fired = ", ".join(f"{n} {k.replace('_', ' ')}" for k, n in s["exits"].items())
+    out.append(f"exits      {sum(s['exits'].values()):>10,} filled   ({fired or 'none'})")
     out.append(f"P&L        {s['pnl']:>+10.2f}   realised {s['realised']:+.2f}   "
                f"unrealised {s['unrealised']:+.2f}   fees {s['fees']:.2f}")
     out += ["", f"{'latency':<16}{'count':>9}{'p50':>11}{'p99':>11}{'p99.9':>11}{'max':>11}"]

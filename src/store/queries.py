@@ -51,6 +51,9 @@ def summary(c: psycopg.Connection, run: int) -> Row:
     refusals = _rows(c, "SELECT reason, count(*) AS count FROM hftpipe.risk_events "
                         "WHERE run = %s AND event_type = 'order_denied' "
                         "GROUP BY reason ORDER BY count DESC, reason", run)
+    exits = _rows(c, "SELECT exit, count(*) AS count FROM hftpipe.orders WHERE run = %s "
+                     "AND exit IS NOT NULL AND filled_quantity > 0 GROUP BY exit ORDER BY count "
+                     "DESC, exit", run)
     fills = c.execute("SELECT count(*) FROM hftpipe.trades WHERE run = %s", (run,)).fetchone()
     pnl = c.execute("SELECT coalesce(sum(realised_pnl), 0), coalesce(sum(unrealised_pnl), 0), "
                     "coalesce(sum(fees), 0) FROM hftpipe.positions WHERE run = %s",
@@ -60,6 +63,7 @@ def summary(c: psycopg.Connection, run: int) -> Row:
     return {"orders": sum(row["count"] for row in statuses),
             "orders_by_status": {row["status"]: row["count"] for row in statuses},
             "refusals": {row["reason"]: row["count"] for row in refusals},
+            "exits": {row["exit"]: row["count"] for row in exits},
             "fills": fills[0], "realised": realised, "unrealised": unrealised, "fees": fees,
             "pnl": realised + unrealised - fees}
 

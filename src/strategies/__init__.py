@@ -113,8 +113,14 @@ def load(name: str, params: Mapping[str, Any], instruments: Any) -> Strategy:
     return cast(Strategy, strategy)
 
 
+def exits(params: Mapping[str, Any], instruments: Any) -> Strategy:
+    """Stops and targets of every position, for the end of the list."""
+    from hftpipe.strategies._exits import Exits
+    return Exits.from_config(params, instruments)
+
+
 def make(items: Iterable[Item], instruments: Any, *, names: Sequence[str] = (),
-         in_lots: bool = False,
+         in_lots: bool = False, equity: int | None = None,
          resolve: Callable[[str, str | None], tuple[Path, str | None]] | None = None,
          ) -> list[Strategy]:
     """The strategies of a configuration, in its order.
@@ -130,6 +136,8 @@ def make(items: Iterable[Item], instruments: Any, *, names: Sequence[str] = (),
     in_lots : bool
         *instruments* are a recording's, not the configuration's: quantities of the strategies
         that ship count lots, and everybody sees every instrument.
+    equity : int, nanocash, optional
+        What sizes of the shipped ones are shares of.
     resolve : callable, optional
         Path and sha256 of what a parameter `model` and its `sha256` stand for; by default a path
         is taken as it is.
@@ -151,6 +159,8 @@ def make(items: Iterable[Item], instruments: Any, *, names: Sequence[str] = (),
             params |= {"model": str(path), **({"sha256": sha256} if sha256 else {})}
         if in_lots and shipped:
             params["in_lots"] = True
+        if equity is not None and shipped:
+            params["equity"] = equity
         strategy = load(item.kind if shipped else item.entry, params, instruments)
         strategy.name, strategy.shadow = item.name, item.shadow
         if item.symbols and not in_lots:

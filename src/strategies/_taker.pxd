@@ -1,7 +1,8 @@
 """What the shipped strategies have in common: a direction becomes an immediate order.
 
-T1  At most `size` per order, and never more than `most` of one instrument, counting what is
-    held and every open order of ours as filled.
+T1  At most what `size` gives per order, and never more than `most` of one instrument, counting
+    what is held and every open order of ours as filled.  Where it gives 0, nothing is entered,
+    and what is held is left whole.
 T2  An order never turns a position around: it ends at flat at the furthest, counting open
     orders of the same side.
 T3  No order while one of the other side is open: it could trade against ourselves.
@@ -14,13 +15,14 @@ from .._schema cimport (
     HP_ACTION_NEW, HP_BOOK_FLAG_CROSSED, HP_BOOK_FLAG_EMPTY, HP_BOOK_FLAG_HALTED,
     HP_BOOK_FLAG_STALE, HP_ORDER_TYPE_LIMIT, HP_TIF_IOC, hp_intent_t)
 from .._strategy cimport hp_context_t, hp_out_t, strategy_add
+from ._sizing cimport sizing_qty, sizing_t
 
 cdef enum:
     TAKER_UNTRADABLE = (
         HP_BOOK_FLAG_STALE | HP_BOOK_FLAG_CROSSED | HP_BOOK_FLAG_EMPTY | HP_BOOK_FLAG_HALTED)
 
 cdef struct taker_t:            # of one instrument
-    int64_t size                # nanoqty of an order, a multiple of lot
+    sizing_t size               # what an order is
     int64_t most                # nanoqty held at most, long or short
     int64_t lot                 # nanoqty
     int64_t minimum             # nanoqty of the smallest order
@@ -44,14 +46,18 @@ cdef inline bint taker_take(taker_t *t, const hp_context_t *c, hp_out_t *out, in
     cdef int64_t own = c.holding.qty * side
     cdef int64_t open = c.holding.open_buy if side > 0 else c.holding.open_sell
     cdef int64_t against = c.holding.open_sell if side > 0 else c.holding.open_buy
-    cdef int64_t qty = t.size, room
+    cdef int64_t qty, room
     cdef hp_intent_t *intent
     if against > 0:                                                             # T3
         return 0
+    qty = sizing_qty(&t.size, c.book.ask if side > 0 else c.book.bid,
+                     c.features.volatility if c.features != NULL else 0)
     if own < 0:
         room = -own - open                                                      # T2
         if room <= 0:
             return 0
+        if qty == 0:
+            qty = room
     else:
         if only_reduce or (side < 0 and not t.short):                           # T5
             return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from hftpipe import schema
 from hftpipe.errors import ConfigError
+from hftpipe.strategies import _sizing
 from hftpipe.strategies.params import within
 
 LARGEST = 2**61                 # nanoqty; sums of two stay inside int64
@@ -19,6 +20,11 @@ DEFAULTS: dict[str, Any] = {
                                 # 0 = ten orders
     "cooldown": 10**9,          # ns of event time between two orders of one instrument
     "allow_short": False,       # whether to hold less than nothing
+    "size": "fixed",            # the rule; `_sizing.pxd` has them and what the next ones mean
+    "equity": 100_000 * 10**9,  # nanocash that the rules but fixed take shares of
+    "size_share": 2 * 10**7, "size_stop": 2 * 10**7, "size_win": 5 * 10**8,
+    "size_payoff": 2 * 10**9, "size_kelly": 25 * 10**7, "size_cap": 2 * 10**8,
+    "size_base": 2 * 10**7,     # 1e-9
     "in_lots": False,           # quantities count 1e-9 lots of each instrument instead of units
 }
 
@@ -50,7 +56,11 @@ def table(strategy: str, params: Mapping[str, Any], instruments: Any) -> list[di
         if qty % lot or qty <= 0:
             raise ConfigError(f"strategy {strategy}: qty must be a multiple of the lot of {name}, "
                               f"{lot} nanoqty, was {qty}")
-        rows.append({"size": qty, "most": most_here, "lot": lot,
+        try:
+            size = _sizing.row(params, qty, most_here, lot, len(instruments))
+        except ConfigError as error:
+            raise ConfigError(f"strategy {strategy}: {error}") from None
+        rows.append({"size": size, "most": most_here, "lot": lot,
                      "minimum": int(row["min_qty"]), "quiet": params["cooldown"],
                      "next": -2**63, "short": params["allow_short"]})
     return rows
