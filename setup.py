@@ -3,7 +3,8 @@
 ``src/`` is the package.  Cython, setuptools' editable installs, mypy and
 pyright all find a package by the name of its folder, so a link
 ``build/view/hftpipe -> src`` is made here and they are all pointed at it.
-``sql/`` and ``conf/`` travel as the data of ``hftpipe.sql`` and ``hftpipe.conf``.
+``sql/`` and ``conf/`` travel as the data of ``hftpipe.sql`` and ``hftpipe.conf``; ``src/halt.c``
+becomes the program ``hftpipe-halt``, in ``build/bin`` and beside ``hftpipe`` where it is installed.
 
     HFTPIPE_BUILD=release    -O3, no checks                       (default)
     HFTPIPE_BUILD=generic    -O2, as a distribution would
@@ -12,11 +13,13 @@ pyright all find a package by the name of its folder, so a link
     HFTPIPE_BUILD=asan       address + undefined sanitizers
 """
 import os
+import shutil
 import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
-from setuptools import Extension, find_packages, setup
+from setuptools import Distribution, Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 os.chdir(Path(__file__).resolve().parent)
 BUILD = os.environ.get("HFTPIPE_BUILD", "release")
@@ -61,7 +64,42 @@ def units() -> list[Extension]:
     ) for p in sorted(Path("src").rglob("*.pyx"))]
 
 
+HELPER = Path("build/bin/hftpipe-halt")
+SANITIZE = ["-fsanitize=address,undefined"] if BUILD == "asan" else []
+
+
+class BuildExt(build_ext):
+    """The extensions, and the program that needs no Python."""
+
+    def build_extensions(self) -> None:
+        """Build both with the one compiler that was found."""
+        super().build_extensions()
+        newest = max(p.stat().st_mtime for p in (
+            Path("src/halt.c"), Path("src/_control.h"), Path("src/_atomic.h")))
+        if HELPER.exists() and HELPER.stat().st_mtime > newest and not self.force:
+            return
+        objects = self.compiler.compile(
+            ["src/halt.c"], output_dir=self.build_temp, include_dirs=["src"],
+            extra_postargs=["-std=gnu11", *CFLAGS[BUILD]])
+        self.compiler.link_executable(objects, HELPER.name, output_dir=str(HELPER.parent),
+                                      extra_postargs=SANITIZE)
+
+
+class BuildScripts(Distribution().get_command_class("build_scripts")):  # type: ignore[misc]
+    """Copies what BuildExt made: the base class would look for a first line of Python."""
+
+    def run(self) -> None:
+        """Put the program where it is installed from."""
+        self.run_command("build_ext")
+        self.mkpath(self.build_dir)
+        target = Path(self.build_dir, HELPER.name)
+        shutil.copyfile(HELPER, target)
+        target.chmod(0o755)
+
+
 setup(
+    cmdclass={"build_ext": BuildExt, "build_scripts": BuildScripts},
+    scripts=[str(HELPER)],
     options={"build_ext": {"parallel": os.cpu_count() or 1}},
     package_dir={"": str(VIEW), "hftpipe.sql": "sql", "hftpipe.conf": "conf"},
     packages=[*find_packages(str(VIEW)), "hftpipe.sql", "hftpipe.conf"],

@@ -9,7 +9,7 @@
  * The release makes every earlier store visible to whoever acquires the new
  * value.  On x86-64 both compile to a plain MOV; the builtins stop the compiler
  * from reordering, and are right on arm64 too.  The halt epochs have many
- * writers and use the two sequentially consistent read-modify-writes below.
+ * writers and use the sequentially consistent read-modify-writes below.
  */
 #ifndef HFTPIPE_ATOMIC_H
 #define HFTPIPE_ATOMIC_H
@@ -19,9 +19,19 @@ static inline uint64_t hp_load_acquire(const uint64_t *p) { return __atomic_load
 static inline uint64_t hp_load_relaxed(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline void hp_store_release(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline void hp_store_relaxed(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+/* For a record of several words behind a sequence word (_board.pxd): the writer's stores stay
+ * behind the odd number, the reader's loads before its second look.  No instruction on x86-64. */
+static inline void hp_fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
+static inline void hp_fence_acquire(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
 static inline uint64_t hp_fetch_add(uint64_t *p, uint64_t n) { return __atomic_fetch_add(p, n, __ATOMIC_SEQ_CST); }
 static inline int hp_compare_swap(uint64_t *p, uint64_t expected, uint64_t desired) {
   return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+/* Bring *p up to at least v, whoever else does the same; what it is then. */
+static inline uint64_t hp_raise(uint64_t *p, uint64_t v) {
+  uint64_t now = hp_load_acquire(p);
+  while (now < v && !__atomic_compare_exchange_n(p, &now, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {}
+  return now < v ? v : now;
 }
 
 /* Own the line before it is written.  __builtin_prefetch(p, 1) is a read prefetch on

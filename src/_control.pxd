@@ -1,6 +1,6 @@
 """The control page: one small segment per run that every tool reads without anybody's help.
 
-Bytes::
+Bytes (``_control.h``)::
 
         0  header block (12288): identity, trading state, halt words, names, text behind a seqlock
     12288  stage block [0]   (one per stage)
@@ -12,6 +12,8 @@ Who writes what
     header.halt_epoch           everybody: fetch_add 1 halts (seq_cst)
     header.armed_epoch          resume: compare-and-swap to the halt epoch its operator saw
     header.stop                 everybody: CONTROL_*, only ever upwards
+    header.cancel_epoch         everybody: raised to the halt whose maker also wants every open
+    header.flatten_epoch        order cancelled, every position closed; the guardian reads them
     header.text                 the supervisor and the CLI under the operator lock, seqlock
     stage block                 that stage only; counters and buckets relaxed, heartbeat release
 
@@ -31,75 +33,74 @@ from libc.stdint cimport int64_t, uint64_t
 from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_relaxed, hp_store_release
 from ._schema cimport HP_HISTOGRAM_COUNT, HP_METRIC_COUNT
 
-cdef enum:
-    CONTROL_STAGES = 16
-    CONTROL_HEADER_SIZE = 12288
-    CONTROL_VERSION = 2
-    CONTROL_COUNTERS = 64           # words kept for counters, of which HP_METRIC_COUNT are used
-    CONTROL_HISTOGRAMS = 12
-    # Buckets: values below 16 exactly, then 16 per power of two up to 2**40 ns (18 minutes).
-    HISTOGRAM_BUCKETS = 592
-    TEXT_SIZE = 3584                # bytes of UTF-8
-    NAMES_SIZE = 3584
-    NAME_SIZE = 32
+cdef extern from "_control.h" nogil:
+    enum:
+        CONTROL_VERSION
+        CONTROL_STAGES
+        CONTROL_HEADER_SIZE
+        CONTROL_COUNTERS
+        CONTROL_HISTOGRAMS
+        HISTOGRAM_BUCKETS
+        TEXT_SIZE
+        NAMES_SIZE
+        NAME_SIZE
 
-cdef enum:                          # stage_block_t.state
-    STAGE_VOID = 0
-    STAGE_STARTING = 1
-    STAGE_RUNNING = 2
-    STAGE_DRAINING = 3
-    STAGE_STOPPED = 4
-    STAGE_FAILED = 5
+    enum:                           # stage_block_t.state
+        STAGE_VOID
+        STAGE_STARTING
+        STAGE_RUNNING
+        STAGE_DRAINING
+        STAGE_STOPPED
+        STAGE_FAILED
 
-cdef enum:                          # control_header_t.stop
-    CONTROL_RUN = 0
-    CONTROL_DRAIN = 1
-    CONTROL_QUIT = 2
+    enum:                           # control_header_t.stop
+        CONTROL_RUN
+        CONTROL_DRAIN
+        CONTROL_QUIT
 
-cdef struct histogram_t:
-    uint64_t count
-    uint64_t sum                    # ns
-    uint64_t max                    # ns
-    uint64_t min                    # ns; 0 while count is 0
-    uint64_t buckets[592]
+    const uint64_t CONTROL_MAGIC
 
-cdef struct control_header_t:
-    uint64_t magic
-    uint64_t version
-    uint64_t run                    # id of the run: UTC ns of its start
-    uint64_t boot                   # first 8 bytes of the kernel's boot id
-    uint64_t supervisor_pid
-    uint64_t supervisor_start       # clock ticks after boot
-    uint64_t schema                 # fingerprint over all records' fingerprints
-    uint64_t stages                 # stage blocks in use
-    uint64_t started                # UTC ns
-    uint64_t utc_offset             # UTC minus monotonic at start, ns
-    uint64_t token_key              # random: keys the verdicts' tokens
-    uint64_t limits_version
-    uint64_t _pad0[4]
-    uint64_t halt_epoch             # on a line pair of its own: every gate reads it
-    uint64_t _pad1[15]
-    uint64_t armed_epoch
-    uint64_t _pad2[15]
-    uint64_t stop
-    uint64_t _pad3[15]
-    uint64_t text_seq               # seqlock: texts written (C3)
-    uint64_t text_size[2]           # bytes
-    uint64_t text[2][448]           # JSON: profile, symbols, last halt and resume with reason, who
-    char names[3584]                # of the counters, an empty line, of the histograms (C4)
+    ctypedef struct histogram_t:
+        uint64_t count
+        uint64_t sum
+        uint64_t max
+        uint64_t min
+        uint64_t buckets[592]
 
-cdef struct stage_block_t:
-    char name[32]
-    uint64_t pid
-    uint64_t core                   # 1 + core it is pinned to; 0 = floats
-    uint64_t state                  # STAGE_*
-    uint64_t heartbeat              # ns, monotonic
-    uint64_t store_full             # 1 while its store link has no room: risk refuses
-    uint64_t ack_epoch              # highest halt epoch it acted on
-    uint64_t start                  # of pid, clock ticks after boot
-    uint64_t _pad0[5]
-    uint64_t counters[64]           # HP_METRIC_*
-    histogram_t histograms[12]      # HP_HISTOGRAM_*
+    ctypedef struct control_header_t:
+        uint64_t magic
+        uint64_t version
+        uint64_t run
+        uint64_t boot
+        uint64_t supervisor_pid
+        uint64_t supervisor_start
+        uint64_t schema
+        uint64_t stages
+        uint64_t started
+        uint64_t utc_offset
+        uint64_t token_key
+        uint64_t limits_version
+        uint64_t halt_epoch
+        uint64_t armed_epoch
+        uint64_t stop
+        uint64_t cancel_epoch
+        uint64_t flatten_epoch
+        uint64_t text_seq
+        uint64_t text_size[2]
+        uint64_t text[2][448]
+        char names[3584]
+
+    ctypedef struct stage_block_t:
+        char name[32]
+        uint64_t pid
+        uint64_t core
+        uint64_t state
+        uint64_t heartbeat
+        uint64_t store_full
+        uint64_t ack_epoch
+        uint64_t start
+        uint64_t counters[64]
+        histogram_t histograms[12]
 
 
 cdef inline void control_count(stage_block_t *b, int metric, uint64_t n) noexcept nogil:

@@ -7,18 +7,13 @@ names its own counters), no posix_ipc.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.string cimport memcpy, memset
 
-from ._atomic cimport hp_compare_swap, hp_fetch_add
+from ._atomic cimport hp_compare_swap, hp_fetch_add, hp_raise
 
 from hftpipe.errors import BusyError, SchemaError
 
 cdef extern from "<string.h>" nogil:
     size_t strnlen(const char *s, size_t limit) noexcept
 
-cdef uint64_t MAGIC = 0x326c727463706668ULL     # b"hfpctrl2"
-
-if sizeof(control_header_t) > CONTROL_HEADER_SIZE:
-    raise ImportError(f"control header is {sizeof(control_header_t)} bytes, "
-                      f"expected at most {CONTROL_HEADER_SIZE}")
 if (<int>HP_METRIC_COUNT > <int>CONTROL_COUNTERS
         or <int>HP_HISTOGRAM_COUNT > <int>CONTROL_HISTOGRAMS):
     raise ImportError(f"{HP_METRIC_COUNT} counters and {HP_HISTOGRAM_COUNT} histograms do not "
@@ -104,7 +99,7 @@ def format(memory, *, uint64_t run, uint64_t boot=0, uint64_t pid=0, uint64_t st
         blocks = <stage_block_t *>(<char *>view.buf + CONTROL_HEADER_SIZE)
         for i in range(len(labels)):
             memcpy(blocks[i].name, <char *>(<bytes>labels[i]), len(labels[i]))
-        hp_store_release(&h.magic, MAGIC)
+        hp_store_release(&h.magic, CONTROL_MAGIC)
     finally:
         PyBuffer_Release(&view)
 
@@ -134,7 +129,7 @@ cdef class Control:
         if <size_t>self._view.buf % 64:
             raise ValueError("memory must be aligned to 64 bytes")
         h = <control_header_t *>self._view.buf
-        if self._view.len < 16 or hp_load_acquire(&h.magic) != MAGIC:
+        if self._view.len < 16 or hp_load_acquire(&h.magic) != CONTROL_MAGIC:
             raise SchemaError("not a control page, or not formatted yet")
         if h.version != CONTROL_VERSION or <uint64_t>self._view.len != SIZE:
             raise SchemaError(f"control page has version {h.version} and {self._view.len} B, "
@@ -251,10 +246,26 @@ cdef class Control:
 
     def raise_halt_epoch(self, uint64_t epoch) -> int:
         """Bring ``halt_epoch`` up to at least *epoch*, as a latched copy says; what it is now."""
-        cdef uint64_t now = hp_load_acquire(&self.header.halt_epoch)
-        while now < epoch and not hp_compare_swap(&self.header.halt_epoch, now, epoch):
-            now = hp_load_acquire(&self.header.halt_epoch)
-        return max(now, epoch)
+        return hp_raise(&self.header.halt_epoch, epoch)
+
+    @property
+    def cancel_epoch(self) -> int:
+        """The last halt whose maker also wants every open order cancelled; 0 = none."""
+        return hp_load_acquire(&self.header.cancel_epoch)
+
+    @property
+    def flatten_epoch(self) -> int:
+        """The last halt whose maker also wants every position closed; 0 = none."""
+        return hp_load_acquire(&self.header.flatten_epoch)
+
+    def request_cancel(self, uint64_t epoch) -> int:
+        """Have the guardian cancel every open order because of halt *epoch*."""
+        return hp_raise(&self.header.cancel_epoch, epoch)
+
+    def request_flatten(self, uint64_t epoch) -> int:
+        """Have the guardian close every position because of halt *epoch*; cancels first."""
+        hp_raise(&self.header.cancel_epoch, epoch)
+        return hp_raise(&self.header.flatten_epoch, epoch)
 
     def resume(self, uint64_t seen_epoch) -> bool:
         """Allow trading, if *seen_epoch* is still the halt epoch; whether it was.

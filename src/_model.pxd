@@ -119,6 +119,7 @@ cdef class Model:
     cdef readonly str backend           # "c" or "python"
     cdef readonly str fallback          # why not "c", or empty
     cdef readonly str runtime           # version of ONNX Runtime
+    cdef readonly double deviation      # of the parity outputs, at most
     cdef readonly dict card             # what the file says about itself
     cdef float *_input                  # count floats, 64-byte aligned
     cdef float *_output                 # MODEL_CLASSES floats, 64-byte aligned

@@ -136,6 +136,8 @@ cdef class Model:
         What the file says about itself; see :mod:`hftpipe.card`.
     runtime : str
         Version of ONNX Runtime.
+    deviation : float
+        By how much its parity outputs are off at most.
     fallback : str
         Why the C API is not used; empty when it is, or when "python" was asked for.
     error : str or None
@@ -386,7 +388,8 @@ cdef class Model:
         found = self.predict(inputs)
         error = abs(found - outputs).max(axis=1)
         worst = int(numpy.argmax(numpy.where(numpy.isnan(error), numpy.inf, error)))
-        if not error[worst] <= TOLERANCE:
+        self.deviation = float(error[worst])
+        if not self.deviation <= TOLERANCE:
             raise ConfigError(
                 f"model {self.path}: parity vector {worst}: wanted {outputs[worst].tolist()}, "
                 f"found {found[worst].tolist()} (tolerance {TOLERANCE:g})")

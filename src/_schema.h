@@ -929,6 +929,28 @@ _Static_assert(offsetof(hp_instrument_t, base_price) == 40, "instrument.base_pri
 _Static_assert(offsetof(hp_instrument_t, flags) == 48, "instrument.flags: offset");
 _Static_assert(offsetof(hp_instrument_t, pad0) == 56, "instrument.pad0: offset");
 
+#define HP_BAR_ID UINT64_C(0x2a7ae0603db75c5d)
+/* Trades of one window; a window without trades has none. */
+typedef struct {
+  int64_t  start;         /*   0 [ns]: Where the window begins, UTC; a multiple of its length. */
+  int64_t  open;          /*   8 [nanoprice]: First price. */
+  int64_t  high;          /*  16 [nanoprice]: Highest price. */
+  int64_t  low;           /*  24 [nanoprice]: Lowest price. */
+  int64_t  close;         /*  32 [nanoprice]: Last price. */
+  int64_t  volume;        /*  40 [nanoqty]: Quantity traded. */
+  int64_t  vwap;          /*  48 [nanoprice]: Volume-weighted price, rounded half to even. */
+  uint64_t count;         /*  56: Trades. */
+} __attribute__((aligned(64))) hp_bar_t;
+_Static_assert(sizeof(hp_bar_t) == 64, "bar: size");
+_Static_assert(offsetof(hp_bar_t, start) == 0, "bar.start: offset");
+_Static_assert(offsetof(hp_bar_t, open) == 8, "bar.open: offset");
+_Static_assert(offsetof(hp_bar_t, high) == 16, "bar.high: offset");
+_Static_assert(offsetof(hp_bar_t, low) == 24, "bar.low: offset");
+_Static_assert(offsetof(hp_bar_t, close) == 32, "bar.close: offset");
+_Static_assert(offsetof(hp_bar_t, volume) == 40, "bar.volume: offset");
+_Static_assert(offsetof(hp_bar_t, vwap) == 48, "bar.vwap: offset");
+_Static_assert(offsetof(hp_bar_t, count) == 56, "bar.count: offset");
+
 #define HP_ENVELOPE_ID UINT64_C(0x3939dc4628a468e1)
 /* What every stored event carries before its body. */
 typedef struct {

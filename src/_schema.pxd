@@ -18,6 +18,7 @@ cdef extern from "_schema.h" nogil:
     const uint64_t HP_TAKE_ID
     const uint64_t HP_FIGURE_ID
     const uint64_t HP_INSTRUMENT_ID
+    const uint64_t HP_BAR_ID
     const uint64_t HP_ENVELOPE_ID
     const uint64_t HP_STORED_ID
     const uint64_t HP_STORED_WIDE_ID
@@ -591,6 +592,16 @@ cdef extern from "_schema.h" nogil:
         int64_t base_price
         uint64_t flags
         uint64_t pad0
+
+    ctypedef struct hp_bar_t:
+        int64_t start
+        int64_t open
+        int64_t high
+        int64_t low
+        int64_t close
+        int64_t volume
+        int64_t vwap
+        uint64_t count
 
     ctypedef struct hp_envelope_t:
         uint64_t link_seq

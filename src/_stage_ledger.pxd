@@ -1,6 +1,7 @@
 """The ledger stage: positions, P&L and marks."""
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 
+from ._board cimport board_t
 from ._ledger cimport Ledger
 from ._ring cimport ring_t
 from ._stage cimport Stage
@@ -11,6 +12,7 @@ cdef class LedgerStage(Stage):
     cdef ring_t *marks
     cdef ring_t *risk
     cdef Ledger ledger
+    cdef board_t *board         # for whoever looks; NULL = nobody
     cdef uint64_t broken        # refusals of the ledger seen
     cdef uint64_t instruments
     cdef int64_t *stored_at     # ts_recv of the newest stored snapshot, per instrument

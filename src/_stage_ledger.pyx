@@ -2,6 +2,7 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from ._board cimport Board, board_basis, board_mark, board_position
 from ._clock cimport clock_now
 from ._control cimport Control, control_count, control_set
 from ._ledger cimport (
@@ -29,15 +30,24 @@ cdef class LedgerStage(Stage):
     instruments : int
     interval : int, ns
         A moving position is stored at most this often between fills.
+    board : Board, optional
+        Where positions and marks are shown.
     """
 
     def __init__(self, order_events, marks, risk, Ledger ledger not None, int instruments,
-                 store=None, Control control=None, int index=6, int64_t interval=1_000_000_000):
+                 store=None, Control control=None, int index=6, int64_t interval=1_000_000_000,
+                 Board board=None):
         self._setup("ledger", control, index, store, schema.STREAM.LEDGER, schema.STORED)
         self.order_events = stage_end(self._keep, order_events, schema.ORDER_EVENT, False)
         self.marks = stage_end(self._keep, marks, schema.BOOK, False)
         self.risk = stage_end(self._keep, risk, schema.POSITION, True)
         self.ledger, self.instruments, self.interval = ledger, instruments, interval
+        if board is not None:
+            if board.instruments < instruments:
+                raise ValueError(f"the board has {board.instruments} instruments, "
+                                 f"expected {instruments}")
+            self._keep.append(board)
+            self.board = &board.b
         self.stored_at = <int64_t *>calloc(instruments or 1, sizeof(int64_t))
         if self.stored_at == NULL:
             raise MemoryError
@@ -68,6 +78,8 @@ cdef class LedgerStage(Stage):
         memset(&p, 0, sizeof(p))
         ledger_view(&self.ledger.l, instrument, &p)
         p.instrument = instrument
+        if self.board != NULL:
+            board_position(self.board, instrument, p.qty, p.average, p.realised, p.unrealised)
         if keep:
             p.event = store_next(&self.store)
             store_put(&self.store, HP_RECORD_POSITION, &p, 1, 1, cause, clock_now(), ts_in,
@@ -102,6 +114,8 @@ cdef class LedgerStage(Stage):
                     self.broken = self.ledger.l.broken
                     self._halt()
                 self._publish(e.instrument, e.event, 0, True)
+            if self.board != NULL:
+                board_basis(self.board, e.event)
             ring_release(self.order_events)
             done += 1
         while done < limit:
@@ -115,6 +129,8 @@ cdef class LedgerStage(Stage):
             price = b.last_price
             if b.bid > 0 and b.ask > 0:
                 price = b.bid + (b.ask - b.bid) // 2
+            if price > 0 and self.board != NULL and b.instrument < self.instruments:
+                board_mark(self.board, b.instrument, price, b.volume, b.ts_recv)
             if price > 0 and ledger_mark(&self.ledger.l, b.instrument, price):
                 keep = b.ts_recv - self.stored_at[b.instrument] >= self.interval
                 if keep:

@@ -18,6 +18,7 @@ from hftpipe._risk import Risk
 from hftpipe._stage import Stage
 from hftpipe._stage_book import BookStage
 from hftpipe._stage_feed import FeedStage, Source
+from hftpipe._stage_figure import FigureStage
 from hftpipe._stage_gateway import GatewayStage
 from hftpipe._stage_ledger import LedgerStage
 from hftpipe._stage_risk import RiskStage
@@ -26,6 +27,7 @@ from hftpipe._stage_updates import UpdatesStage
 from hftpipe.config import Config
 
 if TYPE_CHECKING:
+    from hftpipe._board import Board
     from hftpipe._control import Control
     from hftpipe._ring import Ring
     from hftpipe._strategy import Strategy
@@ -84,7 +86,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
            table: numpy.ndarray[Any, Any], *, control: Control | None = None,
            strategies: Callable[[], list[Strategy]] | None = None,
            wire: Callable[[list[Stage]], Wire] | None = None,
-           source: Callable[[], Source] | None = None) -> list[Stage]:
+           source: Callable[[], Source] | None = None,
+           board: Board | None = None) -> list[Stage]:
     """Make the stages *names*, in that order.
 
     Parameters
@@ -99,6 +102,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
         Make what a signal, gateway and feed stage needs; only called when asked for.
         *wire* gets the stages made before it, *source* gives None for a feed that is
         filled from outside.
+    board : Board, optional
+        Where ledger and risk show what they have.
     """
     out: list[Stage] = []
     need = _needed
@@ -141,7 +146,10 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
             stage = LedgerStage(need(links.consumer("gateway.ledger")),
                                 need(links.consumer("book.ledger")),
                                 need(links.producer("ledger.risk")),
-                                Ledger(len(table)), len(table), **common)
+                                Ledger(len(table)), len(table), **common, board=board)
+        elif name in ("analyst", "supervisor"):
+            stage = FigureStage(name, topology.stream(name), need(links.producer(f"{name}.risk")),
+                                **common)
         else:
             raise ValueError(f"stage {name} is not made of records and rings")
         out.append(stage)

@@ -249,7 +249,7 @@ def make(features: Sequence[str], inputs: Any, outputs: Any, *, data_sha256: str
         "training": {**(training or {}), "data_sha256": data_sha256},
         "parity": {"inputs": numpy.asarray(inputs, numpy.float32).tolist(),
                    "outputs": numpy.asarray(outputs, numpy.float64).tolist()},
-        "budget": {"p99_us": p99_us}, "horizon": dict(horizon) if horizon else None,
+        "budget": {"p99_us": p99_us}, "horizon": horizon,
         "distribution": None if sample is None else distribution(sample),
     }
     check(made, None, catalogue)

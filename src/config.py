@@ -13,6 +13,7 @@ that names file and line, what was wanted and what was found.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import os
 import re
 import tomllib
@@ -263,6 +264,33 @@ def _list_of(kind: Kind, plural: str) -> Kind:
                 lambda s: [kind.from_text(p.strip()) for p in s.strip("[] ").split(",") if p])
 
 
+def _wall_clock() -> Kind:
+    """A time of day."""
+    return text(pattern=r"([01]\d|2[0-3]):[0-5]\d", wanted='a time of day such as "09:30"')
+
+
+def _wall_clock_span() -> Kind:
+    """A span within a day."""
+    one = r"([01]\d|2[0-3]):[0-5]\d"
+    wanted = 'a span such as "09:30-09:45", its begin before its end'
+    inner = text(pattern=f"{one}-{one}", wanted=wanted)
+
+    def read(value: Any) -> str:
+        found = cast(str, inner.read(value))
+        if found[:5] >= found[6:]:
+            raise ValueError
+        return found
+    return dataclasses.replace(inner, read=read)
+
+
+def _date() -> Kind:
+    """A day, ISO 8601."""
+    def read(value: Any) -> str:
+        return datetime.date.fromisoformat(
+            str(value) if type(value) is datetime.date else _text_of(value)).isoformat()
+    return Kind('a date such as "2028-12-31"', read, quoted)
+
+
 # ---------------------------------------------------------------- secrets
 
 class Secret:
@@ -444,6 +472,43 @@ class Gateway:
 
 
 @dataclass(frozen=True)
+class Session:
+    """When the exchange trades."""
+
+    calendar: str = option(text("venue", "nyse", "always", ""), "",
+                           'Who says when the exchange is open: the venue\'s own clock, the '
+                           'calendar of the New York Stock Exchange, or nobody; "" means venue on '
+                           "the local exchange, nyse otherwise.")
+    premarket: str = option(_wall_clock(), "04:00",
+                            "Begin of the session before the open, New York; 09:30 = none.")
+    aftermarket: int = option(duration("0s", "8h"), "4h",
+                              "Length of the session after the close.")
+    blackouts: tuple[str, ...] = option(
+        _list_of(_wall_clock_span(), "spans"), ["09:30-09:45", "15:45-16:00"],
+        "Spans of regular hours without orders, New York; one that reaches the close moves with "
+        "an early close.")
+    known_until: str = option(_date(), "2028-12-31",
+                              "Last day whose hours the exchange has announced; later ones count "
+                              "as unknown.")
+
+
+@dataclass(frozen=True)
+class Analyst:
+    """Figures that risk takes from outside."""
+
+    interval: int = option(duration("100ms", "10min"), "1s", "How often figures are made.")
+    history: str = option(text(), "",
+                          "Daily bars: a CSV file (date, symbol, close; high, low, volume), "
+                          '"database" for the trades that earlier runs stored, "" for none.')
+    bar: int = option(duration("1s", "24h"), "24h",
+                      "Period of one return: 24h = days of the history, less = bars of this run.")
+    lookback: int = option(whole(2, 5000), 30, "Returns that figures are made from, at most.")
+    least: int = option(whole(2, 5000), 20, "Returns below which there is no figure.")
+    method: str = option(text("historical", "parametric", "cornish_fisher"), "historical",
+                         "How value at risk is estimated.")
+
+
+@dataclass(frozen=True)
 class Store:
     """Where events are kept."""
 
@@ -479,7 +544,8 @@ PARAMS: dict[str, dict[str, tuple[Kind, Any, str]]] = {
         "leave": (number(0.0, 1.0), 0.0, "Imbalance against what is held that closes it."),
         **COMMON},
     "onnx": {
-        "model": (text(), "demo", "Model file: a path, or demo for the one that ships."),
+        "model": (text(), "demo", "A packed model NAME or NAME@VERSION, a path (with a / or "
+                  "ending in .onnx), or demo for the one that ships."),
         "sha256": (text(pattern="[0-9a-f]{64}", wanted="64 hexadecimal digits"), None,
                    "What the model file must be; without it any file is taken."),
         "threshold": (number(0.0, 1.0), 0.6, "Probability that decides."),
@@ -562,11 +628,15 @@ class Config:
     profile: str = option(text("demo", "paper", "live"), "demo",
                        "demo = local exchange, paper = broker's paper account, live = money.")
     live: bool = option(flag(), False, "One of three consents that live trading needs.")
+    models: str = option(text(), "", 'Directory of packed models (`hftpipe model`); "" = '
+                                     "~/.local/share/hftpipe/models.")
     venue: Venue = Venue()
     instruments: tuple[Instrument, ...] = ()
     layout: Layout = dataclasses.field(default_factory=Layout)
     strategy: tuple[Strategy, ...] = ()
     risk: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    session: Session = Session()
+    analyst: Analyst = Analyst()
     gateway: Gateway = Gateway()
     store: Store = Store()
     observe: Observe = Observe()
@@ -612,7 +682,7 @@ def _dump(config: Config) -> Iterator[str]:
                 yield f"{f.name} = {f.metadata['kind'].show(getattr(item, f.name))}"
 
     yield from keys(config)
-    for name in ("venue", "layout", "gateway", "store", "observe"):
+    for name in ("venue", "layout", "session", "analyst", "gateway", "store", "observe"):
         yield f"\n[{name}]"
         yield from keys(getattr(config, name))
     for name in ("pin", "capacity"):
@@ -919,8 +989,9 @@ def _build(tree: dict[str, Any], path: Path | None) -> Config:
     scalars = [f.name for f in dataclasses.fields(Config) if "kind" in f.metadata]
     config = reader.section(Config, {k: tree[k] for k in scalars if k in tree}, "")
     values: dict[str, Any] = {}
-    for name, cls in (("venue", Venue), ("layout", Layout), ("gateway", Gateway),
-                      ("store", Store), ("observe", Observe)):
+    for name, cls in (("venue", Venue), ("layout", Layout), ("session", Session),
+                      ("analyst", Analyst), ("gateway", Gateway), ("store", Store),
+                      ("observe", Observe)):
         values[name] = reader.section(cls, tree.get(name, {}), name)
     layout = tree.get("layout", {})
     values["layout"] = dataclasses.replace(
@@ -995,7 +1066,17 @@ def _profile(config: Config, reader: _Reader) -> Config:
             wanted |= {"key": Secret(KEYS[0]), "secret": Secret(KEYS[1])}  # type: ignore[dict-item]
         found |= {k: v for k, v in wanted.items() if not getattr(venue, k)}
     reader.origin.update({f"venue.{name}": f"profile {profile}" for name in found})
-    return dataclasses.replace(config, venue=dataclasses.replace(venue, **found))
+    venue = dataclasses.replace(venue, **found)
+    session, analyst = config.session, config.analyst
+    if not session.calendar:
+        session = dataclasses.replace(
+            session, calendar="venue" if venue.kind == "local" else "nyse")
+        reader.origin["session.calendar"] = f"profile {profile}"
+    if analyst.history not in ("", "database") and config.path is not None:
+        # The processes of a run are told the configuration, not where its file is.
+        analyst = dataclasses.replace(
+            analyst, history=str(config.path.parent / Path(analyst.history).expanduser()))
+    return dataclasses.replace(config, venue=venue, session=session, analyst=analyst)
 
 
 def _host(address: str) -> str:
@@ -1024,6 +1105,9 @@ def _check(config: Config) -> Config:
                 refuse(f"venue.{name}", f"is the live account's host, profile is {config.profile}")
     if config.layout.fuse_feed == "yes" and not config.feed_in_loop:
         refuse("layout.fuse_feed", f"yes needs venue.encoding msgpack, was {venue.encoding}")
+    if config.analyst.least > config.analyst.lookback:
+        refuse("analyst.least", f"must be at most analyst.lookback {config.analyst.lookback}, "
+                                f"was {config.analyst.least}")
     from hftpipe._risk import parse_limits
     try:
         parse_limits(config.risk)
@@ -1064,6 +1148,9 @@ SECTIONS: tuple[tuple[str, type, str], ...] = (
     ("layout", Layout, "Which core runs what. `hftpipe start --dry-run` shows the result."),
     ("strategy", Strategy, "One `[[strategy]]` table per decider. The first one in a file replaces "
                            "the two that are built in."),
+    ("session", Session, "When the exchange trades."),
+    ("analyst", Analyst, "Figures that risk takes from outside, made by a process that may "
+                           "be slow."),
     ("gateway", Gateway, "How orders leave."),
     ("store", Store, "Where events are kept."),
     ("observe", Observe, "What others may see."),

@@ -7,6 +7,7 @@
 ``/health``   the survey as JSON; 200 while nothing is wrong, 503 otherwise
 ``/ready``    200 while every stage runs and orders may pass
 ``/live``     200 while the supervisor runs
+``/halt``     POST only: stop trading; asks for the token of ``halt.token``
 """
 from __future__ import annotations
 
@@ -15,13 +16,15 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hftpipe import _clock, _control, shm
 from hftpipe.errors import BusyError, ConfigError, Exit
-from hftpipe.rundir import Run, RunDir
+from hftpipe.rundir import Run, RunDir, acknowledged, who
 
 if TYPE_CHECKING:
+    from email.message import Message
     from http.server import ThreadingHTTPServer
 
     from hftpipe._control import Control, StageBlock
@@ -149,8 +152,78 @@ def exit_code(found: dict[str, Any]) -> Exit:
 
 # ---------------------------------------------------------------- the monitor process
 
-def server(run_dir: RunDir, run: Run, control: Control, address: str) -> ThreadingHTTPServer:
+class Refusal(Exception):
+    """A request to halt that is not one; carries the HTTP status."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+BODY = 4096                     # bytes of a request to halt, at most
+
+
+def check_halt(headers: Message, token: str) -> int:
+    """Bytes of the body of a request that may halt.
+
+    A browser cannot send it for somebody else: there is no cookie, it would have to know the
+    token, ask first for leave to send JSON and a header of its own, and it says its Origin.
+
+    Raises
+    ------
+    Refusal
+    """
+    import hmac
+    given = headers.get("Authorization", "")
+    kind, _, shown = given.partition(" ")
+    if kind.lower() != "bearer" or not hmac.compare_digest(
+            shown.strip().encode(), token.encode()):
+        raise Refusal(401, "Authorization must be: Bearer, then the content of halt.token")
+    host = headers.get("Host", "").rpartition(":")
+    name = (host[0] if host[1] and host[2].isdigit() else headers.get("Host", "")).strip("[]")
+    if name not in LOOPBACK and not name.startswith("127."):
+        raise Refusal(403, "Host must be a loopback address")
+    if "Origin" in headers:
+        raise Refusal(403, "a web page may not halt")
+    if headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "Content-Type must be application/json")
+    size = headers.get("Content-Length", "")
+    if not size.isdigit() or "Transfer-Encoding" in headers:
+        raise Refusal(411, "Content-Length must say how long the body is")
+    if int(size) > BODY:
+        raise Refusal(413, f"the body must be at most {BODY} bytes, was {size}")
+    return int(size)
+
+
+def read_halt(body: bytes) -> dict[str, Any]:
+    """The body of a request to halt: ``reason``, and maybe ``cancel``, ``flatten``, ``epoch``.
+
+    Raises
+    ------
+    Refusal
+    """
+    wanted = {"reason": str, "cancel": bool, "flatten": bool, "epoch": int}
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise Refusal(400, 'the body must be a JSON object such as {"reason": "news"}')
+    for name, value in found.items():
+        if name not in wanted or type(value) is not wanted[name]:
+            raise Refusal(400, f"{name[:40]!r} must be one of reason (text), cancel, flatten "
+                               "(true or false) and epoch (a whole number)")
+    if not found.get("reason", "").strip():
+        raise Refusal(400, "reason must say something, was empty")
+    return found
+
+
+def server(run_dir: RunDir, run: Run, control: Control, address: str,
+           refused: Callable[[], None] = lambda: None) -> ThreadingHTTPServer:
     """The HTTP server, bound and not yet serving.
+
+    *refused* is called when somebody asks for a halt in a way that is not allowed.
 
     Raises
     ------
@@ -168,6 +241,7 @@ def server(run_dir: RunDir, run: Run, control: Control, address: str) -> Threadi
     from hftpipe.metrics import registry
 
     page = registry(lambda: control)
+    token = run_dir.token()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -191,8 +265,35 @@ def server(run_dir: RunDir, run: Run, control: Control, address: str) -> Threadi
 
         do_HEAD = do_GET
 
-        def _answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        def do_POST(self) -> None:
+            self.close_connection = True        # whatever is left of the body is not read
+            try:
+                if self.path.partition("?")[0] != "/halt":
+                    raise Refusal(404, "try POST /halt")
+                asked = read_halt(self.rfile.read(check_halt(self.headers, token)))
+                if asked.get("epoch", control.halt_epoch) != control.halt_epoch:
+                    raise Refusal(409, f"halt {control.halt_epoch} stands, not {asked['epoch']}")
+            except Refusal as error:
+                if error.status != 404:
+                    refused()
+                self._answer(error.status, json.dumps({"error": str(error)}).encode() + b"\n",
+                             authenticate=error.status == 401)
+                return
+            began = _clock.now_ns()
+            done = run_dir.halt(control, asked["reason"], way="http", by=f"{who()} by token",
+                                cancel=asked.get("cancel", False),
+                                flatten=asked.get("flatten", False))
+            gates, elapsed = acknowledged(control, done.epoch, began, 1.0)
+            self._answer(200, json.dumps({
+                "halted": True, "run": f"{control.run:x}", "epoch": done.epoch,
+                "latched": done.trouble is None, "gates": gates, "elapsed_ns": elapsed,
+                **done.why}).encode() + b"\n")
+
+        def _answer(self, status: int, body: bytes, kind: str = "application/json",
+                    authenticate: bool = False) -> None:
             self.send_response(status)
+            if authenticate:
+                self.send_header("WWW-Authenticate", "Bearer")
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")
@@ -225,7 +326,8 @@ def monitor_main(run_dir: RunDir, address: str) -> int:
     """The process ``monitor``: serve *address* until the run ends.
 
     The address in use, with its real port, is written to ``monitor.address`` in the run directory.
-    An empty *address* serves nothing: the process only keeps its heartbeat.
+    An empty *address* serves nothing: the process only keeps its heartbeat.  ``errors`` counts the
+    requests to halt that were refused.
     """
     run, control = run_dir.control()
     pid = os.getpid()
@@ -235,7 +337,8 @@ def monitor_main(run_dir: RunDir, address: str) -> int:
     block.enter(pid, shm.process_start(pid) or 0, next(iter(cores)) if len(cores) == 1 else None,
                 alive=shm.alive)
     block.heartbeat = _clock.now_ns()
-    http = server(run_dir, run, control, address) if address else None
+    http = server(run_dir, run, control, address,
+                  lambda: block.count("errors")) if address else None
     try:
         if http:
             http.timeout = 0.1

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hftpipe import _control, build, log, process, schema, shm, topology, worker
+from hftpipe import _control, build, log, process, registry, schema, shm, topology, worker
+from hftpipe._risk import LIMITS
 from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError, MismatchError
 from hftpipe.process import Child, Supervisor
 
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from hftpipe.topology import Plan
 
 HOPS = tuple(m.name for m in schema.HISTOGRAMS)
+DECIMAL = ("shares", "quote")   # units of limits that are compared in 1e-9
 REVIVE = 5.0                    # s that a dead database has to come back, and between two tries
 CONNECT = 60.0                  # s that market data and updates may take to come up
-RECORDED = ("feed", "book", "signal", "risk", "gateway", "updates", "ledger")
 
 
 @dataclass
@@ -88,6 +89,7 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
     target = record or config.store.record
     path = str(worker.recording_path(target)) if target else ""
     table = build.instruments(config)
+    digest, config = config.digest, registry.pin(config)
     strategies = worker.strategies(config, table)       # a bad model is found before anything runs
     del strategies
     run_dir.prepare()
@@ -105,8 +107,8 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
             if applied:
                 say(f"migrate   {len(applied)} applied, up to {applied[-1].name}")
             recover(run_dir, conninfo, say)
-            return _execute(config, plan, run_dir, conninfo, table, halted, seconds, path, seed,
-                            rate, say, live, logger, server)
+            return _execute(config, digest, plan, run_dir, conninfo, table, halted, seconds, path,
+                            seed, rate, say, live, logger, server)
     finally:
         if before is not None:
             os.sched_setaffinity(0, before)
@@ -122,7 +124,7 @@ def recover(run_dir: RunDir, conninfo: str, say: Callable[[str], None]) -> None:
     names = set(left.links)
     control = shm.control(left.run.run) if "control" in names else None
     links = {
-        getattr(schema.STREAM, link.producer.upper()):
+        topology.stream(link.producer):
             shm.ring(left.run.run, link.name, schema.BY_NAME[link.record], producer=False)
         for link in topology.LINKS if link.consumer == "store" and link.name in names}
     rows = 0
@@ -138,13 +140,17 @@ def recover(run_dir: RunDir, conninfo: str, say: Callable[[str], None]) -> None:
     say(f"recover   run {left.run.run:x} was killed: {rows} events stored from its rings")
 
 
-def _execute(config: Config, plan: Plan, run_dir: RunDir, conninfo: str, table: Any, halted: bool,
-             seconds: float | None, record: str, seed: int | None, rate: float | None,
+def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo: str, table: Any,
+             halted: bool, seconds: float | None, record: str, seed: int | None,
+             rate: float | None,
              say: Callable[[str], None], live: Callable[[dict[str, Any]], None] | None,
              logger: Any, server: Postgres | None) -> Outcome:
-    info = {"config": config.digest, "instruments": [
+    info = {"config": digest, "instruments": [
         [row["symbol"].decode(), int(row["tick"]), int(row["lot"])] for row in table]}
-    run, control, segments = process.create_run(run_dir, plan, profile=config.profile, info=info)
+    run, control, segments = process.create_run(
+        run_dir, plan, profile=config.profile, info=info, instruments=len(table),
+        limits=[(limit.name, limit.unit, 10**9 if limit.unit in DECIMAL else 1)
+                for limit in LIMITS])
     logger = log.setup("supervisor", run=run.run, directory=run_dir.logs,
                        level=config.observe.log_level, stream=None)
     supervisor = Supervisor(run_dir, run, control, segments, logger)
@@ -163,7 +169,7 @@ def _execute(config: Config, plan: Plan, run_dir: RunDir, conninfo: str, table: 
                 f"{p.name}{'' if p.core is None else f':{p.core}'}" for p in plan.processes))
             doubt = account_doubt(config)
             if not halted and not doubt and control.trading == "disarmed":
-                control.resume(control.halt_epoch)
+                control.resume(run.halt_epoch)      # and not a halt that came since
             if doubt:
                 say(f"account   {doubt}: not armed, because positions are not taken over yet; "
                     "`hftpipe resume --reason ...` arms it all the same")
@@ -309,9 +315,9 @@ def summary(control: Control, conninfo: str, run: int, config: Config) -> dict[s
     from hftpipe.store.verify import verify
     recorded: dict[int, tuple[int, int]] = {}
     counted: dict[str, int] = {}
-    for name in RECORDED:
+    for name in topology.recorded():
         block = control.stage(topology.INDEX[name])
-        stream = getattr(schema.STREAM, name.upper())
+        stream = topology.stream(name)
         counted[name] = block.counter("events_stored")
         # A killed stage may have published one event more than it had counted.
         if block.state == _control.STOPPED:
@@ -331,7 +337,7 @@ def summary(control: Control, conninfo: str, run: int, config: Config) -> dict[s
         "denied": sums["refusals"], "orders_by_status": sums["orders_by_status"],
         "pnl": float(sums["pnl"]), "realised": float(sums["realised"]),
         "unrealised": float(sums["unrealised"]),
-        "events_recorded": sum(counted.values()) if len(recorded) == len(RECORDED)
+        "events_recorded": sum(counted.values()) if len(recorded) == len(topology.recorded())
         else max(report.rows_stored, sum(counted.values())),
         "rows_stored": report.rows_stored, "streams": streams,
         "verified": report.ok, "differences": lost,

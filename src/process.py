@@ -6,11 +6,13 @@ What happens when
   the others are told to drain, the store empties its rings, the run ends with a non-zero code.
   ``updates`` counts among them: without it nobody knows what became of our orders, and its events
   are numbered by the process that made them, so a second one could not go on where it stopped;
-* a **cold** child dies (store, monitor): it is started again in place, at most
+* a **cold** child dies (store, monitor, analyst): it is started again in place, at most
   :attr:`Child.restarts` times; the store's rings hold what it has not written.  A store that keeps
-  dying stops the run, a monitor that does is left out;
+  dying stops the run, a monitor or an analyst that does is left out: figures that are too old
+  close the gate by themselves;
 * a stage **hangs**: after ``stale`` seconds without a heartbeat trading halts, after ``hung`` the
   process is killed and counts as dead;
+* SIGUSR1, or a file ``HALT`` in the run directory: trading halts, the run goes on;
 * the first SIGTERM or SIGINT: drain, exit 0 within ``grace``; the second, or SIGQUIT: everything is
   killed;
 * the supervisor itself is killed: every child dies with it (PR_SET_PDEATHSIG), the rings stay, and
@@ -41,7 +43,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hftpipe import _clock, _control, errors, schema, shm
 from hftpipe.errors import DeadlineError, Exit, HftpipeError
-from hftpipe.rundir import Latch, Run, RunDir, entry, utc_text
+from hftpipe.rundir import Latch, Run, RunDir, entry, utc_text, who
 from hftpipe.topology import INDEX, STAGES, Plan, Process
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from hftpipe.log import Logger
 
 SECOND = 10**9
+MAKER = SECOND                  # ns that who halted has to write down why
 PIPELINE, STORE, SERVICE = range(3)     # Child.phase: when it is stopped
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -73,12 +76,14 @@ def own_core() -> int | None:
 # ---------------------------------------------------------------- the run
 
 def create_run(run_dir: RunDir, plan: Plan, *, profile: str = "", limits_version: int = 0,
-               info: Mapping[str, Any] | None = None,
+               info: Mapping[str, Any] | None = None, instruments: int = 1,
+               limits: Sequence[tuple[str, str, int]] = (),
                ) -> tuple[Run, Control, list[shm.Segment]]:
-    """Make the control page and all rings of a new run; the caller holds the lock.
+    """Make control page, board and all rings of a new run; the caller holds the lock.
 
     ``run.json`` is written first, so that a crash in between leaves names to clean up.  The page
-    starts HALTED when the last run was halted and nobody resumed, else DISARMED.
+    starts HALTED when the last run was halted and nobody resumed, else DISARMED.  The board
+    is one for so many *instruments*; *limits* are name, unit and scale of each.
 
     Returns
     -------
@@ -86,8 +91,12 @@ def create_run(run_dir: RunDir, plan: Plan, *, profile: str = "", limits_version
         Keep *segments*: they hold the mappings.
     """
     latch = run_dir.latch()
+    held = run_dir.halt_file()
+    if held is not None and not latch.halted:
+        run_dir.halt(None, held[0], way="file", by=held[1])
+        latch = run_dir.latch()
     number, pid = _clock.utc_ns(), os.getpid()
-    names = ("control", *(link.name for link in plan.links))
+    names = ("control", "board", *(link.name for link in plan.links))
     run = Run(
         number, pid, shm.process_start(pid) or 0, shm.boot_id(), profile,
         max(latch.halt_epoch, 1), tuple(shm.segment_name(number, name) for name in names),
@@ -108,6 +117,7 @@ def create_run(run_dir: RunDir, plan: Plan, *, profile: str = "", limits_version
             control.resume(run.halt_epoch - 1)
             control.raise_halt_epoch(run.halt_epoch)
             control.text = json.dumps({"halt": latch.halt})
+        segments.append(shm.create_board(number, instruments, limits))
         segments += [shm.create_ring(number, link.name, schema.BY_NAME[link.record], link.capacity)
                      for link in plan.links]
     except BaseException:
@@ -177,7 +187,8 @@ class Child:
         phase = (STORE if "store" in process.stages else
                  SERVICE if process.stages == ("monitor",) else PIPELINE)
         return cls(process.name, tuple(argv), process.indices, process.affinity, process.fatal,
-                   needed=process.stages != ("monitor",), phase=phase, **options)
+                   needed=process.stages not in (("monitor",), ("analyst",)), phase=phase,
+                   **options)
 
 
 def stage_argv(run_dir: RunDir, process: str) -> tuple[str, ...]:
@@ -289,9 +300,11 @@ class Supervisor:
         self._segments = list(segments)
         self._children: list[_Running] = []
         self._signals: list[int] = []
+        self._usr1 = 0                      # SIGUSR1s that have not halted yet
         self._quiet: set[int] = set()       # stages whose missing heartbeat is known
         self._watched = _clock.now_ns()
         self._latched = run.halt_epoch
+        self._unexplained: tuple[int, int, dict[str, str]] | None = None   # when, epoch, latched
         self._handlers: dict[int, Any] = {}
         self._wake: tuple[int, int] = (-1, -1)
         self._stopping = False
@@ -302,7 +315,7 @@ class Supervisor:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("the supervisor runs in the main thread: children die with it")
         self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
             self._handlers[number] = signal.signal(number, self._on_signal)
         signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         own = self.control.stage(INDEX["supervisor"])
@@ -330,7 +343,7 @@ class Supervisor:
             self.control.request_stop(_control.QUIT)
             self._kill([c for c in self._children if c.child.phase != SERVICE])
             self._terminate([c for c in self._children if c.child.phase == SERVICE])
-        self._persist()
+        self._persist(last=True)
         nothing = all(b.counter("events_stored") == 0 for b in self.control.stages)
         if self.drained or (error is not None and nothing):
             for segment in self._segments:
@@ -346,7 +359,10 @@ class Supervisor:
         self.log.info("ended", code=int(self.code), cause=self.cause)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals.append(number)
+        if number == signal.SIGUSR1:
+            self._usr1 += 1                     # _poll halts: a handler must not wait for a disk
+        else:
+            self._signals.append(number)
 
     # ------------------------------------------------------------ starting
 
@@ -404,7 +420,11 @@ class Supervisor:
             poll.register(out.fileno(), select.POLLIN)
             poll.register(self._wake[0], select.POLLIN)
             ready = [fd for fd, _ in poll.poll(left // 1_000_000 + 1)]
+            if self._wake[0] in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake[0], 4096)
             self._interrupted()
+            self._told_to_halt()
             if out.fileno() not in ready:
                 continue
             part = os.read(out.fileno(), 65536)
@@ -496,6 +516,7 @@ class Supervisor:
                 with contextlib.suppress(BlockingIOError):
                     if not os.read(fd, 65536):
                         self._close_output(fd)
+        self._told_to_halt()
         now = _clock.now_ns()
         self.control.stage(INDEX["supervisor"]).heartbeat = now
         return [(r, code) for r in self._children if (code := r.ended()) is not None]
@@ -561,21 +582,48 @@ class Supervisor:
                     self.log.error("hung", stage=block.name, age_ns=age)
                     running.kill(signal.SIGKILL)
 
-    def halt(self, reason: str) -> int:
+    def halt(self, reason: str, *, way: str = "supervisor", by: str = "supervisor") -> int:
         """Stop trading and latch it; the new halt epoch."""
-        epoch = self.control.halt()
-        self.run_dir.record_halt(epoch, entry(reason, "supervisor"))
-        self._latched = epoch
-        self.log.error("halted", reason=reason, epoch=epoch)
-        return epoch
+        done = self.run_dir.halt(self.control, reason, way=way, by=by)
+        self._latched = max(self._latched, done.epoch)
+        self.log.error("halted", epoch=done.epoch, **done.why)
+        if done.trouble:
+            self.log.error("not written down", epoch=done.epoch, error=str(done.trouble))
+        return done.epoch
 
-    def _persist(self) -> None:
-        """Latch a halt that somebody else made on the page, a stage for instance."""
-        epoch = self.control.halt_epoch
-        if epoch > self._latched:
-            self.run_dir.record_halt(epoch, entry("halted on the control page", "a stage"),
-                                     seen=True)
-            self._latched = epoch
+    def _told_to_halt(self) -> None:
+        """Halt when a signal or the file says so."""
+        if self._usr1:
+            self._usr1 = 0
+            self.halt("SIGUSR1", way="signal", by=f"{who()} or root")
+        if self.control.armed:                  # while it is there nothing trades
+            held = self.run_dir.halt_file()
+            if held is not None:
+                self.halt(held[0], way="file", by=held[1])
+
+    def _persist(self, last: bool = False) -> None:
+        """Latch a halt that somebody else made on the page, a stage for instance.
+
+        Its maker has :data:`MAKER` to say what it was; then it is written down as nobody's.
+        """
+        now, epoch = _clock.now_ns(), self.control.halt_epoch
+        try:
+            if epoch > self._latched:
+                self._latched = epoch
+                seen = entry("halted on the control page", "a stage", "page")
+                latch = self.run_dir.record_halt(epoch, seen, seen=True)
+                self._unexplained = (now + MAKER, epoch, seen)
+                self.run_dir.note(self.control, "halt", {**(latch.halt or seen), "epoch": epoch})
+            if self._unexplained and (last or now >= self._unexplained[0]):
+                _, epoch, seen = self._unexplained
+                self._unexplained = None
+                latch = self.run_dir.latch()
+                if latch.halt == seen:
+                    self.run_dir.audit("halt", seen, run=self.run.run, epoch=epoch)
+                elif latch.halt and latch.halt_epoch == epoch:
+                    self.run_dir.note(self.control, "halt", {**latch.halt, "epoch": epoch})
+        except HftpipeError as error:           # the gate is closed; the next start may not know
+            self.log.error("not written down", epoch=epoch, error=str(error))
 
     # ------------------------------------------------------------ stopping
 

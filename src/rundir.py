@@ -5,11 +5,16 @@ Files, all of them 0600 in a directory 0700 that belongs to this user::
     lock            flock held by the supervisor; its pid and start time
     run.json        the run that is or was: id, supervisor, segments, processes, how it ended
     halt.json       the last halt and resume; a halt outlives the run, the page and the host
+    HALT            made by whoever wants it halted: while it is there, nothing trades
+    audit.jsonl     who halted, resumed, cancelled, flattened: why, when and in which way
+    halt.token      what a halt over HTTP must show; made when there is none
     operator.lock   flock held while halt.json or the page's text is written
     logs/           one file per process
 
 What decides whether orders pass is the control page (``halt_epoch`` against ``armed_epoch``);
-``halt.json`` is its copy for the next run.  Of two copies the higher epoch wins.
+``halt.json`` is its copy for the next run.  Of two copies the higher epoch wins.  Every way to
+halt ends in :meth:`RunDir.halt`, but for a stage's own, which adds to the epoch alone, and for
+``hftpipe-halt`` (halt.c), which writes the same files without Python.
 
 ``halt``, ``status`` and ``ready`` import this, so it imports little; pathlib, as long as the whole
 of click, only for who asks for a Path.
@@ -28,7 +33,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hftpipe import _clock, shm
-from hftpipe.errors import AccessError, BusyError, ConfigError, NotRunningError, SchemaError
+from hftpipe.errors import (
+    AccessError,
+    BusyError,
+    ConfigError,
+    HftpipeError,
+    NotRunningError,
+    SchemaError,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,13 +60,14 @@ def default(path: str | os.PathLike[str] | None = None) -> str:
     return os.path.join(os.path.abspath(state), "hftpipe")
 
 
-def who() -> str:
-    """``user@host`` of this process."""
+def who(uid: int | None = None) -> str:
+    """``user@host`` of this process, or of user *uid*."""
     import pwd
+    uid = os.getuid() if uid is None else uid
     try:
-        user = pwd.getpwuid(os.getuid()).pw_name
+        user = pwd.getpwuid(uid).pw_name
     except KeyError:
-        user = str(os.getuid())         # a container's user without a name
+        user = str(uid)                 # a container's user without a name
     return f"{user}@{os.uname().nodename}"
 
 
@@ -105,10 +118,45 @@ class Latch:
         return self.halt_epoch > self.armed_epoch
 
 
-def entry(reason: str, by: str = "") -> dict[str, str]:
-    """A halt or resume as it is written down."""
+def entry(reason: str, by: str = "", way: str = "") -> dict[str, str]:
+    """A halt or resume as it is written down; *way* is how it came: cli, file, signal, ..."""
     shown = "".join(c if c.isprintable() else " " for c in reason)      # it ends on terminals
-    return {"reason": " ".join(shown.split())[:REASON], "who": by or who(), "when": utc_text()}
+    return {"reason": " ".join(shown.split())[:REASON], "who": by or who(), "when": utc_text(),
+            **({"way": way} if way else {})}
+
+
+GATES = ("risk", "gateway")             # who must act on a halt
+
+
+def acknowledged(control: Control, epoch: int, began: int, timeout: float,
+                 ) -> tuple[dict[str, str], int]:
+    """What each gate says of halt *epoch*, and how many ns after *began* it was all said.
+
+    "acknowledged", "not running", or "silent" when *timeout* seconds were not enough.
+    """
+    from hftpipe import _control
+    deadline = began + int(timeout * 1e9)
+    blocks = {b.name: b for b in control.stages if b.name in GATES}
+    while True:
+        state = {
+            name: "acknowledged" if block.ack_epoch >= epoch
+            else "silent" if shm.alive(block.pid, block.start) and block.state in (
+                _control.STARTING, _control.RUNNING, _control.DRAINING)
+            else "not running"
+            for name, block in blocks.items()}
+        now = _clock.now_ns()
+        if "silent" not in state.values() or now >= deadline:
+            return state, now - began
+        time.sleep(0.0002)
+
+
+@dataclass(frozen=True)
+class Halted:
+    """What :meth:`RunDir.halt` did."""
+
+    epoch: int                          # of the page, or of the next start without one
+    why: Mapping[str, str]
+    trouble: HftpipeError | None        # why it is not written down; the gate is closed anyway
 
 
 # ---------------------------------------------------------------- the directory
@@ -383,3 +431,140 @@ class RunDir:
         new = Latch(epoch, epoch, old.halt, dict(why))
         self._write_latch(new)
         return new
+
+    # ------------------------------------------------------------ halting
+
+    def halt(self, control: Control | None, reason: str, *, way: str, by: str = "",
+             cancel: bool = False, flatten: bool = False) -> Halted:
+        """Close the gate, then write down who did it and why.
+
+        The addition on the page comes first and needs nobody; whatever goes wrong after it is
+        returned, not raised.  Without a page the next run starts halted.
+
+        Parameters
+        ----------
+        way : str
+            How the halt came: cli, file, signal, socket, http, helper, supervisor, guardian,
+            trigger or drill.
+        cancel, flatten : bool
+            Whether the guardian is to cancel every open order, to close every position.
+        """
+        epoch = control.halt() if control is not None else 0
+        if control is not None and flatten:
+            control.request_flatten(epoch)
+        elif control is not None and cancel:
+            control.request_cancel(epoch)
+        why = entry(reason, by, way)
+        trouble = None
+        try:
+            self.prepare()
+            latch = self.record_halt(epoch, why)
+            epoch = epoch or latch.halt_epoch
+        except HftpipeError as error:
+            trouble = error
+        try:
+            self.audit("halt", why, run=control.run if control is not None else 0, epoch=epoch,
+                       cancel=cancel, flatten=flatten)
+        except HftpipeError as error:
+            trouble = trouble or error
+        if control is not None:
+            self.note(control, "halt", {**why, "epoch": epoch})
+        return Halted(epoch, why, trouble)
+
+    def halt_file(self) -> tuple[str, str] | None:
+        """Reason and owner of the file ``HALT``; None when there is none.
+
+        Whatever has that name counts, also what cannot be read: fail closed.
+        """
+        path = self._at("HALT")
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError:
+            return None
+        except OSError as e:
+            return f"file HALT: {e.strerror}", who()
+        text = ""
+        if stat.S_ISREG(found.st_mode):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    text = os.read(fd, 4 * REASON).decode(errors="replace").strip()
+                finally:
+                    os.close(fd)
+            except OSError:
+                text = ""               # it halts without words
+        return text or "file HALT", who(found.st_uid)
+
+    def token(self) -> str:
+        """The secret of ``halt.token``, made when there is none.
+
+        Raises
+        ------
+        AccessError
+            If the file is not this user's alone.
+        """
+        path = self._at("halt.token")
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self.write("halt.token", os.urandom(32).hex() + "\n")
+            return self.token()
+        except OSError as e:
+            raise AccessError(f"{path}: {e.strerror}") from None
+        try:
+            found = os.fstat(fd)
+            if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+                raise AccessError(f"{path} must be this user's and mode 0600, was uid "
+                                  f"{found.st_uid} mode {found.st_mode & 0o777:04o}")
+            token = os.read(fd, 1024).decode("ascii", "replace").strip()
+        finally:
+            os.close(fd)
+        if len(token) < 32:
+            raise AccessError(f"{path} must hold at least 32 characters, held {len(token)}")
+        return token
+
+    def note(self, control: Control, kind: str, what: Mapping[str, Any]) -> None:
+        """Write the last halt or resume into the page's text, for whoever looks at the page.
+
+        The text explains; the epochs decide.  So a page without room, a directory out of reach,
+        or a lock held by somebody who hangs, is not worth failing a halt for.
+        """
+        try:
+            with self.operator(0.5) as got:
+                if not got:
+                    return
+                try:
+                    text = json.loads(control.text or "{}")
+                except ValueError:
+                    text = {}
+                text[kind] = dict(what)
+                try:
+                    control.text = json.dumps(text)
+                except ValueError:
+                    control.text = json.dumps({kind: dict(what)})
+        except HftpipeError:
+            return
+
+    def audit(self, action: str, what: Mapping[str, Any], **more: Any) -> str:
+        """Append one line to ``audit.jsonl``, on disk when this returns; its id.
+
+        One ``write``, so lines of several processes do not mix; never rewritten.
+        """
+        line = {"id": os.urandom(16).hex(), "action": action, **what,
+                **{k: f"{v:x}" if k == "run" else v for k, v in more.items() if v}}
+        path = self._at("audit.jsonl")
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                         | os.O_NOFOLLOW, 0o600)
+            try:
+                data = json.dumps(line).encode() + b"\n"
+                if os.write(fd, data) != len(data):
+                    raise AccessError(f"{path}: no room for a line")
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+        except OSError as e:
+            raise AccessError(f"{path}: {e.strerror}") from None
+        return str(line["id"])

@@ -719,6 +719,17 @@ INSTRUMENT = Record("instrument", 64, "One row of the instrument table.", (
     Field("pad0", "u64", "", "Zero.", None),
 ))
 
+BAR = Record("bar", 64, "Trades of one window; a window without trades has none.", (
+    Field("start", "i64", "ns", "Where the window begins, UTC; a multiple of its length."),
+    Field("open", "i64", "nanoprice", "First price."),
+    Field("high", "i64", "nanoprice", "Highest price."),
+    Field("low", "i64", "nanoprice", "Lowest price."),
+    Field("close", "i64", "nanoprice", "Last price."),
+    Field("volume", "i64", "nanoqty", "Quantity traded."),
+    Field("vwap", "i64", "nanoprice", "Volume-weighted price, rounded half to even."),
+    Field("count", "u64", "", "Trades."),
+))
+
 ENVELOPE = Record("envelope", 64, "What every stored event carries before its body.", (
     LINK, _event(), CAUSE,
     Field("ts", "i64", "ns", "Hop time: this stage published it, monotonic."),
@@ -738,8 +749,8 @@ STORED_WIDE = Record("stored_wide", 192, "The same for bodies of up to two lines
     *ENVELOPE.fields, *(Field(f"body{i}", "u64", "", "Body.") for i in range(16))))
 
 RECORDS = (MARKET, BOOK, BOOK_STATUS, FEATURES, SIGNAL, INTENT, VERDICT, CHECKS, ORDER,
-           UPDATE, ORDER_EVENT, POSITION, RISK_EVENT, TAKE, FIGURE, INSTRUMENT, ENVELOPE, STORED,
-           STORED_WIDE)
+           UPDATE, ORDER_EVENT, POSITION, RISK_EVENT, TAKE, FIGURE, INSTRUMENT, BAR, ENVELOPE,
+           STORED, STORED_WIDE)
 BY_NAME = {r.name: r for r in RECORDS}
 # What may stand in a store link, by the number in its envelope.
 BODIES = {value: BY_NAME[name] for _, value, name in RECORD.members}
@@ -813,7 +824,8 @@ def split_event(event: int) -> tuple[int, int]:
     return event >> SEQ_BITS, event & ((1 << SEQ_BITS) - 1)
 
 
-def _nearest(what: str, name: str, known: Sequence[str]) -> ValueError:
+def nearest(what: str, name: str, known: Sequence[str]) -> ValueError:
+    """The error of asking for *what* by a *name* that is not *known*; names the nearest."""
     near = difflib.get_close_matches(name, known, 1, 0)
     return ValueError(f"wanted {what}, found {name!r}: did you mean {near[0]!r}?")
 
@@ -830,7 +842,7 @@ def feature_index(names: Sequence[str],
     order = [f.name for f in (CATALOGUE if catalogue is None else catalogue)]
     for name in names:
         if name not in order:
-            raise _nearest("a feature", name, order)
+            raise nearest("a feature", name, order)
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice or not names:
         raise ValueError(f"wanted each feature once, found {twice[0]!r} twice" if twice
@@ -859,7 +871,7 @@ def feature_hash(names: Sequence[str], bar: str = "",
     if not any(f.bars for f in chosen):
         bar = ""
     elif bar not in BARS:
-        raise _nearest("a window of bars", bar, list(BARS))
+        raise nearest("a window of bars", bar, list(BARS))
     text = json.dumps([bar, [[f.name, f.doc] for f in chosen]])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 

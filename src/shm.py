@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from hftpipe.errors import AccessError, BusyError, HftpipeError, NotRunningError, SchemaError
 
 if TYPE_CHECKING:
+    from hftpipe._board import Board
     from hftpipe._control import Control
     from hftpipe._ring import Ring
     from hftpipe.schema import Record
@@ -300,6 +301,39 @@ def create_control(run: int, *, stages: Sequence[str], started: int = 0, utc_off
         segment.unlink()
         raise
     return segment
+
+
+def create_board(run: int, instruments: int,
+                 limits: Sequence[tuple[str, str, int]] = ()) -> Segment:
+    """Make the board of *run*; *limits* are name, unit and scale of each.
+
+    Raises what :meth:`Segment.create` and ``_board.format`` raise; nothing is left behind.
+    """
+    from hftpipe import _board
+    segment = Segment.create(segment_name(run, "board"), _board.size(instruments))
+    try:
+        _board.format(segment.memory, run=run, boot=boot_id(), instruments=instruments,
+                      limits=limits)
+    except BaseException:
+        segment.unlink()
+        raise
+    return segment
+
+
+def board(run: int) -> Board:
+    """Attach the board of *run*.
+
+    Raises
+    ------
+    NotRunningError, AccessError, SchemaError
+        If there is none, or it is not ours, or of another boot, run or version.
+    """
+    from hftpipe import _board
+    segment = Segment.attach(segment_name(run, "board"))
+    try:
+        return _board.Board(segment.memory, run=run, boot=boot_id())
+    except SchemaError as e:
+        raise SchemaError(f"{segment.name}: {e}") from None
 
 
 def control(run: int, *, writer: bool = False) -> Control:

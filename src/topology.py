@@ -46,6 +46,7 @@ STAGES = (
     Stage("store", False, False, "Events into PostgreSQL."),
     Stage("monitor", False, False, "Metrics and health over HTTP."),
     Stage("supervisor", False, True, "Starts, watches and stops the others."),
+    Stage("analyst", False, False, "Figures that risk takes from outside."),
 )
 INDEX = {stage.name: i for i, stage in enumerate(STAGES)}
 CHAIN = tuple(s.name for s in STAGES if s.hot)      # in the order a tick passes them
@@ -82,6 +83,8 @@ LINKS = (
     Link("gateway", "risk", "order_event", 4096),
     Link("gateway", "ledger", "order_event", 4096),
     Link("ledger", "risk", "position", 4096),
+    Link("analyst", "risk", "figure", 4096),
+    Link("supervisor", "risk", "figure", 256),
     Link("feed", "store", "stored", 131072),
     Link("book", "store", "stored", 8192),
     Link("signal", "store", "stored", 65536),
@@ -89,12 +92,24 @@ LINKS = (
     Link("gateway", "store", "stored", 32768),
     Link("updates", "store", "stored_wide", 16384),
     Link("ledger", "store", "stored", 32768),
+    Link("analyst", "store", "stored", 16384),
+    Link("supervisor", "store", "stored", 1024),
 )
 
 # What a producer looks for before it takes anything, and the credit that is on its way back.
 LEAST = {"feed.book": 4096, "feed.store": 4096, "signal.risk": 32,
          "gateway.signal": 8, "gateway.risk": 8, "gateway.ledger": 8}
 LEAST_STORE = 128
+
+
+def stream(stage: str) -> int:
+    """STREAM_* of the events that *stage* stores: the supervisor's are the operator's."""
+    return int(getattr(schema.STREAM, {"supervisor": "OPERATOR"}.get(stage, stage.upper())))
+
+
+def recorded() -> tuple[str, ...]:
+    """Stages that store events."""
+    return tuple(link.producer for link in LINKS if link.consumer == "store")
 
 
 def links(capacity: Mapping[str, int] | None = None,
@@ -356,12 +371,15 @@ class Plan:
         return start_order(self.processes, self.links)
 
     def memory(self) -> dict[str, int]:
-        """Bytes of shared memory by segment, whole pages, the control page included."""
-        from hftpipe import _control
+        """Bytes of shared memory by segment, whole pages, control page and board included.
+
+        The board's are those of a small table: 64 bytes for an instrument do not count.
+        """
+        from hftpipe import _board, _control
         from hftpipe._ring import footprint
         sizes = {link.name: footprint(schema.BY_NAME[link.record], link.capacity)
                  for link in self.links}
-        sizes["control"] = _control.SIZE
+        sizes["control"], sizes["board"] = _control.SIZE, _board.size(1)
         return {name: -(-size // 4096) * 4096 for name, size in sizes.items()}
 
 

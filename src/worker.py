@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import datetime
 import gc
 import json
 import os
@@ -20,6 +21,7 @@ from hftpipe.rundir import RunDir
 if TYPE_CHECKING:
     import numpy
 
+    from hftpipe._board import Board
     from hftpipe._control import Control
     from hftpipe._ring import Ring
     from hftpipe._stage_feed import FeedStage
@@ -34,7 +36,8 @@ PRIVATE = "private.json"        # in the run directory, 0600: what must not be i
 DRAIN_AFTER = {
     "book": ("feed",), "signal": ("book",), "risk": ("signal",), "gateway": ("risk",),
     "updates": ("gateway",), "ledger": ("gateway", "book"),
-    "store": ("feed", "book", "signal", "risk", "gateway", "updates", "ledger"),
+    "store": ("feed", "book", "signal", "risk", "gateway", "updates", "ledger",
+              "analyst"),
 }
 BACKLOG = 4096                  # frames a feed keeps for links without credit
 TICK = 0.02                     # s between two looks at the stop word of an asyncio process
@@ -76,6 +79,7 @@ class Context:
         self.private = self.read_private()
         self.config = config.loads(self.private["config"], "run configuration", env={})
         self.control: Control = shm.control(self.run.run, writer=True)
+        self.board: Board = shm.board(self.run.run)
         self.links = ShmLinks(self.run.run)
         self.table: numpy.ndarray[Any, Any] = build.instruments(self.config)
         self.log = log.setup(process, run=self.run.run, directory=self.run_dir.logs,
@@ -117,6 +121,8 @@ def run(run_dir: str | os.PathLike[str], process: str) -> Exit:
             return feed(context)
         if context.stages == ("updates",):
             return updates(context)
+        if context.stages == ("analyst",):
+            return analyst(context)
         return pipeline(context)
     except BaseException as error:
         for name in context.stages:
@@ -137,26 +143,17 @@ def strategies(settings: config.Config, table: numpy.ndarray[Any, Any],
     names : sequence of str
         Only these; default all.
     in_lots : bool
-        The table is a recording's, not the configuration's: quantities of the strategies that
-        ship count lots, and they see every instrument.
+        The table is a recording's; see :func:`hftpipe.strategies.make`.
     """
-    from hftpipe import strategies as registry
-    out = []
-    for item in settings.strategy:
-        if names and item.name not in names:
-            continue
-        params = dict(item.params)
-        ships = item.kind in ("imbalance", "onnx")
-        if item.kind == "onnx" and params["model"] != "demo":
-            params["model"] = str(config.model_path(
-                str(params["model"]), settings.path.parent if settings.path else None))
-        if item.symbols and ships and not in_lots:
-            params["symbols"] = list(item.symbols)
-        if in_lots and ships:
-            params["in_lots"] = True
-        name = item.entry if item.kind in ("python", "native") else item.kind
-        out.append(registry.load(name, params, table))
-    return out
+    from hftpipe import registry
+    from hftpipe import strategies as factory
+    base = settings.path.parent if settings.path else None
+
+    def resolve(model: str, sha256: str | None) -> tuple[Path, str | None]:
+        found = registry.resolve(model, sha256, settings.models, base)
+        return found.path, found.sha256
+
+    return factory.make(settings.strategy, table, names=names, in_lots=in_lots, resolve=resolve)
 
 
 def alpaca_wire(context: Context) -> Wire:
@@ -202,7 +199,8 @@ def pipeline(context: Context) -> Exit:
     made = build.stages(
         context.stages, context.links, context.config, context.table, control=context.control,
         strategies=lambda: strategies(context.config, context.table),
-        wire=lambda _: alpaca_wire(context), source=source if "feed" in context.stages else None)
+        wire=lambda _: alpaca_wire(context), source=source if "feed" in context.stages else None,
+        board=context.board)
     waits = {topology.SPIN: WAIT_SPIN, topology.YIELD: WAIT_YIELD, topology.SLEEP: WAIT_SLEEP}
     after = sorted({topology.INDEX[before] for stage in context.stages
                     for before in DRAIN_AFTER.get(stage, ()) if before not in context.stages})
@@ -364,6 +362,63 @@ async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> 
     return Exit.OK
 
 
+# ---------------------------------------------------------------- the analyst
+
+def analyst(context: Context) -> Exit:
+    """Figures for risk until the run ends."""
+    from hftpipe.analyst.run import Analyst, Outbox, Sources, VenueTime
+    from hftpipe.analyst.session import Always, Calendar, NewYork, VenueClock, Watch, clock_time
+    from hftpipe.analyst.session import spans as spans_of
+    settings, control = context.config, context.control
+    (stage,) = build.stages(("analyst",), context.links, settings, context.table, control=control)
+    block = control.stage(topology.INDEX["analyst"])
+    rest: list[Any] = []                # one connection for the venue's thread, made there
+
+    def ask() -> Any:
+        from hftpipe.alpaca.session import Rest
+        if not rest:
+            rest.append(Rest(context.private["venue"]["rest"], *credentials(context)))
+        return rest[0]
+
+    def clock() -> VenueTime:
+        from hftpipe.alpaca._codec import parse_time
+        found = ask().clock()
+        change = found.next_close if found.is_open else found.next_open
+        return VenueTime(found.is_open, parse_time(change) if change else None)
+
+    def equity() -> int:
+        from hftpipe.alpaca.session import nano
+        found = ask().account()
+        return nano(found.last_equity or found.equity)
+
+    venue = VenueClock() if settings.session.calendar == "venue" else None
+    calendar: Calendar = Always()
+    if settings.session.calendar == "nyse":
+        calendar = NewYork(
+            spans_of(settings.session.blackouts),
+            premarket=clock_time(settings.session.premarket),
+            aftermarket=datetime.timedelta(seconds=settings.session.aftermarket // 10**9),
+            known_until=datetime.date.fromisoformat(settings.session.known_until))
+    outbox = Outbox(stage.put_many, lambda: block.count("drops"))   # type: ignore[attr-defined]
+    one = Analyst(
+        outbox, Watch(venue.read if venue else lambda _, utc: calendar.at(utc),
+                      control.utc_offset),
+        Sources(clock if venue else None, equity), context.log,
+        interval=settings.analyst.interval, venue=venue,
+        gap=lambda: venue.gap if venue else calendar.gap)
+    block.state = _control.RUNNING
+    context.log.info("running", calendar=settings.session.calendar)
+    while not control.stop:
+        now = _clock.now_ns()
+        block.heartbeat = now
+        one.step(now, _clock.utc_ns())
+        block.set("errors", one.errors)
+        time.sleep(TICK)
+    one.close()
+    block.state = _control.STOPPED
+    return Exit.OK
+
+
 # ---------------------------------------------------------------- the store
 
 def store_run(run: Run, control: Control | None, table: Any) -> Any:
@@ -376,7 +431,7 @@ def store_run(run: Run, control: Control | None, table: Any) -> Any:
 
 def store_links(links: Any) -> dict[int, Any]:
     """Consumer ends of all store links by stream."""
-    return {getattr(schema.STREAM, link.producer.upper()): links.consumer(link.name)
+    return {topology.stream(link.producer): links.consumer(link.name)
             for link in topology.LINKS if link.consumer == "store"}
 
 

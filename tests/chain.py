@@ -34,7 +34,7 @@ class Chain:
     """All stages of a backtest, with a Python strategy."""
 
     def __init__(self, on_event, capacity=None, instruments=None, limits=None, latency=1000,
-                 settings=""):
+                 settings="", board=None):
         self.links = build.PrivateLinks(capacity)
         self.table = table() if instruments is None else instruments
         cfg = config.loads(settings, env={})
@@ -48,7 +48,7 @@ class Chain:
 
         self.stages = build.stages(
             ("feed", "book", "signal", "risk", "gateway", "ledger"), self.links, cfg, self.table,
-            strategies=lambda: strategies, wire=wire)
+            strategies=lambda: strategies, wire=wire, board=board)
         self.feed, self.book, self.signal, self.risk, self.gateway, self.ledger = self.stages
         self.inline = Inline(*self.stages, self.wire)
 

@@ -11,19 +11,22 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 LAYERS = [
     # 0 words: the layouts, the memory order, the clock, the errors
     {"schema", "_schema", "_atomic", "_memory", "_clock", "errors", "_token", "models"},
+    # the arithmetic that parts share
+    {"_indicator"},
     # 1 parts: one job each, ignorant of one another
-    {"_ring", "_control", "_book", "_order", "_ledger", "_wire", "card"},
+    {"_bars", "_board", "_book", "_control", "_flow", "_ledger", "_order", "_ring", "_wire", "card"},
     # 2 judgement: may read parts
     {"_feature", "_model", "_risk", "_match"},
     # 3 joints: the socket of a strategy, parts joined into duty cycles
     {"_strategy"}, {"_stage"},
     {"_stage_feed", "_stage_book", "_stage_signal", "_stage_risk", "_stage_gateway",
-     "_stage_updates", "_stage_ledger", "_host"},
+     "_stage_updates", "_stage_ledger", "_stage_figure", "_host"},
     # 4 shell: files, environment, processes
-    {"config", "shm", "log", "recording"}, {"topology", "metrics", "rundir"},
+    {"config", "shm", "log", "recording", "indicators"}, {"topology", "metrics", "rundir"},
+    {"registry"},
     {"process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another
-    {"alpaca", "venue", "store", "backtest", "strategies"},
+    {"alpaca", "venue", "store", "backtest", "strategies", "analyst"},
     # 6 the program
     {"worker"}, {"pipeline"}, {"cli"}, {"__main__"},
 ]

@@ -12,7 +12,7 @@ from hftpipe import _control, cli, shm
 from hftpipe.cli import COMMANDS, _common
 from hftpipe.errors import Exit
 from hftpipe.rundir import RunDir, entry
-from tests.models.driver import DEADLINE, ENV, ROOT, drivers
+from tests.models.driver import DEADLINE, ENV, ROOT, drivers, until
 
 HEAVY = ("numpy", "psycopg", "onnxruntime", "prometheus_client", "structlog", "aiohttp", "rich",
          "pathlib", "hftpipe.schema", "hftpipe.config")
@@ -227,7 +227,7 @@ def test_status_of_a_run_that_is_well_but_for_its_feed(hp, start):
     assert found["latency_ns"]["tick_to_order"]["count"] == 1
     assert {s["name"] for s in found["stages"]} == {
         "feed", "book", "signal", "risk", "gateway", "updates", "ledger", "store", "monitor",
-        "supervisor"}
+        "supervisor", "analyst"}
     assert found["totals"]["frames"] == 1234
     assert hp("ready")[0] == 0
 
@@ -246,6 +246,7 @@ def test_halt_and_resume(hp, start):
 
     code, out, _ = hp("status")
     assert code == 6 and "TRADING=HALTED" in out and '"spread" by ' in out
+    assert json.loads(control.text)["halt"]["reason"] == "spread"
     code, out, _ = hp("ready")
     assert code == 6 and "trading is HALTED" in out
 
@@ -259,8 +260,9 @@ def test_halt_and_resume(hp, start):
     assert code == 0 and json.loads(out)["trading"] == "ARMED"
     assert control.trading == "armed"
     assert not driver.directory.latch().halted
+    until(lambda: json.loads(control.text)["halt"]["epoch"] == 3, "the halt nobody explained")
     text = json.loads(control.text)
-    assert text["halt"]["reason"] == "spread" and text["resume"]["reason"] == "seen both"
+    assert text["halt"]["who"] == "a stage" and text["resume"]["reason"] == "seen both"
     assert hp("status")[0] == 0
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from hftpipe import _clock, _control, health, metrics, schema, shm
-from hftpipe.errors import BusyError, ConfigError, Exit
+from hftpipe.errors import AccessError, BusyError, ConfigError, Exit
 from hftpipe.rundir import Run, RunDir
 from hftpipe.topology import STAGES
 from tests.models.driver import DEADLINE, ENV, until
@@ -277,3 +277,91 @@ def test_a_port_in_use_is_told(page, tmp_path):
             health.server(RunDir(tmp_path), *page, f"127.0.0.1:{port}")
     with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1:1"):
         health.server(RunDir(tmp_path), *page, "192.0.2.1:1")
+
+
+# ---------------------------------------------------------------- a halt over HTTP
+
+def post(file, body=b'{"reason": "news"}', path="/halt", **headers):
+    host, _, port = file.read_text().strip().rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=DEADLINE)
+    connection.putrequest("POST", path, skip_host=True, skip_accept_encoding=True)
+    token = (file.parent / "halt.token").read_text().strip()
+    wanted = {"Host": f"{host}:{port}", "Authorization": f"Bearer {token}",
+              "Content-Type": "application/json", "Content-Length": str(len(body)),
+              **{k.replace("_", "-"): v for k, v in headers.items()}}
+    for name, value in wanted.items():
+        if value is not None:
+            connection.putheader(name, value)
+    connection.endheaders(body)
+    answer = connection.getresponse()
+    found = json.loads(answer.read())
+    connection.close()
+    return answer.status, found
+
+
+def test_a_post_with_the_token_halts_and_is_written_down(tmp_path):
+    with monitor(tmp_path / "run") as (control, _, file):
+        for stage in control.stages:
+            stage.ack_epoch = 9
+        assert (file.parent / "halt.token").stat().st_mode & 0o777 == 0o600
+        status, found = post(file, b'{"reason": "news", "cancel": true}')
+        assert status == 200 and found["halted"] and found["latched"] and found["epoch"] == 2
+        assert found["gates"] == {"risk": "acknowledged", "gateway": "acknowledged"}
+        assert control.trading == "halted" and control.cancel_epoch == 2
+        assert control.flatten_epoch == 0
+        latch = RunDir(file.parent).latch()
+        assert latch.halted and latch.halt["reason"] == "news" and latch.halt["way"] == "http"
+        line = json.loads((file.parent / "audit.jsonl").read_text())
+        assert (line["action"], line["way"], line["epoch"]) == ("halt", "http", 2)
+        assert line["who"].endswith("by token") and line["cancel"] and "flatten" not in line
+        # what was seen names the halt: the same request a second time is refused
+        assert post(file, b'{"reason": "again", "epoch": 1}')[0] == 409
+        assert post(file, b'{"reason": "again", "epoch": 2}')[1]["epoch"] == 3
+
+
+@pytest.mark.parametrize("status, change", [
+    (401, {"Authorization": None}),
+    (401, {"Authorization": "Bearer " + "0" * 64}),
+    (401, {"Authorization": "Basic x"}),
+    (401, {"Authorization": "Bearer \xe9"}),
+    (403, {"Origin": "http://127.0.0.1:1"}),
+    (403, {"Host": "evil.example:9464"}),
+    (415, {"Content_Type": "text/plain"}),
+    (415, {"Content_Type": "application/x-www-form-urlencoded"}),
+    (411, {"Content_Length": None}),
+    (413, {"Content_Length": "5000"}),
+    (400, {"body": b"{"}), (400, {"body": b"[]"}), (400, {"body": b"{}"}),
+    (400, {"body": b'{"reason": " "}'}), (400, {"body": b'{"reason": 1}'}),
+    (400, {"body": b'{"reason": "x", "cancle": true}'}),
+    (400, {"body": b'{"reason": "x", "epoch": true}'}),
+    (400, {"body": b"[" * 4000}),
+    (404, {"path": "/halted"}),
+])
+def test_any_other_post_changes_nothing(tmp_path, one_monitor, status, change):
+    control, file = one_monitor
+    errors = control.stage(8).counter("errors")
+    found = post(file, **change)
+    assert found[0] == status and found[1]["error"]
+    assert control.trading == "armed" and control.halt_epoch == 1
+    assert not (file.parent / "halt.json").exists() and not (file.parent / "audit.jsonl").exists()
+    assert control.stage(8).counter("errors") == errors + (status != 404)
+    assert get(file, "/halt")[0] == 404
+
+
+@pytest.fixture(scope="module")
+def one_monitor(tmp_path_factory):
+    with monitor(tmp_path_factory.mktemp("one") / "run") as (control, _, file):
+        yield control, file
+
+
+def test_a_token_that_others_can_read_is_refused(page, tmp_path):
+    directory = RunDir(tmp_path)
+    token = directory.token()
+    assert len(token) == 64 and directory.token() == token
+    (tmp_path / "halt.token").chmod(0o644)
+    with pytest.raises(AccessError, match=r"mode 0600, was uid .* mode 0644"):
+        health.server(directory, *page, "127.0.0.1:0")
+    (tmp_path / "halt.token").chmod(0o600)
+    (tmp_path / "halt.token").write_text("short\n")
+    with pytest.raises(AccessError, match="must hold at least 32 characters, held 5"):
+        directory.token()

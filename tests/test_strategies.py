@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hftpipe import schema, strategies
+from hftpipe import build, config, schema, strategies, worker
 from hftpipe._feature import Features
 from hftpipe._model import Model
 from hftpipe._strategy import PyStrategy
 from hftpipe.errors import ConfigError, HftpipeError
 from hftpipe.models import DEMO
 from hftpipe.strategies._imbalance import Imbalance
+from hftpipe.strategies._only import Only
 from hftpipe.strategies._onnx import Onnx
 from hftpipe.strategies._probe import ORDER, TIMER, Probe
 
@@ -424,14 +425,37 @@ def test_a_configuration_becomes_strategies_in_its_order(others, tmp_path):
     assert isinstance(made[1], PyStrategy) and isinstance(made[2], Onnx)
     asked = []
 
-    def find(name):
-        asked.append(name)
-        return DEMO
+    def find(name, sha256):
+        asked.append((name, sha256))
+        return DEMO, Model(DEMO).sha256
 
-    (found,) = strategies.make([item("onnx", model="best.onnx")], ONE, find)
-    assert asked == ["best.onnx"] and found.model.path == str(DEMO)
+    (found,) = strategies.make([item("onnx", model="best")], ONE, resolve=find)
+    assert asked == [("best", None)] and found.model.path == str(DEMO)
+    with pytest.raises(ConfigError, match=r"wanted sha256 0{64}"):
+        strategies.make([item("onnx")], ONE, resolve=lambda *_: (DEMO, "0" * 64))
     with pytest.raises(ConfigError, match=r"model best\.onnx: no such file"):
         strategies.make([item("onnx", model="best.onnx")], ONE)
+
+
+def test_a_recordings_instruments_are_traded_in_lots_and_all_of_them():
+    table = instruments(NANO // 100, NANO * 100)
+    items = [item(symbols=["AAPL"], qty=2 * NANO), item("onnx", qty=NANO)]
+    items[1].name = "other"
+    made = strategies.make(items, table, in_lots=True)
+    assert [type(s) for s in made] == [Imbalance, Onnx]
+    p = Probe(made[0], table)
+    assert p.ask(book(1), vector(0.9))[0]["qty"] == 2 * NANO // 100
+    assert p.ask(book(1, instrument=1), vector(0.9))[0]["qty"] == 2 * NANO * 100
+    (one,) = strategies.make(items, table, names=["other"], in_lots=True)
+    assert isinstance(one, Onnx)
+
+
+def test_a_configuration_that_names_symbols_starts(tmp_path):
+    """It once was refused: the processes gave a shipped strategy a parameter it does not have."""
+    settings = config.loads('[[strategy]]\nname = "s"\nkind = "imbalance"\n'
+                            'symbols = ["MSFT"]\n', env={})
+    (made,) = worker.strategies(settings, build.instruments(settings))
+    assert isinstance(made, Only)
 
 
 def test_instruments_that_are_not_named_are_not_seen():

@@ -30,6 +30,7 @@ COMMANDS = {
     "venue": "Run the built-in exchange alone.",
     "backtest": "Drive the same stages over a recording.",
     "record": "Write a recording of a market data feed.",
+    "model": "Pack, check, list and promote models.",
     "db": "Look after the PostgreSQL schema.",
 }
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from hftpipe._control import Control
     from hftpipe.config import Config
     from hftpipe.rundir import RunDir
 
@@ -182,22 +181,3 @@ def span(ns: int) -> str:
             return f"{ns / size:.3g} {unit}"
     return f"{ns} ns"
 
-
-def note(control: Control, run_dir: RunDir, kind: str, entry: Mapping[str, Any]) -> None:
-    """Write the last halt or resume into the page's text, for whoever looks at the page.
-
-    The text explains; the epochs decide.  So a page without room, or a lock held by somebody
-    who hangs, is not worth failing a halt for.
-    """
-    with run_dir.operator(0.5) as got:
-        if not got:
-            return
-        try:
-            text = json.loads(control.text or "{}")
-        except ValueError:
-            text = {}
-        text[kind] = dict(entry)
-        try:
-            control.text = json.dumps(text)
-        except ValueError:
-            control.text = json.dumps({kind: dict(entry)})

@@ -1,15 +1,11 @@
 """``hftpipe halt``: one atomic addition on the control page, then the latch, then the proof."""
 from __future__ import annotations
 
-import time
-
 import click
 
-from hftpipe import _clock, _control, rundir, shm
-from hftpipe.cli._common import SECONDS, Settings, emit, note, paint, shared, span
+from hftpipe import _clock, rundir
+from hftpipe.cli._common import SECONDS, Settings, emit, paint, shared, span
 from hftpipe.errors import Exit, HftpipeError, NotRunningError
-
-GATES = ("risk", "gateway")             # who must act on a halt
 
 
 @click.command(epilog='Example: hftpipe halt --reason "spread looks wrong"')
@@ -26,34 +22,32 @@ def command(settings: Settings, reason: str, timeout: float) -> int:
     acknowledged in time.
     """
     run_dir = settings.directory()
-    why = rundir.entry(reason)
     began = _clock.now_ns()
-    trouble: HftpipeError | None = None
+    unreachable: HftpipeError | None = None
     try:
         run, control = run_dir.control()
     except NotRunningError:
         run, control = None, None
     except HftpipeError as e:
-        run, control, trouble = None, None, e       # latch first, complain afterwards
-    epoch = control.halt() if control else 0
-    try:
-        run_dir.prepare()
-        latch = run_dir.record_halt(epoch, why)
-    except HftpipeError as e:
+        run, control, unreachable = None, None, e       # latch first, complain afterwards
+    done = run_dir.halt(control, reason, way="cli")
+    epoch, why = done.epoch, done.why
+    if done.trouble:
         if control is None:
-            raise
-        raise type(e)(f"run {control.run:x} is halted (epoch {epoch}), but the halt is not latched "
-                      f"for the next start: {e}") from None
-    if trouble:
-        raise type(trouble)(f"halted for the next start only, the page is out of reach: {trouble}")
+            raise done.trouble
+        raise type(done.trouble)(
+            f"run {control.run:x} is halted (epoch {epoch}), but the halt is not latched "
+            f"for the next start: {done.trouble}") from None
+    if unreachable:
+        raise type(unreachable)("halted for the next start only, the page is out of reach: "
+                                f"{unreachable}")
 
     gates: dict[str, str] = {}
     elapsed = 0
     if control:
-        gates, elapsed = _acknowledged(control, epoch, began, timeout)
-        note(control, run_dir, "halt", why)
+        gates, elapsed = rundir.acknowledged(control, epoch, began, timeout)
     late = [name for name, state in gates.items() if state == "silent"]
-    data = {"halted": True, "run": f"{run.run:x}" if run else None, "epoch": latch.halt_epoch,
+    data = {"halted": True, "run": f"{run.run:x}" if run else None, "epoch": epoch,
             "elapsed_ns": elapsed, "gates": gates, "latched": True, **why}
 
     def lines() -> list[str]:
@@ -68,20 +62,3 @@ def command(settings: Settings, reason: str, timeout: float) -> int:
     emit(settings, data, lines())
     return Exit.TIMEOUT if late else Exit.OK
 
-
-def _acknowledged(control: _control.Control, epoch: int, began: int,
-                  timeout: float) -> tuple[dict[str, str], int]:
-    """What each gate says: acknowledged, dead, or silent after *timeout*; and after how long."""
-    deadline = began + int(timeout * 1e9)
-    blocks = {b.name: b for b in control.stages if b.name in GATES}
-    while True:
-        state = {
-            name: "acknowledged" if block.ack_epoch >= epoch
-            else "silent" if shm.alive(block.pid, block.start) and block.state in (
-                _control.STARTING, _control.RUNNING, _control.DRAINING)
-            else "not running"
-            for name, block in blocks.items()}
-        now = _clock.now_ns()
-        if "silent" not in state.values() or now >= deadline:
-            return state, now - began
-        time.sleep(0.0002)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import click
 
 from hftpipe import rundir
-from hftpipe.cli._common import Settings, emit, note, paint, shared
+from hftpipe.cli._common import Settings, emit, paint, shared
 from hftpipe.errors import BusyError, Exit, GuardError, NotRunningError
 
 
@@ -27,17 +27,23 @@ def command(settings: Settings, reason: str, epoch: int | None) -> int:
     if not run.alive:
         raise NotRunningError(f"run {run.run:x} is dead: nothing to resume; its halt stays "
                               "latched for the next start")
-    why = rundir.entry(reason)
+    why = rundir.entry(reason, way="cli")
+    held = run_dir.halt_file()
+    if held is not None:
+        raise GuardError(f"resume refused: {run_dir.name}/HALT is there, made by {held[1]}; "
+                         "remove it first")
     with run_dir.operator() as got:
         if not got:
             raise BusyError("another operator's command is under way; try again")
         control.raise_halt_epoch(run_dir.latch().halt_epoch)    # of two copies the higher wins
         seen = control.halt_epoch if epoch is None else epoch
+        if control.halt_epoch == seen:
+            run_dir.audit("resume", why, run=run.run, epoch=seen)   # nobody resumes unrecorded
         if not control.resume(seen):
             raise GuardError(f"resume of halt {seen} refused: halt {control.halt_epoch} stands; "
                              "look at `hftpipe status` first")
         latch = run_dir.record_resume(seen, why)
-    note(control, run_dir, "resume", why)
+    run_dir.note(control, "resume", {**why, "epoch": seen})
     emit(settings, {"trading": control.trading.upper(), "run": f"{run.run:x}", "epoch": seen,
                     "latched": latch.halted, **why},
          [f"{paint(settings, control.trading.upper(), 'green')} (epoch {seen})   "

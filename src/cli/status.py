@@ -31,6 +31,10 @@ def command(settings: Settings, stages: bool) -> int:
     run_dir = settings.directory()
     run, control = run_dir.control()
     found = health.survey(run, control)
+    if (found["halt"] or {}).get("epoch") != found["halt_epoch"]:
+        latch = run_dir.latch()         # whoever halted had no time for the page, or no Python
+        if latch.halted and latch.halt_epoch == found["halt_epoch"]:
+            found["halt"] = latch.halt
     emit(settings, found, _lines(settings, found, stages))
     return int(health.exit_code(found))
 

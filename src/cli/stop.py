@@ -7,8 +7,8 @@ import signal
 
 import click
 
-from hftpipe import _clock, rundir, shm
-from hftpipe.cli._common import SECONDS, Settings, emit, note, shared, span
+from hftpipe import _clock, shm
+from hftpipe.cli._common import SECONDS, Settings, emit, shared, span
 from hftpipe.errors import AccessError, DeadlineError, Exit, NotRunningError
 
 
@@ -39,9 +39,9 @@ def command(settings: Settings, mode: str, timeout: float) -> int:
             raise NotRunningError(f"run {run.run:x} has just ended")
         if mode == "fast":
             _, control = run_dir.control()
-            why = rundir.entry("stop fast")
-            run_dir.record_halt(control.halt(), why)
-            note(control, run_dir, "halt", why)
+            done = run_dir.halt(control, "stop fast", way="cli")
+            if done.trouble:
+                raise done.trouble
         began = _clock.now_ns()
         try:
             signal.pidfd_send_signal(fd, signal.SIGQUIT if mode == "immediate" else signal.SIGTERM)

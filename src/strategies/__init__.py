@@ -111,8 +111,10 @@ def load(name: str, params: Mapping[str, Any], instruments: Any) -> Strategy:
     return cast(Strategy, strategy)
 
 
-def make(items: Iterable[Item], instruments: Any,
-         model_path: Callable[[str], Path] | None = None) -> list[Strategy]:
+def make(items: Iterable[Item], instruments: Any, *, names: Sequence[str] = (),
+         in_lots: bool = False,
+         resolve: Callable[[str, str | None], tuple[Path, str | None]] | None = None,
+         ) -> list[Strategy]:
     """The strategies of a configuration, in its order.
 
     Parameters
@@ -121,8 +123,14 @@ def make(items: Iterable[Item], instruments: Any,
         ``config.strategy``.  Kinds ``python`` and ``native`` are made from their `entry`, others
         are names of shipped ones; one with `symbols` sees those instruments only.
     instruments : (n,) array, dtype ``schema.dtype(schema.INSTRUMENT)``
-    model_path : callable, optional
-        Finds a parameter ``model`` of a shipped strategy; by default "demo" or a path as it is.
+    names : sequence of str
+        Only these; default all.
+    in_lots : bool
+        *instruments* are a recording's, not the configuration's: quantities of the strategies
+        that ship count lots, and everybody sees every instrument.
+    resolve : callable, optional
+        Path and sha256 of what a parameter `model` and its `sha256` stand for; by default a path
+        is taken as it is.
 
     Raises
     ------
@@ -132,12 +140,17 @@ def make(items: Iterable[Item], instruments: Any,
     from hftpipe.strategies._only import Only
     out: list[Strategy] = []
     for item in items:
+        if names and item.name not in names:
+            continue
         shipped = item.kind in BUILTIN
         params = dict(item.params)
-        if shipped and model_path and params.get("model", "demo") != "demo":
-            params["model"] = str(model_path(params["model"]))
+        if item.kind == "onnx" and resolve is not None:
+            path, sha256 = resolve(params.get("model", "demo"), params.get("sha256"))
+            params |= {"model": str(path), **({"sha256": sha256} if sha256 else {})}
+        if in_lots and shipped:
+            params["in_lots"] = True
         strategy = load(item.kind if shipped else item.entry, params, instruments)
-        if item.symbols:
+        if item.symbols and not in_lots:
             try:
                 strategy = Only(strategy, item.symbols, instruments)
             except ValueError as error:

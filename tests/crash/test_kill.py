@@ -147,6 +147,28 @@ def test_a_database_that_stands_still_loses_nothing_and_stops_nobody(run):
     stored(live)
 
 
+def test_the_analyst_is_restarted_in_place_and_goes_on_counting(run):
+    live = run().up().trades()
+    block = live.control.stage(topology.INDEX["analyst"])
+    for _ in range(3):
+        moves(live, "figures", "analyst", "events_stored", 2)
+        old = block.pid
+        os.kill(old, signal.SIGKILL)
+        until(lambda old=old: block.pid != old and block.state == _control.RUNNING,
+              "the analyst runs again", live.popen)
+    moves(live, "figures again", "analyst", "events_stored", 2)
+    # The fourth time it is left out: what needs its figures is refused, the run goes on.
+    os.kill(block.pid, signal.SIGKILL)
+    until(lambda: block.state == _control.FAILED, "it is left out", live.popen)
+    assert any(line["event"] == "left out" and line["child"] == "analyst" for line in live.log())
+    moves(live, "the others go on", "feed", "events_stored", 200)
+    assert live.control.trading == "armed"
+    live.popen.terminate()
+    assert live.end() == 0 and live.document["verified"]
+    rows = stored(live, [s for s in STREAMS if s != "analyst"])
+    assert rows["analyst"] >= 8
+
+
 # ---------------------------------------------------------------- the supervisor
 
 @pytest.mark.parametrize("options", [

@@ -21,7 +21,7 @@ from hftpipe.store.postgres import Postgres
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE = 120                  # s; this machine may be busy with other things
 MARKER = "HFTPIPE_TEST_RUN"     # in the environment of every process that a test starts
-STREAMS = ("feed", "book", "signal", "risk", "gateway", "updates", "ledger")
+STREAMS = ("feed", "book", "signal", "risk", "gateway", "updates", "ledger", "analyst", "operator")
 
 
 def environment(**extra):
@@ -128,6 +128,8 @@ class Live:
             return None
 
     def counter(self, stage, name):
+        """Of a stage, or of a stream by its name: the supervisor stores what operators ask."""
+        stage = "supervisor" if stage == "operator" else stage
         return self.control.stage(topology.INDEX[stage]).counter(name)
 
     def pid(self, process):
@@ -225,7 +227,8 @@ def check_rows(c, run, recorded, exact=STREAMS):
         more = rows - recorded[name]
         assert more == 0 or (name not in exact and more == 1), (
             f"{name}: {rows} rows, {recorded[name]} recorded")
-    return {name: row[2] for name, row in found.items()}
+    assert set(found) <= set(STREAMS)
+    return {name: found[name][2] if name in found else 0 for name in STREAMS}
 
 
 def check_venue(c, run, lines):

@@ -1,0 +1,1 @@
+"""What the cold path computes for the gate: tail risk, volatility, correlation, volume, session."""
