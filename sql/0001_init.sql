@@ -466,24 +466,34 @@ COMMENT ON COLUMN hftpipe.update_event.kind IS 'ORDER_EVENT_*.';
 COMMENT ON COLUMN hftpipe.update_event.side IS '+1 buy, -1 sell.';
 
 CREATE TABLE hftpipe.position_event (
-    run        bigint NOT NULL,
-    stream     smallint NOT NULL,
-    seq        bigint NOT NULL,
-    ts         bigint NOT NULL,
-    ts_in      bigint NOT NULL,
-    aux        bigint NOT NULL,
-    checksum   bigint NOT NULL,
-    cause      bigint NOT NULL,
-    event      bigint NOT NULL,
-    qty        bigint NOT NULL,
-    average    bigint NOT NULL,
-    realised   bigint NOT NULL,
-    unrealised bigint NOT NULL,
-    day_pnl    bigint NOT NULL,
-    instrument integer NOT NULL,
+    run          bigint NOT NULL,
+    stream       smallint NOT NULL,
+    seq          bigint NOT NULL,
+    ts           bigint NOT NULL,
+    ts_in        bigint NOT NULL,
+    aux          bigint NOT NULL,
+    checksum     bigint NOT NULL,
+    cause        bigint NOT NULL,
+    event        bigint NOT NULL,
+    qty          bigint NOT NULL,
+    average      bigint NOT NULL,
+    realised     bigint NOT NULL,
+    unrealised   bigint NOT NULL,
+    mark         bigint NOT NULL,
+    instrument   integer NOT NULL,
+    drawdown_bps integer NOT NULL,
+    day          bigint NOT NULL,
+    fee          bigint NOT NULL,
+    fees         bigint NOT NULL,
+    day_pnl      bigint NOT NULL,
+    day_realised bigint NOT NULL,
+    day_fees     bigint NOT NULL,
+    cash         bigint NOT NULL,
+    equity       bigint NOT NULL,
+    peak         bigint NOT NULL,
     PRIMARY KEY (run, stream, seq)
 );
-COMMENT ON TABLE hftpipe.position_event IS 'Position and P&L of one instrument; the ledger''s word.';
+COMMENT ON TABLE hftpipe.position_event IS 'One position and the account; the ledger''s word.';
 COMMENT ON COLUMN hftpipe.position_event.run IS 'Run it happened in: UTC ns of the run''s start.';
 COMMENT ON COLUMN hftpipe.position_event.stream IS 'STREAM_*: the stage that made it.';
 COMMENT ON COLUMN hftpipe.position_event.seq IS 'Its number in that stream, from 1, without gaps.';
@@ -495,10 +505,20 @@ COMMENT ON COLUMN hftpipe.position_event.cause IS 'Identity of the market event 
 COMMENT ON COLUMN hftpipe.position_event.event IS 'Identity of this event.';
 COMMENT ON COLUMN hftpipe.position_event.qty IS 'Held; negative = short. [nanoqty]';
 COMMENT ON COLUMN hftpipe.position_event.average IS 'Average entry price, rounded half to even; 0 = flat. [nanoprice]';
-COMMENT ON COLUMN hftpipe.position_event.realised IS 'Realised P&L of the instrument in this run. [nanocash]';
-COMMENT ON COLUMN hftpipe.position_event.unrealised IS 'At the mark. [nanocash]';
-COMMENT ON COLUMN hftpipe.position_event.day_pnl IS 'Realised plus unrealised, all instruments. [nanocash]';
+COMMENT ON COLUMN hftpipe.position_event.realised IS 'P&L realised on the instrument in this run, before fees. [nanocash]';
+COMMENT ON COLUMN hftpipe.position_event.unrealised IS 'Of the instrument, at the mark. [nanocash]';
+COMMENT ON COLUMN hftpipe.position_event.mark IS 'Price it is valued at; 0 = none yet. [nanoprice]';
 COMMENT ON COLUMN hftpipe.position_event.instrument IS 'Index into the instrument table.';
+COMMENT ON COLUMN hftpipe.position_event.drawdown_bps IS '(peak - equity) / peak, rounded up; saturates.';
+COMMENT ON COLUMN hftpipe.position_event.day IS 'Trading day, days since 1970; 0 = not known.';
+COMMENT ON COLUMN hftpipe.position_event.fee IS 'Charged for the fill that made this; 0 = no fill. [nanocash]';
+COMMENT ON COLUMN hftpipe.position_event.fees IS 'Charged on the instrument in this run. [nanocash]';
+COMMENT ON COLUMN hftpipe.position_event.day_pnl IS 'Account: change of the equity since the day began. [nanocash]';
+COMMENT ON COLUMN hftpipe.position_event.day_realised IS 'Account: realised since the day began, before fees. [nanocash]';
+COMMENT ON COLUMN hftpipe.position_event.day_fees IS 'Account: charged since the day began. [nanocash]';
+COMMENT ON COLUMN hftpipe.position_event.cash IS 'Account: opening equity and what trades left of it. [nanocash]';
+COMMENT ON COLUMN hftpipe.position_event.equity IS 'Account: cash and positions at their marks. [nanocash]';
+COMMENT ON COLUMN hftpipe.position_event.peak IS 'Account: highest equity of the run, the opening one included. [nanocash]';
 
 CREATE TABLE hftpipe.risk_event (
     run         bigint NOT NULL,
@@ -990,6 +1010,7 @@ CREATE INDEX order_event_order ON hftpipe.order_event (run, "order", seq);
 CREATE INDEX update_event_order ON hftpipe.update_event (run, "order", seq);
 CREATE INDEX verdict_order ON hftpipe.verdict (run, "order");
 CREATE INDEX checks_cause ON hftpipe.checks (run, cause);
+CREATE INDEX position_event_cause ON hftpipe.position_event (run, cause);
 CREATE INDEX position_event_instrument ON hftpipe.position_event (run, instrument, seq);
 
 -- Event tables only grow.  ALWAYS: also under session_replication_role = replica.

@@ -100,6 +100,7 @@ SELECT e.run, to_hex(e.run) || '-' || to_hex(e.seq) AS trade_id,
        hftpipe.nano(e.qty) AS quantity,
        hftpipe.nano(e.price) AS price,
        hftpipe.nano(e.qty) * hftpipe.nano(e.price) AS trade_value,
+       hftpipe.nano(p.fee) AS commission,
        hftpipe.uuid_of(u.execution, u.execution_low) AS execution_id,
        hftpipe.uuid_of(u.venue_id, u.venue_id_low) AS venue_order_id,
        hftpipe.utc(e.ts + r.utc_offset) AS executed_at,
@@ -114,8 +115,11 @@ LEFT JOIN LATERAL (
     WHERE u.run = e.run AND u."order" = e."order" AND u.kind IN (5, 6)
       AND u.cum_qty = e.cum_qty AND u.price = e.price
     ORDER BY u.seq LIMIT 1) u ON true
+LEFT JOIN LATERAL (
+    SELECT p.fee FROM hftpipe.position_event p
+    WHERE p.run = e.run AND p.cause = e.event ORDER BY p.seq LIMIT 1) p ON true
 WHERE e.kind IN (5, 6);
-COMMENT ON VIEW hftpipe.trades IS 'Our executions, with the venue''s identifiers.';
+COMMENT ON VIEW hftpipe.trades IS 'Our executions, with the venue''s identifiers. commission is what the ledger charged by its schedule; NULL where it has not booked the execution.';
 
 CREATE VIEW hftpipe.order_audit_trail AS
 SELECT a.run, hftpipe.utc(a.ts + r.utc_offset) AS timestamp_utc, a.ts, a.stream, a.seq,
@@ -217,16 +221,21 @@ COMMENT ON VIEW hftpipe.latency_by_hop IS 'Percentiles of each hop over the orde
 
 -- ------------------------------------------------------------------ positions and P&L
 
+CREATE FUNCTION hftpipe.date_of(day bigint) RETURNS date
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE RETURN date '1970-01-01' + day::integer;
+COMMENT ON FUNCTION hftpipe.date_of IS 'Date of a trading day counted from 1970.';
+
 CREATE VIEW hftpipe.position_snapshots AS
 SELECT p.run, p.seq, hftpipe.utc(p.ts + r.utc_offset) AS snapshot_time, s.symbol, p.instrument,
        hftpipe.nano(p.qty) AS quantity,
        CASE WHEN p.qty > 0 THEN 'long' WHEN p.qty < 0 THEN 'short' ELSE 'flat' END AS side,
        hftpipe.nano(p.average) AS average_price,
-       hftpipe.nano(p.qty) * hftpipe.nano(p.average) AS cost_basis,
-       hftpipe.nano(p.qty) * hftpipe.nano(p.average) + hftpipe.nano(p.unrealised)
-           AS market_value,
+       hftpipe.nano(nullif(p.mark, 0)) AS mark_price,
+       hftpipe.nano(p.qty) * hftpipe.nano(p.mark) - hftpipe.nano(p.unrealised) AS cost_basis,
+       hftpipe.nano(p.qty) * hftpipe.nano(p.mark) AS market_value,
        hftpipe.nano(p.realised) AS realised_pnl,
        hftpipe.nano(p.unrealised) AS unrealised_pnl,
+       hftpipe.nano(p.fees) AS fees,
        hftpipe.nano(p.day_pnl) AS day_pnl
 FROM hftpipe.position_event p
 JOIN hftpipe.run r ON r.run = p.run
@@ -234,52 +243,50 @@ LEFT JOIN hftpipe.instrument s ON s.run = p.run AND s.index = p.instrument;
 COMMENT ON VIEW hftpipe.position_snapshots IS 'Every position the ledger published.';
 
 CREATE VIEW hftpipe.positions AS
-SELECT i.run, i.symbol, p.quantity, p.side, p.average_price, p.cost_basis, p.market_value,
-       p.realised_pnl, p.unrealised_pnl, p.snapshot_time AS updated_at, p.seq
+SELECT i.run, i.symbol, p.quantity, p.side, p.average_price, p.mark_price, p.cost_basis,
+       p.market_value, p.realised_pnl, p.unrealised_pnl, p.fees, p.snapshot_time AS updated_at,
+       p.seq
 FROM hftpipe.instrument i
 CROSS JOIN LATERAL (
     SELECT * FROM hftpipe.position_snapshots p
     WHERE p.run = i.run AND p.instrument = i.index ORDER BY p.seq DESC LIMIT 1) p;
-COMMENT ON VIEW hftpipe.positions IS 'Newest position of each instrument a run has traded.';
+COMMENT ON VIEW hftpipe.positions IS 'Newest position of each instrument a run has traded. P&L is before fees.';
+
+CREATE VIEW hftpipe.account_snapshots AS
+SELECT p.run, p.seq, hftpipe.utc(p.ts + r.utc_offset) AS snapshot_time,
+       hftpipe.date_of(p.day) AS trading_date,
+       hftpipe.nano(p.cash) AS cash, hftpipe.nano(p.equity) AS equity,
+       hftpipe.nano(p.peak) AS peak_equity,
+       hftpipe.nano(p.peak) - hftpipe.nano(p.equity) AS drawdown, p.drawdown_bps,
+       hftpipe.nano(p.day_pnl) AS day_pnl, hftpipe.nano(p.day_realised) AS day_realised,
+       hftpipe.nano(p.day_fees) AS day_fees
+FROM hftpipe.position_event p
+JOIN hftpipe.run r ON r.run = p.run;
+COMMENT ON VIEW hftpipe.account_snapshots IS 'Cash, equity and drawdown at everything the ledger published.';
 
 CREATE VIEW hftpipe.daily_pnl AS
-WITH step AS (
-    SELECT p.run, p.instrument, p.seq, p.realised, p.unrealised,
-           hftpipe.trading_date(p.ts + r.utc_offset) AS trading_date,
-           p.realised - coalesce(lag(p.realised) OVER w, 0) AS gained
-    FROM hftpipe.position_event p JOIN hftpipe.run r ON r.run = p.run
+WITH close AS (
+    SELECT DISTINCT ON (run, day) run, day, day_pnl, day_realised, day_fees
+    FROM hftpipe.position_event ORDER BY run, day, seq DESC
+), step AS (
+    SELECT p.run, p.day, p.cause, p.realised - coalesce(lag(p.realised) OVER w, 0) AS gained
+    FROM hftpipe.position_event p
     WINDOW w AS (PARTITION BY p.run, p.instrument ORDER BY p.seq)
-), close AS (
-    SELECT DISTINCT ON (run, instrument, trading_date)
-           run, instrument, trading_date, realised, unrealised
-    FROM step ORDER BY run, instrument, trading_date, seq DESC
-), change AS (
-    SELECT run, trading_date,
-           realised - coalesce(lag(realised) OVER w, 0) AS realised,
-           unrealised - coalesce(lag(unrealised) OVER w, 0) AS unrealised
-    FROM close WINDOW w AS (PARTITION BY run, instrument ORDER BY trading_date)
-), day AS (
-    SELECT run, trading_date, sum(realised) AS realised, sum(unrealised) AS unrealised
-    FROM change GROUP BY run, trading_date
-), deal AS (
-    SELECT run, trading_date, count(*) FILTER (WHERE gained > 0) AS winning,
-           count(*) FILTER (WHERE gained < 0) AS losing
-    FROM step GROUP BY run, trading_date
 ), trade AS (
-    SELECT e.run, hftpipe.trading_date(e.ts + r.utc_offset) AS trading_date, count(*) AS trades
-    FROM hftpipe.order_event e JOIN hftpipe.run r ON r.run = e.run
-    WHERE e.kind IN (5, 6) GROUP BY 1, 2
+    SELECT run, day, count(*) AS trades, count(*) FILTER (WHERE gained > 0) AS winning,
+           count(*) FILTER (WHERE gained < 0) AS losing
+    FROM step WHERE hftpipe.event_stream(cause) = 5 GROUP BY run, day
 )
-SELECT d.run, d.trading_date,
-       d.realised * 0.000000001 AS realised,
-       sum(d.unrealised) OVER (PARTITION BY d.run ORDER BY d.trading_date) * 0.000000001
+SELECT c.run, hftpipe.date_of(c.day) AS trading_date,
+       hftpipe.nano(c.day_realised) AS realised,
+       hftpipe.nano(c.day_pnl) - hftpipe.nano(c.day_realised) + hftpipe.nano(c.day_fees)
            AS unrealised,
-       (d.realised + d.unrealised) * 0.000000001 AS total,
-       coalesce(t.trades, 0) AS trade_count, l.winning, l.losing
-FROM day d
-JOIN deal l USING (run, trading_date)
-LEFT JOIN trade t USING (run, trading_date);
-COMMENT ON VIEW hftpipe.daily_pnl IS 'P&L by run and New York day: realised that day, unrealised at its end, and total = realised plus the day''s change of the unrealised. winning and losing count the steps that realised a gain or a loss.';
+       hftpipe.nano(c.day_fees) AS fees, hftpipe.nano(c.day_pnl) AS total,
+       coalesce(t.trades, 0) AS trade_count, coalesce(t.winning, 0) AS winning,
+       coalesce(t.losing, 0) AS losing
+FROM close c
+LEFT JOIN trade t USING (run, day);
+COMMENT ON VIEW hftpipe.daily_pnl IS 'P&L by run and trading day, as the ledger closed it: realised before fees, unrealised = the day''s change of it, total = realised + unrealised - fees. trade_count counts executions, winning and losing those of them that realised a gain or a loss before fees.';
 
 -- ------------------------------------------------------------------ risk
 

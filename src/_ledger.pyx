@@ -1,6 +1,6 @@
 """Positions and P&L; what it keeps and promises is in ``_ledger.pxd``."""
 cimport cython
-from libc.stdint cimport INT64_MIN
+from libc.stdint cimport INT64_MAX, INT64_MIN, UINT16_MAX
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -10,25 +10,39 @@ import numpy
 
 from hftpipe import schema
 
-cdef enum:
-    NANO = 1000000000
+FEES = ("per_order", "per_share", "rate", "sell_per_share", "sell_rate")
 
 
-cdef bint account_move(ledger_t *l, account_t *a, int64_t qty, int64_t price) noexcept nogil:
+cdef inline hp_wide_t profit_of(const ledger_t *l) noexcept nogil:
+    """Realised plus unrealised, less fees; attocash (L2)."""
+    return hp_wide_sub(hp_wide_add(l.realised, l.unrealised), hp_wide_cash(l.paid))
+
+
+cdef inline hp_wide_t equity_of(const ledger_t *l) noexcept nogil:
+    return hp_wide_add(hp_wide_cash(l.opening), profit_of(l))
+
+
+cdef inline bint within(hp_wide_t a) noexcept nogil:
+    """Whether |a| fits nanocash in 63 bits (L4)."""
+    return hp_wide_fits(hp_wide_abs(a))
+
+
+cdef bint account_move(ledger_t *l, account_t *a, int64_t qty, int64_t price,
+                       int64_t fee) noexcept nogil:
     """Trade the signed *qty* at *price*; 0 when it does not fit and nothing was changed."""
-    cdef int64_t after, closed = 0
-    cdef hp_wide_t paid = hp_wide_mul(price, qty)           # negative: received
-    cdef hp_wide_t cash = l.cash
+    cdef int64_t after, closed = 0, paid, all_paid
+    cdef hp_wide_t spent = hp_wide_mul(price, qty)          # negative: received
     cdef hp_wide_t gain = hp_wide_of(0)
     cdef hp_wide_t part = hp_wide_of(0)
-    cdef hp_wide_t realised = a.realised
-    cdef hp_wide_t total = l.realised
-    cdef hp_wide_t cost
+    cdef hp_wide_t cash, cost, realised, total
     cdef int64_t mark = a.mark if a.mark else price
     if hp_add_overflow(a.qty, qty, &after) or after == INT64_MIN or qty == INT64_MIN:
         return False
-    if hp_wide_add_overflow(&cash, hp_wide_sub(hp_wide_of(0), paid)):
+    if hp_add_overflow(a.paid, fee, &paid) or hp_add_overflow(l.paid, fee, &all_paid):
         return False
+    if not within(spent):
+        return False
+    cash = hp_wide_sub(hp_wide_sub(l.cash, spent), hp_wide_cash(fee))
     if a.qty > 0 > qty:                                     # how much of qty closes; its sign
         closed = max(qty, -a.qty)
     elif a.qty < 0 < qty:
@@ -40,14 +54,15 @@ cdef bint account_move(ledger_t *l, account_t *a, int64_t qty, int64_t price) no
             part = hp_wide_share(a.cost, closed if closed > 0 else -closed,
                                  a.qty if a.qty > 0 else -a.qty)
         gain = hp_wide_sub(hp_wide_sub(hp_wide_of(0), hp_wide_mul(price, closed)), part)
-        if hp_wide_add_overflow(&total, gain) or hp_wide_add_overflow(&realised, gain):
-            return False
+    realised = hp_wide_add(a.realised, gain)
+    total = hp_wide_add(l.realised, gain)
     cost = hp_wide_add(hp_wide_sub(a.cost, part), hp_wide_mul(price, qty - closed))
-    if not (hp_wide_fits(hp_wide_abs(cost))
-            and hp_wide_fits(hp_wide_abs(hp_wide_mul(mark, after)))):
+    if not (within(cash) and within(realised) and within(total) and within(cost)
+            and within(hp_wide_mul(mark, after))):
         return False                                        # L4
     l.cash = cash
     l.realised = total
+    l.paid, a.paid, l.fee = all_paid, paid, fee
     a.realised = realised
     a.cost = cost
     a.qty = after
@@ -68,29 +83,54 @@ cdef bint account_mark(ledger_t *l, account_t *a) noexcept nogil:
     l.gross = hp_wide_add(l.gross, hp_wide_sub(gross, a.gross))
     a.unrealised = unrealised
     a.gross = gross
+    l.peak = hp_wide_max(l.peak, equity_of(l))
+    l.deepest = hp_wide_max(l.deepest, hp_wide_sub(l.peak, equity_of(l)))
     return changed
 
 
-cdef void ledger_order_event(ledger_t *l, const hp_order_event_t *e) noexcept nogil:
+cdef bint fee_of(const fees_t *f, const hp_order_event_t *e, int64_t *fee) noexcept nogil:
+    """What the fill *e* is charged, rounded up to nanocash; 0 when it does not fit."""
+    cdef hp_wide_t value = hp_wide_mul(e.price, e.qty)
+    cdef int64_t rate = f.rate, share = f.per_share
+    cdef hp_wide_t shares, exact
+    if e.side < 0:
+        rate += f.sell_rate
+        if hp_add_overflow(share, f.sell_per_share, &share):
+            return False
+    shares = hp_wide_mul(share, e.qty)
+    if not (hp_wide_fits(value) and hp_wide_fits(shares)):
+        return False
+    # in 1e-27: both are below 2^93 * 2^31, so their sum fits 127 bits
+    exact = hp_wide_add(hp_wide_times(value, rate), hp_wide_times(shares, HP_NANO))
+    fee[0] = hp_wide_ceil(exact, HP_ATTO)
+    if e.cum_qty == e.qty and hp_add_overflow(fee[0], f.per_order, fee):
+        return False
+    return fee[0] != INT64_MAX                              # saturated
+
+
+cdef bint ledger_order_event(ledger_t *l, const hp_order_event_t *e) noexcept nogil:
     cdef account_t *a
+    cdef int64_t fee = 0
     if e.event:
         if e.event <= l.last_event:
             l.duplicates += 1
-            return
+            return False
         l.last_event = e.event
     if e.kind != HP_ORDER_EVENT_PARTIAL_FILL and e.kind != HP_ORDER_EVENT_FILL:
-        return
+        return False
     if e.instrument >= l.count:
         l.unknown += 1
-        return
+        return False
     a = &l.accounts[e.instrument]
     if e.qty <= 0 or e.price <= 0 or (e.side != 1 and e.side != -1) \
-            or not account_move(l, a, e.qty * e.side, e.price):
+            or not fee_of(&l.fees, e, &fee) \
+            or not account_move(l, a, e.qty * e.side, e.price, fee):
         l.broken += 1
-        return
+        return False
     l.fills += 1
     a.fills += 1
     account_mark(l, a)
+    return True
 
 
 cdef bint ledger_mark(ledger_t *l, uint16_t instrument, int64_t price) noexcept nogil:
@@ -100,36 +140,70 @@ cdef bint ledger_mark(ledger_t *l, uint16_t instrument, int64_t price) noexcept 
     a = &l.accounts[instrument]
     if a.mark == price:
         return False
-    if not hp_wide_fits(hp_wide_abs(hp_wide_mul(price, a.qty))):    # L4
+    if not within(hp_wide_mul(price, a.qty)):               # L4
         l.broken += 1
         return False
     a.mark = price
     return a.qty != 0 and account_mark(l, a)
 
 
+cdef void ledger_roll(ledger_t *l, uint32_t day) noexcept nogil:
+    l.day = day
+    l.profit_then, l.realised_then, l.paid_then = profit_of(l), l.realised, l.paid
+
+
+cdef int64_t ledger_profit(const ledger_t *l) noexcept nogil:
+    return hp_wide_even(profit_of(l), HP_NANO)
+
+
 cdef int64_t ledger_day_pnl(const ledger_t *l) noexcept nogil:
-    return hp_wide_even(hp_wide_add(l.realised, l.unrealised), NANO)
+    return hp_wide_even(hp_wide_sub(profit_of(l), l.profit_then), HP_NANO)
 
 
 cdef int64_t ledger_realised(const ledger_t *l) noexcept nogil:
-    return hp_wide_even(l.realised, NANO)
+    return hp_wide_even(l.realised, HP_NANO)
 
 
 cdef int64_t ledger_gross(const ledger_t *l) noexcept nogil:
-    return hp_wide_even(l.gross, NANO)
+    return hp_wide_even(l.gross, HP_NANO)
+
+
+cdef int64_t ledger_equity(const ledger_t *l) noexcept nogil:
+    return hp_wide_even(equity_of(l), HP_NANO)
+
+
+cdef int64_t ledger_drawdown(const ledger_t *l) noexcept nogil:
+    return hp_sub_saturate(hp_wide_even(l.peak, HP_NANO), ledger_equity(l))
+
+
+cdef uint16_t drawdown_bps(int64_t peak, int64_t drawdown) noexcept nogil:
+    """Rounded up; all of it and more when there was nothing to lose."""
+    cdef int64_t bps
+    if drawdown <= 0:
+        return 0
+    if peak <= 0:
+        return UINT16_MAX
+    bps = hp_wide_ceil(hp_wide_mul(drawdown, 10_000), peak)
+    return <uint16_t>(bps if bps < UINT16_MAX else UINT16_MAX)
 
 
 cdef void ledger_view(const ledger_t *l, uint16_t instrument, hp_position_t *out) noexcept nogil:
     cdef const account_t *a
     memset(out, 0, sizeof(hp_position_t))
-    out.instrument = instrument
+    out.instrument, out.day = instrument, l.day
     out.day_pnl = ledger_day_pnl(l)
+    out.day_realised = hp_wide_even(hp_wide_sub(l.realised, l.realised_then), HP_NANO)
+    out.day_fees = l.paid - l.paid_then
+    out.cash = hp_wide_even(hp_wide_add(hp_wide_cash(l.opening), l.cash), HP_NANO)
+    out.equity = ledger_equity(l)
+    out.peak = hp_wide_even(l.peak, HP_NANO)
+    out.drawdown_bps = drawdown_bps(out.peak, hp_sub_saturate(out.peak, out.equity))
     if instrument >= l.count:
         return
     a = &l.accounts[instrument]
-    out.qty, out.average = a.qty, a.average
-    out.realised = hp_wide_even(a.realised, NANO)
-    out.unrealised = hp_wide_even(a.unrealised, NANO)
+    out.qty, out.average, out.mark, out.fees = a.qty, a.average, a.mark, a.paid
+    out.realised = hp_wide_even(a.realised, HP_NANO)
+    out.unrealised = hp_wide_even(a.unrealised, HP_NANO)
 
 
 # ---------------------------------------------------------------- Python
@@ -155,11 +229,30 @@ cdef class Ledger:
     ----------
     count : int
         Instruments; their indices are below it.
+    equity : int, nanocash
+        What the account is worth before the first fill.
+    fees : mapping, optional
+        Of the names in `FEES`: nanocash per order and for 1e9 nanoqty, rates in 1e-9 of the value.
     """
 
-    def __cinit__(self, int64_t count):
+    def __cinit__(self, int64_t count, int64_t equity=0, fees=None):
+        cdef int64_t[5] values
         if not 1 <= count <= 65536:
             raise ValueError(f"count must be 1 to 65536, was {count}")
+        if equity < 0:
+            raise ValueError(f"equity must not be negative, was {equity}")
+        unknown = sorted(set(fees or ()) - set(FEES))
+        if unknown:
+            raise ValueError(f"fees must be of {', '.join(FEES)}, was {unknown[0]}")
+        for i, name in enumerate(FEES):
+            values[i] = (fees or {}).get(name, 0)
+            if values[i] < 0 or ("rate" in name and values[i] > FEE_RATE_MOST):
+                raise ValueError(f"{name} must be 0 to "
+                                 f"{FEE_RATE_MOST if 'rate' in name else INT64_MAX}, "
+                                 f"was {values[i]}")
+        self.l.fees = fees_t(values[0], values[1], values[2], values[3], values[4])
+        self.l.opening = equity
+        self.l.peak = hp_wide_cash(equity)
         self.l.accounts = <account_t *>calloc(count, sizeof(account_t))
         if self.l.accounts == NULL:
             raise MemoryError(f"no memory for {count} accounts")
@@ -187,19 +280,23 @@ cdef class Ledger:
         if a.fills or a.qty or average <= 0:
             raise ValueError(f"seed wants a fresh instrument and an average above 0, "
                              f"found {a.fills} fills, qty {a.qty}, average {average}")
-        if not account_move(&self.l, a, qty, average):
+        if not account_move(&self.l, a, qty, average, 0):
             raise OverflowError(f"a position of {qty} at {average} does not fit")
         account_mark(&self.l, a)
 
-    def order_event(self, event):
-        """Apply an ORDER_EVENT record."""
+    def order_event(self, event) -> bool:
+        """Apply an ORDER_EVENT record; whether it moved the books."""
         cdef hp_order_event_t record
         load(event, &record, sizeof(record))
-        ledger_order_event(&self.l, &record)
+        return ledger_order_event(&self.l, &record)
 
     def mark(self, uint16_t instrument, int64_t price) -> bool:
         """Mark at *price* in nanoprice; whether the unrealised P&L changed."""
         return ledger_mark(&self.l, instrument, price)
+
+    def roll(self, uint32_t day):
+        """Begin the trading day *day*, counted from 1970: the day's P&L is 0 at these marks."""
+        ledger_roll(&self.l, day)
 
     def view(self, uint16_t instrument):
         """The POSITION record of *instrument*, rounded."""
@@ -213,12 +310,14 @@ cdef class Ledger:
         """Position of *instrument* without rounding: nanoqty, and attocash (1e-18)."""
         cdef account_t *a = self.account(instrument)
         return {"qty": a.qty, "cost": wide(a.cost), "realised": wide(a.realised),
-                "unrealised": wide(a.unrealised)}
+                "unrealised": wide(a.unrealised), "fees": wide(hp_wide_cash(a.paid))}
 
     def totals(self) -> dict[str, int]:
-        """Attocash over all instruments: cash, realised, unrealised, gross."""
+        """Attocash over all instruments."""
         return {"cash": wide(self.l.cash), "realised": wide(self.l.realised),
-                "unrealised": wide(self.l.unrealised), "gross": wide(self.l.gross)}
+                "unrealised": wide(self.l.unrealised), "gross": wide(self.l.gross),
+                "fees": wide(hp_wide_cash(self.l.paid)), "equity": wide(equity_of(&self.l)),
+                "peak": wide(self.l.peak), "deepest": wide(self.l.deepest)}
 
     def counters(self) -> dict[str, int]:
         """Fills applied, and events that were not."""

@@ -803,31 +803,47 @@ _Static_assert(offsetof(hp_order_event_t, state) == 61, "order_event.state: offs
 _Static_assert(offsetof(hp_order_event_t, strategy) == 62, "order_event.strategy: offset");
 _Static_assert(offsetof(hp_order_event_t, type) == 63, "order_event.type: offset");
 
-#define HP_POSITION_ID UINT64_C(0x5e031d582ea0764a)
-/* Position and P&L of one instrument; the ledger's word. */
+#define HP_POSITION_ID UINT64_C(0x3aaee4516da3802b)
+/* One position and the account; the ledger's word. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
   uint64_t event;         /*   8: Identity of this event. */
   int64_t  qty;           /*  16 [nanoqty]: Held; negative = short. */
   int64_t  average;       /*  24 [nanoprice]: Average entry price, rounded half to even; 0 = flat. */
-  int64_t  realised;      /*  32 [nanocash]: Realised P&L of the instrument in this run. */
-  int64_t  unrealised;    /*  40 [nanocash]: At the mark. */
-  int64_t  day_pnl;       /*  48 [nanocash]: Realised plus unrealised, all instruments. */
+  int64_t  realised;      /*  32 [nanocash]: P&L realised on the instrument in this run, before fees. */
+  int64_t  unrealised;    /*  40 [nanocash]: Of the instrument, at the mark. */
+  int64_t  mark;          /*  48 [nanoprice]: Price it is valued at; 0 = none yet. */
   uint16_t instrument;    /*  56: Index into the instrument table. */
-  uint16_t pad0;          /*  58: Zero. */
-  uint32_t pad1;          /*  60: Zero. */
+  uint16_t drawdown_bps;  /*  58: (peak - equity) / peak, rounded up; saturates. */
+  uint32_t day;           /*  60: Trading day, days since 1970; 0 = not known. */
+  int64_t  fee;           /*  64 [nanocash]: Charged for the fill that made this; 0 = no fill. */
+  int64_t  fees;          /*  72 [nanocash]: Charged on the instrument in this run. */
+  int64_t  day_pnl;       /*  80 [nanocash]: Account: change of the equity since the day began. */
+  int64_t  day_realised;  /*  88 [nanocash]: Account: realised since the day began, before fees. */
+  int64_t  day_fees;      /*  96 [nanocash]: Account: charged since the day began. */
+  int64_t  cash;          /* 104 [nanocash]: Account: opening equity and what trades left of it. */
+  int64_t  equity;        /* 112 [nanocash]: Account: cash and positions at their marks. */
+  int64_t  peak;          /* 120 [nanocash]: Account: highest equity of the run, the opening one included. */
 } __attribute__((aligned(64))) hp_position_t;
-_Static_assert(sizeof(hp_position_t) == 64, "position: size");
+_Static_assert(sizeof(hp_position_t) == 128, "position: size");
 _Static_assert(offsetof(hp_position_t, link_seq) == 0, "position.link_seq: offset");
 _Static_assert(offsetof(hp_position_t, event) == 8, "position.event: offset");
 _Static_assert(offsetof(hp_position_t, qty) == 16, "position.qty: offset");
 _Static_assert(offsetof(hp_position_t, average) == 24, "position.average: offset");
 _Static_assert(offsetof(hp_position_t, realised) == 32, "position.realised: offset");
 _Static_assert(offsetof(hp_position_t, unrealised) == 40, "position.unrealised: offset");
-_Static_assert(offsetof(hp_position_t, day_pnl) == 48, "position.day_pnl: offset");
+_Static_assert(offsetof(hp_position_t, mark) == 48, "position.mark: offset");
 _Static_assert(offsetof(hp_position_t, instrument) == 56, "position.instrument: offset");
-_Static_assert(offsetof(hp_position_t, pad0) == 58, "position.pad0: offset");
-_Static_assert(offsetof(hp_position_t, pad1) == 60, "position.pad1: offset");
+_Static_assert(offsetof(hp_position_t, drawdown_bps) == 58, "position.drawdown_bps: offset");
+_Static_assert(offsetof(hp_position_t, day) == 60, "position.day: offset");
+_Static_assert(offsetof(hp_position_t, fee) == 64, "position.fee: offset");
+_Static_assert(offsetof(hp_position_t, fees) == 72, "position.fees: offset");
+_Static_assert(offsetof(hp_position_t, day_pnl) == 80, "position.day_pnl: offset");
+_Static_assert(offsetof(hp_position_t, day_realised) == 88, "position.day_realised: offset");
+_Static_assert(offsetof(hp_position_t, day_fees) == 96, "position.day_fees: offset");
+_Static_assert(offsetof(hp_position_t, cash) == 104, "position.cash: offset");
+_Static_assert(offsetof(hp_position_t, equity) == 112, "position.equity: offset");
+_Static_assert(offsetof(hp_position_t, peak) == 120, "position.peak: offset");
 
 #define HP_RISK_EVENT_ID UINT64_C(0xe62552c6762d0233)
 /* Something happened to the gate. */
@@ -1103,8 +1119,11 @@ enum {
   HP_METRIC_FILLS, /* hftpipe_fills_total: Executions. */
   HP_METRIC_ORDERS_OPEN, /* hftpipe_orders_open: Orders not yet in a terminal state. */
   HP_METRIC_ORDERS_UNKNOWN, /* hftpipe_orders_unknown: Orders without an answer. */
-  HP_METRIC_DAY_PNL, /* hftpipe_day_pnl_nanocash: Realised plus unrealised P&L. */
-  HP_METRIC_REALISED_PNL, /* hftpipe_realised_pnl_nanocash: Realised P&L. */
+  HP_METRIC_DAY_PNL, /* hftpipe_day_pnl_nanocash: Change of the equity since the day began. */
+  HP_METRIC_REALISED_PNL, /* hftpipe_realised_pnl_nanocash: Realised P&L, before fees. */
+  HP_METRIC_FEES, /* hftpipe_fees_nanocash: Fees charged. */
+  HP_METRIC_EQUITY, /* hftpipe_equity_nanocash: Cash and positions at their marks. */
+  HP_METRIC_DRAWDOWN, /* hftpipe_drawdown_nanocash: Highest equity of the run less equity. */
   HP_METRIC_GROSS_NOTIONAL, /* hftpipe_gross_notional_nanocash: Sum of absolute position values. */
   HP_METRIC_ROWS_STORED, /* hftpipe_rows_stored_total: Rows committed to PostgreSQL. */
   HP_METRIC_BATCHES_STORED, /* hftpipe_batches_stored_total: Transactions committed to PostgreSQL. */

@@ -542,10 +542,18 @@ cdef extern from "_schema.h" nogil:
         int64_t average
         int64_t realised
         int64_t unrealised
-        int64_t day_pnl
+        int64_t mark
         uint16_t instrument
-        uint16_t pad0
-        uint32_t pad1
+        uint16_t drawdown_bps
+        uint32_t day
+        int64_t fee
+        int64_t fees
+        int64_t day_pnl
+        int64_t day_realised
+        int64_t day_fees
+        int64_t cash
+        int64_t equity
+        int64_t peak
 
     ctypedef struct hp_risk_event_t:
         uint64_t link_seq
@@ -688,6 +696,9 @@ cdef extern from "_schema.h" nogil:
         HP_METRIC_ORDERS_UNKNOWN
         HP_METRIC_DAY_PNL
         HP_METRIC_REALISED_PNL
+        HP_METRIC_FEES
+        HP_METRIC_EQUITY
+        HP_METRIC_DRAWDOWN
         HP_METRIC_GROSS_NOTIONAL
         HP_METRIC_ROWS_STORED
         HP_METRIC_BATCHES_STORED

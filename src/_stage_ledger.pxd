@@ -2,6 +2,7 @@
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 
 from ._board cimport board_t
+from ._day cimport Days
 from ._ledger cimport Ledger
 from ._ring cimport ring_t
 from ._stage cimport Stage
@@ -17,6 +18,10 @@ cdef class LedgerStage(Stage):
     cdef uint64_t instruments
     cdef int64_t *stored_at     # ts_recv of the newest stored snapshot, per instrument
     cdef int64_t interval       # ns between stored snapshots of a moving position
+    cdef Days days
+    cdef int64_t utc_offset     # UTC minus monotonic, ns
+    cdef bint dated             # utc_offset is known
 
-    cdef void _publish(self, uint16_t instrument, uint64_t cause, int64_t ts_in,
-                       bint keep) noexcept nogil
+    cdef void _day(self, int64_t now, uint16_t instrument) noexcept nogil
+    cdef void _publish(self, uint16_t instrument, uint64_t cause, int64_t ts_in, bint keep,
+                       int64_t fee) noexcept nogil

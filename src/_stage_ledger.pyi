@@ -2,6 +2,7 @@ from typing_extensions import disjoint_base
 
 from hftpipe._board import Board
 from hftpipe._control import Control
+from hftpipe._day import Days
 from hftpipe._ledger import Ledger
 from hftpipe._ring import Ring
 from hftpipe._stage import Stage
@@ -11,7 +12,7 @@ class LedgerStage(Stage):
     def __init__(
         self, order_events: Ring, marks: Ring, risk: Ring, ledger: Ledger, instruments: int,
         store: Ring | None = None, control: Control | None = None, index: int = 6,
-        interval: int = 1_000_000_000, board: Board | None = None,
+        interval: int = 1_000_000_000, days: Days | None = None, board: Board | None = None,
     ) -> None: ...
     @property
     def totals(self) -> dict[str, int]: ...

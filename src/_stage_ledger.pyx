@@ -1,17 +1,20 @@
 """The ledger stage: positions, P&L and marks."""
+from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
 
 from ._board cimport Board, board_basis, board_mark, board_position
-from ._clock cimport clock_now
+from ._clock cimport clock_now, clock_utc
 from ._control cimport Control, control_count, control_set
+from ._day cimport days_of
 from ._ledger cimport (
-    ledger_day_pnl, ledger_gross, ledger_mark, ledger_order_event, ledger_realised, ledger_view)
+    ledger_day_pnl, ledger_drawdown, ledger_gross, ledger_mark, ledger_order_event, ledger_profit,
+    ledger_realised, ledger_roll, ledger_view)
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
 from ._schema cimport (
-    HP_METRIC_CREDIT_STALLS, HP_METRIC_DAY_PNL, HP_METRIC_GROSS_NOTIONAL, HP_METRIC_REALISED_PNL,
-    HP_METRIC_RECORDS_IN, HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_PARTIAL_FILL, HP_RECORD_POSITION,
-    hp_book_t, hp_order_event_t, hp_position_t)
+    HP_METRIC_CREDIT_STALLS, HP_METRIC_DAY_PNL, HP_METRIC_DRAWDOWN, HP_METRIC_EQUITY,
+    HP_METRIC_FEES, HP_METRIC_GROSS_NOTIONAL, HP_METRIC_REALISED_PNL, HP_METRIC_RECORDS_IN,
+    HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_PARTIAL_FILL, HP_RECORD_POSITION, hp_book_t,
+    hp_order_event_t, hp_position_t)
 from ._stage cimport hp_copy_words, stage_end, store_credit, store_next, store_put
 
 from hftpipe import schema
@@ -30,18 +33,23 @@ cdef class LedgerStage(Stage):
     instruments : int
     interval : int, ns
         A moving position is stored at most this often between fills.
+    days : Days, optional
+        The trading days; UTC by default.
     board : Board, optional
         Where positions and marks are shown.
     """
 
     def __init__(self, order_events, marks, risk, Ledger ledger not None, int instruments,
                  store=None, Control control=None, int index=6, int64_t interval=1_000_000_000,
-                 Board board=None):
-        self._setup("ledger", control, index, store, schema.STREAM.LEDGER, schema.STORED)
+                 Days days=None, Board board=None):
+        self._setup("ledger", control, index, store, schema.STREAM.LEDGER, schema.STORED_WIDE)
         self.order_events = stage_end(self._keep, order_events, schema.ORDER_EVENT, False)
         self.marks = stage_end(self._keep, marks, schema.BOOK, False)
         self.risk = stage_end(self._keep, risk, schema.POSITION, True)
         self.ledger, self.instruments, self.interval = ledger, instruments, interval
+        self.days = Days() if days is None else days
+        if self.header != NULL:
+            self.utc_offset, self.dated = <int64_t>self.header.utc_offset, True
         if board is not None:
             if board.instruments < instruments:
                 raise ValueError(f"the board has {board.instruments} instruments, "
@@ -57,37 +65,54 @@ cdef class LedgerStage(Stage):
 
     @property
     def totals(self):
-        """Realised, day P&L and gross value over all instruments, nanocash."""
-        return {"realised": ledger_realised(&self.ledger.l),
-                "day_pnl": ledger_day_pnl(&self.ledger.l), "gross": ledger_gross(&self.ledger.l)}
+        """Over all instruments, nanocash; *pnl* is the run's, after fees."""
+        total = self.ledger.totals()
+        return {"realised": ledger_realised(&self.ledger.l), "fees": self.ledger.l.paid,
+                "pnl": ledger_profit(&self.ledger.l), "day_pnl": ledger_day_pnl(&self.ledger.l),
+                "gross": ledger_gross(&self.ledger.l),
+                "drawdown": ledger_drawdown(&self.ledger.l),
+                "deepest": total["deepest"] // 10**9}
 
     def position(self, int instrument):
         """Position and P&L of one instrument: the fields of POSITION."""
         cdef hp_position_t p
         if not 0 <= instrument < <int>self.instruments:
             raise IndexError(f"instrument must be below {self.instruments}, was {instrument}")
-        memset(&p, 0, sizeof(p))
         ledger_view(&self.ledger.l, <uint16_t>instrument, &p)
         return {"qty": p.qty, "average": p.average, "realised": p.realised,
-                "unrealised": p.unrealised}
+                "unrealised": p.unrealised, "fees": p.fees}
 
-    cdef void _publish(self, uint16_t instrument, uint64_t cause, int64_t ts_in,
-                       bint keep) noexcept nogil:
+    cdef void _day(self, int64_t now, uint16_t instrument) noexcept nogil:
+        """Begin a new day when *now* (monotonic) is in one; how the old one closed is published."""
+        cdef uint32_t day
+        if not self.dated:                      # no control page: a backtest, or a bench
+            self.utc_offset, self.dated = clock_utc() - clock_now(), True
+        day = days_of(&self.days.d, now + self.utc_offset)
+        if day <= self.ledger.l.day:            # an event from just before midnight may come late
+            return
+        if self.ledger.l.day:
+            self._publish(instrument, 0, 0, True, 0)
+        ledger_roll(&self.ledger.l, day)
+
+    cdef void _publish(self, uint16_t instrument, uint64_t cause, int64_t ts_in, bint keep,
+                       int64_t fee) noexcept nogil:
         cdef hp_position_t p
         cdef hp_position_t *slot
-        memset(&p, 0, sizeof(p))
         ledger_view(&self.ledger.l, instrument, &p)
-        p.instrument = instrument
+        p.fee = fee
         if self.board != NULL:
             board_position(self.board, instrument, p.qty, p.average, p.realised, p.unrealised)
         if keep:
             p.event = store_next(&self.store)
-            store_put(&self.store, HP_RECORD_POSITION, &p, 1, 1, cause, clock_now(), ts_in,
+            store_put(&self.store, HP_RECORD_POSITION, &p, 2, 1, cause, clock_now(), ts_in,
                       instrument, 0)
         slot = <hp_position_t *>ring_claim(self.risk)
-        hp_copy_words(<uint64_t *>slot, <const uint64_t *>&p, 1, 8)
+        hp_copy_words(<uint64_t *>slot, <const uint64_t *>&p, 1, 16)
         ring_publish(self.risk)
         control_set(self.block, HP_METRIC_DAY_PNL, <uint64_t>p.day_pnl)
+        control_set(self.block, HP_METRIC_EQUITY, <uint64_t>p.equity)
+        control_set(self.block, HP_METRIC_DRAWDOWN, <uint64_t>ledger_drawdown(&self.ledger.l))
+        control_set(self.block, HP_METRIC_FEES, <uint64_t>self.ledger.l.paid)
         control_set(self.block, HP_METRIC_REALISED_PNL,
                     <uint64_t>ledger_realised(&self.ledger.l))
         control_set(self.block, HP_METRIC_GROSS_NOTIONAL,
@@ -104,16 +129,14 @@ cdef class LedgerStage(Stage):
             if e == NULL:
                 self.failed |= self.order_events.broken != 0
                 break
-            if store_credit(&self.store) == 0 or ring_credit(self.risk, 1) == 0:
+            if store_credit(&self.store) == 0 or ring_credit(self.risk, 2) < 2:
                 control_count(self.block, HP_METRIC_CREDIT_STALLS, 1)
                 break
             if ((e.kind == HP_ORDER_EVENT_FILL or e.kind == HP_ORDER_EVENT_PARTIAL_FILL)
                     and e.instrument < self.instruments):
-                ledger_order_event(&self.ledger.l, e)
-                if self.ledger.l.broken > self.broken:
-                    self.broken = self.ledger.l.broken
-                    self._halt()
-                self._publish(e.instrument, e.event, 0, True)
+                self._day(clock_now(), e.instrument)
+                if ledger_order_event(&self.ledger.l, e):
+                    self._publish(e.instrument, e.event, 0, True, self.ledger.l.fee)
             if self.board != NULL:
                 board_basis(self.board, e.event)
             ring_release(self.order_events)
@@ -123,9 +146,14 @@ cdef class LedgerStage(Stage):
             if b == NULL:
                 self.failed |= self.marks.broken != 0
                 break
-            if store_credit(&self.store) == 0 or ring_credit(self.risk, 1) == 0:
+            if store_credit(&self.store) == 0 or ring_credit(self.risk, 2) < 2:
                 control_count(self.block, HP_METRIC_CREDIT_STALLS, 1)
                 break
+            if b.instrument >= self.instruments:
+                ring_release(self.marks)
+                done += 1
+                continue
+            self._day(b.ts_recv, b.instrument)
             price = b.last_price
             if b.bid > 0 and b.ask > 0:
                 price = b.bid + (b.ask - b.bid) // 2
@@ -135,9 +163,12 @@ cdef class LedgerStage(Stage):
                 keep = b.ts_recv - self.stored_at[b.instrument] >= self.interval
                 if keep:
                     self.stored_at[b.instrument] = b.ts_recv
-                self._publish(b.instrument, b.event, b.ts, keep)
+                self._publish(b.instrument, b.event, b.ts, keep, 0)
             ring_release(self.marks)
             done += 1
+        if self.ledger.l.broken > self.broken:
+            self.broken = self.ledger.l.broken
+            self._halt()
         if done:
             control_count(self.block, HP_METRIC_RECORDS_IN, done)
         return done

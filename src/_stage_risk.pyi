@@ -1,5 +1,6 @@
 from typing_extensions import disjoint_base
 
+from hftpipe._board import Board
 from hftpipe._control import Control
 from hftpipe._ring import Ring
 from hftpipe._risk import Risk
@@ -11,5 +12,6 @@ class RiskStage(Stage):
         self, intents: Ring, marks: Ring, order_events: Ring, positions: Ring, orders: Ring,
         risk: Risk, store: Ring | None = None, control: Control | None = None, index: int = 3,
     ) -> None: ...
+    def show_on(self, board: Board) -> None: ...
     @property
     def refusals(self) -> dict[str, int]: ...

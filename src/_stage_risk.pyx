@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_release
+from ._board cimport Board
 from ._clock cimport clock_now
 from ._control cimport CONTROL_STAGES, Control, control_count, control_set, histogram_record
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
@@ -16,6 +17,10 @@ from ._schema cimport (
 from ._stage cimport hp_copy_words, hp_saturate, stage_end, store_credit, store_next, store_put
 
 from hftpipe import schema
+
+cdef int64_t SHOW_NS = 100_000_000      # between two writes to the board: they take the GIL
+SHOWN = ("breaker", "cause", "losses", "day", "day_orders", "day_pnl", "equity", "peak", "drawdown",
+         "latched")
 
 
 cdef class RiskStage(Stage):
@@ -32,7 +37,7 @@ cdef class RiskStage(Stage):
 
     def __init__(self, intents, marks, order_events, positions, orders, Risk risk not None,
                  store=None, Control control=None, int index=3):
-        self._setup("risk", control, index, store, schema.STREAM.RISK, schema.STORED)
+        self._setup("risk", control, index, store, schema.STREAM.RISK, schema.STORED_WIDE)
         self.intents = stage_end(self._keep, intents, schema.INTENT, False)
         self.marks = stage_end(self._keep, marks, schema.BOOK, False)
         self.order_events = stage_end(self._keep, order_events, schema.ORDER_EVENT, False)
@@ -151,3 +156,22 @@ cdef class RiskStage(Stage):
         ring_flush(self.marks)
         ring_flush(self.order_events)
         ring_flush(self.positions)
+
+    def show_on(self, Board board not None):
+        """Write limits, their use and the state of the gate on *board* from now on."""
+        self.board = board
+
+    cdef object maintain(self):
+        cdef int64_t now
+        if self.board is None:
+            return
+        now = clock_now()
+        if now - self.shown < SHOW_NS:
+            return
+        self.shown = now
+        state = self.risk.state() if hasattr(self.risk, "state") else {}
+        self.board.put_gate(now, [(use.limit, use.use) for use in self.risk.limits_use(now)],
+                            **{name: state[name] for name in SHOWN if name in state})
+        if hasattr(self.risk, "standing"):
+            for i in range(self.board.instruments):
+                self.board.put_flags(i, self.risk.standing(i))

@@ -10,6 +10,7 @@
 typedef __int128 hp_wide_t;                       /* 1e-18 of the quote currency */
 
 #define HP_NANO INT64_C(1000000000)
+#define HP_ATTO INT64_C(1000000000000000000)
 #define HP_WIDE_CASH_MAX ((hp_wide_t)INT64_MAX * HP_NANO)   /* the largest that nanocash holds */
 
 static inline hp_wide_t hp_wide_of(int64_t v) { return v; }
@@ -60,6 +61,9 @@ static inline int64_t hp_bps_ceil(int64_t price, int64_t bps) {
   if (price <= INT64_MAX / 10000 - 1) return (price * bps + 9999) / 10000;
   return hp_wide_ceil((hp_wide_t)price * bps, 10000);
 }
+
+/* a * b where the caller knows that it fits: |a| < 2^96, |b| < 2^31. */
+static inline hp_wide_t hp_wide_times(hp_wide_t a, int64_t b) { return a * b; }
 
 /* a / b rounded half to even, b > 0; saturates. */
 static inline int64_t hp_wide_even(hp_wide_t a, int64_t b) {

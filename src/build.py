@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy
 
 from hftpipe import _ring, schema, topology
+from hftpipe._day import Days
 from hftpipe._ledger import Ledger
 from hftpipe._order import Orders
 from hftpipe._risk import Risk
@@ -131,6 +132,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
                               need(links.consumer("ledger.risk")),
                               need(links.producer("risk.gateway")),
                               Risk(config.risk, table, control, len(topology.STAGES)), **common)
+            if board is not None:
+                stage.show_on(board)
         elif name == "gateway":
             if wire is None:
                 raise ValueError("a gateway stage needs a wire")
@@ -146,7 +149,9 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
             stage = LedgerStage(need(links.consumer("gateway.ledger")),
                                 need(links.consumer("book.ledger")),
                                 need(links.producer("ledger.risk")),
-                                Ledger(len(table)), len(table), **common, board=board)
+                                Ledger(len(table), config.account.equity, config.fees.schedule),
+                                len(table), **common, board=board,
+                                days=Days(zone(config.account.zone)))
         elif name in ("analyst", "supervisor"):
             stage = FigureStage(name, topology.stream(name), need(links.producer(f"{name}.risk")),
                                 **common)
@@ -154,6 +159,44 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
             raise ValueError(f"stage {name} is not made of records and rings")
         out.append(stage)
     return out
+
+
+def zone(name: str) -> list[tuple[int, int]]:
+    """From when on the clocks of a time zone stand how far before UTC.
+
+    Parameters
+    ----------
+    name : str
+        As the time zone database has it, such as ``"America/New_York"``.
+
+    Returns
+    -------
+    list of (UTC ns, ns)
+        Ascending, from 1970 to 2100; the clocks change between two of them never.
+    """
+    import datetime
+    import zoneinfo
+
+    place = zoneinfo.ZoneInfo(name)
+
+    def offset(hour: int) -> int:
+        at = datetime.datetime.fromtimestamp(hour * 3600, datetime.UTC).astimezone(place)
+        found = at.utcoffset()
+        assert found is not None
+        return int(found.total_seconds())
+
+    # Hours; nowhere do clocks change and back within a step.
+    step, end = 24 * 28, 24 * (365 * 130 + 32)
+    out = [(0, offset(0))]
+    for start in range(0, end, step):
+        low, high = start, start + step
+        if offset(high) == out[-1][1]:
+            continue
+        while high - low > 1:                       # clocks change at whole hours of UTC
+            middle = (low + high) // 2
+            low, high = (middle, high) if offset(middle) == out[-1][1] else (low, middle)
+        out.append((high * 3600, offset(high)))
+    return [(at * 10**9, ahead * 10**9) for at, ahead in out]
 
 
 def _needed(ring: Ring | None) -> Ring:

@@ -223,6 +223,30 @@ def basis_points(low: int, high: int) -> Kind:
                 lambda v: f'"{v}bp"', _whole_text)
 
 
+def exact_share(low: str, high: str) -> Kind:
+    """A share with decimals: "0.278bp", "0.03%"; becomes 1e-9 of the whole."""
+    def parse(value: Any) -> int:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(bp|%)", _text_of(value))
+        if not match:
+            raise ValueError
+        found = Decimal(match[1]) * (10**7 if match[2] == "%" else 10**5)
+        if found != found.to_integral_value():
+            raise ValueError
+        return int(found)
+
+    floor, ceiling = parse(low), parse(high)
+
+    def read(value: Any) -> int:
+        found = parse(value)
+        if not floor <= found <= ceiling:
+            raise ValueError
+        return found
+
+    def show(value: int) -> str:
+        return f'"{format((Decimal(value) / 10**5).normalize(), "f")}bp"'
+    return Kind(f'a share from "{low}" to "{high}", exact to 1e-9', read, show)
+
+
 def split_address(value: str) -> tuple[str, int]:
     """``(host, port)`` of ``"host:port"``."""
     host, colon, port = value.rpartition(":")
@@ -426,6 +450,9 @@ class Instrument:
                           "A typical price, a hint for the book's memory; 0 = unknown.")
     fractional: bool = option(flag(), False, "Whether the venue takes fractions of a lot.")
     shortable: bool = option(flag(), False, "Whether the venue lends it for short sales.")
+    sector: str = option(text(pattern=r"[\w &/-]{0,40}",
+                              wanted="at most 40 letters, digits, spaces, '&', '/' or '-'"), "",
+                         "Sector it counts to; empty = unknown.")
 
 
 @dataclass(frozen=True)
@@ -527,6 +554,38 @@ class Observe:
     log_level: str = option(text("debug", "info", "warning", "error"), "info",
                             "Least level logged.")
     log_format: str = option(text("json", "text"), "json", "Form of a line on standard error.")
+
+
+@dataclass(frozen=True)
+class Account:
+    """What the books begin with."""
+
+    equity: int = option(amount("0.01"), 100_000,
+                         "What the account is worth when the run starts.")
+    day: str = option(text("new_york", "utc"), "new_york",
+                      "Whose midnight ends the day of the P&L.")
+
+    @property
+    def zone(self) -> str:
+        """Name of the day's time zone."""
+        return {"new_york": "America/New_York", "utc": "UTC"}[self.day]
+
+
+@dataclass(frozen=True)
+class Fees:
+    """What trading costs, as the ledger books it."""
+
+    per_order: int = option(amount("0", "1000000"), 0, "Of an order, with its first fill.")
+    per_share: int = option(amount("0", "1000000"), 0, "Of a whole unit bought or sold.")
+    of_value: int = option(exact_share("0bp", "100%"), "0bp", "Of the value bought or sold.")
+    sell_per_share: int = option(amount("0", "1000000"), 0, "Of a whole unit sold, on top.")
+    sell_of_value: int = option(exact_share("0bp", "100%"), "0bp", "Of the value sold, on top.")
+
+    @property
+    def schedule(self) -> dict[str, int]:
+        """As the ledger wants it."""
+        return {"per_order": self.per_order, "per_share": self.per_share, "rate": self.of_value,
+                "sell_per_share": self.sell_per_share, "sell_rate": self.sell_of_value}
 
 
 # Parameters of the strategies that ship: kind, default (None = absent unless given), meaning.  The
@@ -638,6 +697,8 @@ class Config:
     session: Session = Session()
     analyst: Analyst = Analyst()
     gateway: Gateway = Gateway()
+    account: Account = Account()
+    fees: Fees = Fees()
     store: Store = Store()
     observe: Observe = Observe()
     path: Path | None = dataclasses.field(default=None, compare=False)
@@ -662,6 +723,13 @@ class Config:
         return self.venue.encoding == "msgpack"
 
     @property
+    def sectors(self) -> tuple[int, ...]:
+        """Number of each instrument's sector, from 1 in order of their names; 0 = unknown."""
+        names = sorted({item.sector for item in self.instruments if item.sector})
+        return tuple(names.index(item.sector) + 1 if item.sector else 0
+                     for item in self.instruments)
+
+    @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that name this configuration."""
         import hashlib
@@ -682,7 +750,8 @@ def _dump(config: Config) -> Iterator[str]:
                 yield f"{f.name} = {f.metadata['kind'].show(getattr(item, f.name))}"
 
     yield from keys(config)
-    for name in ("venue", "layout", "session", "analyst", "gateway", "store", "observe"):
+    for name in ("venue", "layout", "session", "analyst", "gateway", "account", "fees", "store",
+                 "observe"):
         yield f"\n[{name}]"
         yield from keys(getattr(config, name))
     for name in ("pin", "capacity"):
@@ -990,8 +1059,8 @@ def _build(tree: dict[str, Any], path: Path | None) -> Config:
     config = reader.section(Config, {k: tree[k] for k in scalars if k in tree}, "")
     values: dict[str, Any] = {}
     for name, cls in (("venue", Venue), ("layout", Layout), ("session", Session),
-                      ("analyst", Analyst), ("gateway", Gateway), ("store", Store),
-                      ("observe", Observe)):
+                      ("analyst", Analyst), ("gateway", Gateway), ("account", Account),
+                      ("fees", Fees), ("store", Store), ("observe", Observe)):
         values[name] = reader.section(cls, tree.get(name, {}), name)
     layout = tree.get("layout", {})
     values["layout"] = dataclasses.replace(
@@ -1131,6 +1200,8 @@ def _check(config: Config) -> Config:
         if item.kind == "python" and not re.fullmatch(r"[\w.]+:\w+", item.entry):
             refuse(f"strategy.{n}.entry", f'must be "package.module:Class", '
                                           f"was {quoted(item.entry)}")
+    if max(config.sectors, default=0) > 255:
+        raise ConfigError(f"instruments: at most 255 sectors, were {max(config.sectors)}")
     if not config.instruments:
         raise ConfigError("instruments must hold at least one, found none")
     if not config.strategy:
@@ -1152,6 +1223,9 @@ SECTIONS: tuple[tuple[str, type, str], ...] = (
     ("analyst", Analyst, "Figures that risk takes from outside, made by a process that may "
                            "be slow."),
     ("gateway", Gateway, "How orders leave."),
+    ("account", Account, "What the books begin with."),
+    ("fees", Fees, "What trading costs, as the ledger books it: each fill exactly, rounded up to "
+                   "1e-9 of the currency."),
     ("store", Store, "Where events are kept."),
     ("observe", Observe, "What others may see."),
 )

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from hftpipe import _control, build, log, process, registry, schema, shm, topology, worker
 from hftpipe._risk import LIMITS
+from hftpipe._stage_figure import FigureStage
+from hftpipe.desk import Desk
 from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError, MismatchError
+from hftpipe.officer import Officer
 from hftpipe.process import Child, Supervisor
+from hftpipe.store.audit import Audit
 
 if TYPE_CHECKING:
     from hftpipe._control import Control
@@ -154,6 +158,7 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
     logger = log.setup("supervisor", run=run.run, directory=run_dir.logs,
                        level=config.observe.log_level, stream=None)
     supervisor = Supervisor(run_dir, run, control, segments, logger)
+    opened = contextlib.ExitStack()
     try:
         with supervisor:
             venue = _venue(supervisor, config, plan, run_dir, seed, rate)
@@ -165,6 +170,10 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
                 supervisor.spawn(Child.of(item, process.stage_argv(run_dir, item.name)))
             supervisor.wait_running()
             _connected(supervisor, control)
+            officer = _officer(config, run_dir, run.run, control, table, private, logger, opened)
+            supervisor.before_drain.append(officer.close)
+            for word in officer.restore():
+                say(f"risk      kept: {word}")
             say("stages    " + "  ".join(
                 f"{p.name}{'' if p.core is None else f':{p.core}'}" for p in plan.processes))
             doubt = account_doubt(config)
@@ -189,6 +198,7 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
 
             supervisor.watch(seconds, every)
     finally:
+        opened.close()
         with contextlib.suppress(FileNotFoundError):    # the venue's key dies with the run
             (run_dir.path / worker.PRIVATE).unlink()
     out = Outcome(supervisor.code, supervisor.cause)
@@ -198,6 +208,31 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
             raise MismatchError("stored rows differ from the events recorded: "
                                 + "; ".join(out.summary["differences"]))
     return out
+
+
+def _officer(config: Config, run_dir: RunDir, run: int, control: Control, table: Any,
+             private: dict[str, Any], logger: Any, opened: contextlib.ExitStack) -> Officer:
+    """Open the desk: from here on people can ask things of the run."""
+    links = worker.ShmLinks(run)
+    link = links.producer("supervisor.risk")
+    assert link is not None
+    stage = FigureStage("supervisor", schema.STREAM.OPERATOR, link,
+                        links.producer("supervisor.store"), control,
+                        topology.INDEX["supervisor"])
+    audit = Audit(lambda: str(private["conninfo"]),
+                  lambda why: logger.error("audit has to wait", why=why))
+
+    def ended() -> None:
+        lost = audit.close()
+        if lost:
+            logger.error("not in operator_event, the database was away", rows=lost)
+
+    opened.callback(ended)
+    made = Officer(stage, link, run_dir, run, [row["symbol"].decode() for row in table],
+                   config.risk, [item.name for item in config.strategy], audit)
+    desk = Desk(run_dir.name, made.handlers, logger.info)
+    opened.callback(desk.close)
+    return made
 
 
 def _revive(server: Postgres, private: dict[str, Any], run_dir: RunDir, logger: Any) -> None:
@@ -336,7 +371,7 @@ def summary(control: Control, conninfo: str, run: int, config: Config) -> dict[s
         "events": now["events"], "orders": now["orders"], "fills": now["fills"],
         "denied": sums["refusals"], "orders_by_status": sums["orders_by_status"],
         "pnl": float(sums["pnl"]), "realised": float(sums["realised"]),
-        "unrealised": float(sums["unrealised"]),
+        "unrealised": float(sums["unrealised"]), "fees": float(sums["fees"]),
         "events_recorded": sum(counted.values()) if len(recorded) == len(topology.recorded())
         else max(report.rows_stored, sum(counted.values())),
         "rows_stored": report.rows_stored, "streams": streams,

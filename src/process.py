@@ -296,6 +296,7 @@ class Supervisor:
         self.stale, self.hung, self.grace = int(stale * SECOND), int(hung * SECOND), grace
         self.code: Exit = Exit.OK
         self.cause = ""                     # why the run ends, in words
+        self.before_drain: list[Callable[[], object]] = []  # called when the end begins
         self.drained = False                # whether everything that was made is stored
         self._segments = list(segments)
         self._children: list[_Running] = []
@@ -632,6 +633,8 @@ class Supervisor:
         if self._stopping:
             return self.code
         self._stopping = True
+        for close in self.before_drain:         # the store must not wait for what we still send
+            close()
         self.code, self.cause = code, cause
         self.log.info("stopping", cause=cause, code=int(code))
         began = _clock.now_ns()

@@ -666,14 +666,25 @@ ORDER_EVENT = Record("order_event", 64, "A step in the life of an order; the gat
     Field("type", "u8", "", "ORDER_TYPE_*.", enum=ORDER_TYPE),
 ))
 
-POSITION = Record("position", 64, "Position and P&L of one instrument; the ledger's word.", (
+POSITION = Record("position", 128, "One position and the account; the ledger's word.", (
     LINK, _event(), Field("qty", "i64", "nanoqty", "Held; negative = short."),
     Field("average", "i64", "nanoprice", "Average entry price, rounded half to even; 0 = flat."),
-    Field("realised", "i64", "nanocash", "Realised P&L of the instrument in this run."),
-    Field("unrealised", "i64", "nanocash", "At the mark."),
-    Field("day_pnl", "i64", "nanocash", "Realised plus unrealised, all instruments."),
-    INSTRUMENT_INDEX, Field("pad0", "u16", "", "Zero.", None),
-    Field("pad1", "u32", "", "Zero.", None),
+    Field("realised", "i64", "nanocash", "P&L realised on the instrument in this run, before "
+          "fees."),
+    Field("unrealised", "i64", "nanocash", "Of the instrument, at the mark."),
+    Field("mark", "i64", "nanoprice", "Price it is valued at; 0 = none yet."),
+    INSTRUMENT_INDEX,
+    Field("drawdown_bps", "u16", "", "(peak - equity) / peak, rounded up; saturates."),
+    Field("day", "u32", "", "Trading day, days since 1970; 0 = not known."),
+    Field("fee", "i64", "nanocash", "Charged for the fill that made this; 0 = no fill."),
+    Field("fees", "i64", "nanocash", "Charged on the instrument in this run."),
+    Field("day_pnl", "i64", "nanocash", "Account: change of the equity since the day began."),
+    Field("day_realised", "i64", "nanocash", "Account: realised since the day began, before fees."),
+    Field("day_fees", "i64", "nanocash", "Account: charged since the day began."),
+    Field("cash", "i64", "nanocash", "Account: opening equity and what trades left of it."),
+    Field("equity", "i64", "nanocash", "Account: cash and positions at their marks."),
+    Field("peak", "i64", "nanocash", "Account: highest equity of the run, the opening one "
+          "included."),
 ))
 
 RISK_EVENT = Record("risk_event", 64, "Something happened to the gate.", (
@@ -784,8 +795,11 @@ METRICS = (
     Metric("fills", "counter", "", "Executions."),
     Metric("orders_open", "gauge", "", "Orders not yet in a terminal state."),
     Metric("orders_unknown", "gauge", "", "Orders without an answer."),
-    Metric("day_pnl", "gauge", "nanocash", "Realised plus unrealised P&L."),
-    Metric("realised_pnl", "gauge", "nanocash", "Realised P&L."),
+    Metric("day_pnl", "gauge", "nanocash", "Change of the equity since the day began."),
+    Metric("realised_pnl", "gauge", "nanocash", "Realised P&L, before fees."),
+    Metric("fees", "gauge", "nanocash", "Fees charged."),
+    Metric("equity", "gauge", "nanocash", "Cash and positions at their marks."),
+    Metric("drawdown", "gauge", "nanocash", "Highest equity of the run less equity."),
     Metric("gross_notional", "gauge", "nanocash", "Sum of absolute position values."),
     Metric("rows_stored", "counter", "", "Rows committed to PostgreSQL."),
     Metric("batches_stored", "counter", "", "Transactions committed to PostgreSQL."),

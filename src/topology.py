@@ -88,10 +88,10 @@ LINKS = (
     Link("feed", "store", "stored", 131072),
     Link("book", "store", "stored", 8192),
     Link("signal", "store", "stored", 65536),
-    Link("risk", "store", "stored", 32768),
+    Link("risk", "store", "stored_wide", 32768),
     Link("gateway", "store", "stored", 32768),
     Link("updates", "store", "stored_wide", 16384),
-    Link("ledger", "store", "stored", 32768),
+    Link("ledger", "store", "stored_wide", 32768),
     Link("analyst", "store", "stored", 16384),
     Link("supervisor", "store", "stored", 1024),
 )

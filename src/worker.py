@@ -366,7 +366,8 @@ async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> 
 
 def analyst(context: Context) -> Exit:
     """Figures for risk until the run ends."""
-    from hftpipe.analyst.run import Analyst, Outbox, Sources, VenueTime
+    from hftpipe.analyst.history import Bar, read_csv
+    from hftpipe.analyst.run import Analyst, Estimate, Outbox, Sources, VenueTime
     from hftpipe.analyst.session import Always, Calendar, NewYork, VenueClock, Watch, clock_time
     from hftpipe.analyst.session import spans as spans_of
     settings, control = context.config, context.control
@@ -391,6 +392,24 @@ def analyst(context: Context) -> Exit:
         found = ask().account()
         return nano(found.last_equity or found.equity)
 
+    symbols = [row["symbol"].decode() for row in context.table]
+    how = settings.analyst
+
+    def record(day: datetime.date) -> dict[datetime.date, int]:
+        from hftpipe.store import queries
+        # The local exchange begins each run with a new account: earlier runs were not of this one.
+        return queries.pnl_by_day(context.read_private()["conninfo"], context.run.run,
+                                  "" if settings.venue.kind == "local" else context.run.profile,
+                                  day)
+
+    def history(day: datetime.date) -> dict[datetime.date, dict[int, Bar]]:
+        if how.history != "database":
+            return read_csv(Path(how.history), symbols)
+        from hftpipe.store import queries
+        found = queries.daily_bars(context.read_private()["conninfo"], context.run.run, symbols,
+                                   day - datetime.timedelta(days=2 * how.lookback + 10))
+        return {at: {i: Bar(*bar) for i, bar in bars.items()} for at, bars in found.items()}
+
     venue = VenueClock() if settings.session.calendar == "venue" else None
     calendar: Calendar = Always()
     if settings.session.calendar == "nyse":
@@ -403,9 +422,11 @@ def analyst(context: Context) -> Exit:
     one = Analyst(
         outbox, Watch(venue.read if venue else lambda _, utc: calendar.at(utc),
                       control.utc_offset),
-        Sources(clock if venue else None, equity), context.log,
-        interval=settings.analyst.interval, venue=venue,
-        gap=lambda: venue.gap if venue else calendar.gap)
+        Sources(clock if venue else None, equity, record, history if how.history else None),
+        context.log, interval=how.interval, venue=venue,
+        gap=lambda: venue.gap if venue else calendar.gap, instruments=len(symbols),
+        board=context.board, estimate=Estimate(how.method, how.bar, how.lookback, how.least),
+        sectors=settings.sectors)
     block.state = _control.RUNNING
     context.log.info("running", calendar=settings.session.calendar)
     while not control.stop:

@@ -1,5 +1,6 @@
 """What the analyst knows reaches risk once, the newest first, and it never waits for anybody."""
 import datetime as dt
+import math
 import threading
 import time
 from zoneinfo import ZoneInfo
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hftpipe import schema
-from hftpipe.analyst.run import GRACE, Analyst, Errands, Outbox, Sources, VenueTime
+from hftpipe.analyst.history import Bar
+from hftpipe.analyst.run import GRACE, Analyst, Errands, Estimate, Outbox, Sources, VenueTime
 from hftpipe.analyst.session import HOLD, SECOND, Always, VenueClock, Watch
 
 KIND, SESSION = schema.FIGURE_KIND, schema.SESSION
@@ -234,3 +236,121 @@ def test_a_clock_that_jumps_silences_the_session():
     made.step(2 * SECOND, NOON + 6 * SECOND)
     assert len(link.of(KIND.SESSION)) == 1
     assert link.of(KIND.SESSION)[0]["until"] == pytest.approx(HOLD)
+
+
+# ---------------------------------------------------------------- figures of what is held
+
+class Board:
+    """A board in this process."""
+
+    def __init__(self, *rows, basis=77):
+        self.basis, self._rows = basis, [Row(*r) for r in rows]
+
+    def rows(self):
+        return self._rows
+
+
+class Row:
+    def __init__(self, qty=0.0, mark=0.0, volume=0.0):
+        self.qty, self.mark, self.volume = (round(x * 10**9) for x in (qty, mark, volume))
+
+
+TODAY = dt.date(2026, 11, 25)
+
+
+def past(*columns):
+    """Daily bars before today, one column of closes per instrument."""
+    return {TODAY - dt.timedelta(days=len(columns[0]) - n): {
+        i: Bar(c[n], c[n] * 1.01, c[n] * 0.99, 1000.0 + n) for i, c in enumerate(columns)}
+        for n in range(len(columns[0]))}
+
+
+def test_every_instrument_has_its_session_with_the_trading_day():
+    made, link, _ = make(Sources(), instruments=3)
+    made.step(0, NOON)
+    rows = link.of(KIND.SESSION)
+    assert [r["instrument"] for r in rows] == [0, 1, 2]
+    assert {r["other"] for r in rows} == {(TODAY - dt.date(1970, 1, 1)).days}
+
+
+def test_figures_from_a_history_of_days():
+    closes = [100.0, 101, 99, 100, 98, 101, 102, 101, 100, 99, 101, 102, 100, 99, 98, 100, 101]
+    history = past(closes, [2 * c for c in closes])
+    made, link, _ = make(
+        Sources(history=lambda day: history), instruments=2, board=Board((10, 100), (0, 200)),
+        estimate=Estimate("historical", lookback=30, least=16), sectors=[2, 0])
+    settle(made, 0, lambda: made._history is not None)
+    made.step(20 * SECOND, NOON + 20 * SECOND)
+    worst = min(b / a - 1 for a, b in zip(closes, closes[1:], strict=False))
+    (var,) = [r for r in link.of(KIND.VAR_99) if r["ts_computed"] == 20 * SECOND]
+    assert var["value"] == pytest.approx(-worst * 1000 * 1e9, rel=1e-9)
+    assert var["basis"] == 77 and var["until"] == 0
+    for kind, instruments in ((KIND.UNIT_VAR_95, 2), (KIND.UNIT_VAR_99, 2), (KIND.VOLATILITY, 2),
+                              (KIND.VOLUME, 2), (KIND.CORRELATION, 1)):
+        assert len(link.of(kind)) == instruments, kind
+    (pair,) = link.of(KIND.CORRELATION)
+    assert (pair["instrument"], pair["other"], pair["value"]) == (0, 1, 10**9)
+    assert link.of(KIND.VOLUME)[0]["value"] == pytest.approx(1008.5e9)
+    assert [(r["instrument"], r["value"]) for r in link.of(KIND.SECTOR)[-1:]] == [(0, 2)]
+
+
+def test_without_enough_returns_or_a_price_there_is_no_value_at_risk():
+    board = Board((10, 100))
+    made, link, log = make(Sources(history=lambda day: past([100.0, 101, 99])), board=board,
+                           estimate=Estimate(least=16))
+    settle(made, 0, lambda: made._history is not None)
+    made.step(SECOND, NOON + SECOND)
+    assert not link.of(KIND.VAR_95)
+    assert any("fewer than 16 common returns" in str(v.get("why")) for _, v in log.lines)
+    board._rows = [Row(10, 0)]
+    made.step(2 * SECOND, NOON + 2 * SECOND)
+    assert any("without a price" in str(v.get("why")) for _, v in log.lines)
+    board._rows = [Row(0, 0)]                   # flat is no risk, whatever is known
+    made.step(3 * SECOND, NOON + 3 * SECOND)
+    assert [r["value"] for r in link.of(KIND.VAR_95)] == [0]
+    board._rows = [None]
+    made.step(4 * SECOND, NOON + 4 * SECOND)
+    assert len(link.of(KIND.VAR_95)) == 1
+
+
+def test_figures_from_bars_of_this_run_are_brought_to_a_day():
+    board = Board((10, 100))
+    made, link, _ = make(Sources(), board=board,
+                         estimate=Estimate("parametric", SECOND, lookback=30, least=5))
+    for n in range(12):
+        board._rows = [Row(10, 100 + n % 2)]
+        made.step(n * SECOND, NOON + n * SECOND)
+    (last,) = [r for r in link.of(KIND.VAR_95) if r["ts_computed"] == 11 * SECOND]
+    # ten whole bars, nine returns of about one percent, 23 400 of them in a day
+    assert last["value"] == pytest.approx(1.645 * 0.0105 * math.sqrt(23400) * 1010 * 1e9, rel=0.1)
+
+
+def test_pnl_before_the_day_and_the_peak():
+    record = {dt.date(2026, 11, 24): -5 * 10**9, dt.date(2026, 11, 23): 7 * 10**9,
+              dt.date(2026, 11, 20): -100 * 10**9, dt.date(2026, 10, 30): 50 * 10**9,
+              TODAY: 10**15}
+    made, link, _ = make(Sources(equity=lambda: 1000 * 10**9, record=lambda day: record))
+    settle(made, 0, lambda: link.of(KIND.PEAK))
+    values = {kind: link.of(kind)[-1] for kind in (KIND.WEEK_PNL, KIND.MONTH_PNL, KIND.PEAK)}
+    assert values[KIND.WEEK_PNL]["value"] == 2 * 10**9
+    assert values[KIND.MONTH_PNL]["value"] == -98 * 10**9
+    # 1000 this morning; 1005 the evening before; 998; 1098 before the bad Friday
+    assert values[KIND.PEAK]["value"] == 1098 * 10**9
+    assert values[KIND.PEAK]["until"] == link.of(KIND.EQUITY)[-1]["until"]
+
+
+def test_an_answer_of_yesterday_is_asked_again():
+    asked = []
+
+    def record(day):
+        asked.append(day)
+        return {}
+
+    gate = threading.Event()
+    made, link, _ = make(Sources(record=lambda day: gate.wait(60) and record(day)))
+    made.step(0, NOON)
+    midnight = round(dt.datetime(2026, 11, 26, tzinfo=NY).timestamp()) * SECOND - NOON
+    made.step(midnight, NOON + midnight)
+    gate.set()
+    settle(made, midnight + SECOND, lambda: link.of(KIND.WEEK_PNL))
+    assert asked == [TODAY, dt.date(2026, 11, 26)]

@@ -15,6 +15,7 @@ LAYERS = [
     {"_indicator"},
     # 1 parts: one job each, ignorant of one another
     {"_bars", "_board", "_book", "_control", "_flow", "_ledger", "_order", "_ring", "_wire", "card"},
+    {"_day"},
     # 2 judgement: may read parts
     {"_feature", "_model", "_risk", "_match"},
     # 3 joints: the socket of a strategy, parts joined into duty cycles
@@ -24,11 +25,11 @@ LAYERS = [
     # 4 shell: files, environment, processes
     {"config", "shm", "log", "recording", "indicators"}, {"topology", "metrics", "rundir"},
     {"registry"},
-    {"process", "health", "build"},
+    {"desk", "process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another
     {"alpaca", "venue", "store", "backtest", "strategies", "analyst"},
     # 6 the program
-    {"worker"}, {"pipeline"}, {"cli"}, {"__main__"},
+    {"worker", "officer"}, {"pipeline"}, {"cli"}, {"__main__"},
 ]
 OWN = {"__version__", "get_include"}   # of the package itself, which imports nothing
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -1,4 +1,4 @@
-"""The board shows what its writers wrote, whole, also when they write all the time or are killed."""
+"""The board shows what its writers wrote, whole, also while they write or when they are killed."""
 import gc
 import mmap
 import os

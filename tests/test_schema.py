@@ -41,7 +41,7 @@ def test_fingerprints_differ_and_move_with_units_and_enums():
 def test_every_body_that_is_stored_fits_its_slot():
     for record in schema.BODIES.values():
         assert record.size <= schema.STORED_WIDE.size - schema.ENVELOPE.size
-        wide = record in (schema.UPDATE, schema.CHECKS)
+        wide = record in (schema.UPDATE, schema.CHECKS, schema.POSITION)
         assert wide == (record.size > schema.STORED.size - schema.ENVELOPE.size)
 
 

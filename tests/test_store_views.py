@@ -87,12 +87,21 @@ def told():
     s.step(8 * N + 900, c, K.CANCELED, 8)
     d = s.intent(9 * N, m)
     # The ledger: 10 bought, marked, half sold with a gain, next day the rest with a loss.
-    for ts, qty, real, unreal in ((10 * N, 10, 0, 0), (11 * N, 10, 0, 7 * N), (12 * N, 5, 3 * N, 2),
-                                  (12 * N + DAY, 5, 3 * N, -N), (13 * N + DAY, 0, 2 * N, 0)):
+    bought = schema.event_id(5, 3)
+    for ts, qty, real, unreal, day, day_pnl, day_real, cause in (
+            (10 * N, 10, 0, 0, 0, 0, 0, bought), (11 * N, 10, 0, 7 * N, 0, 7 * N, 0, m),
+            (12 * N, 5, 3 * N, 2, 0, 3 * N + 2, 3 * N, bought + 1),
+            (12 * N + DAY, 5, 3 * N, -N, 1, -N - 2, 0, m),
+            (13 * N + DAY, 0, 2 * N, 0, 1, -N - 2 - 11, -N, schema.event_id(5, 99))):
+        fee = 11 if ts == 13 * N + DAY else 5 if cause == bought else 0
         s.add(7, "position", ts, qty=qty * N, average=100 * N if qty else 0, realised=real,
-              unrealised=unreal, day_pnl=real + unreal)
+              unrealised=unreal, mark=100 * N + unreal // qty if qty else 0, day=20_416 + day,
+              day_pnl=day_pnl, day_realised=day_real, day_fees=fee if day else 5, fee=fee,
+              fees=16 if fee == 11 else 5, cash=1000 * N - qty, equity=1000 * N + real,
+              peak=1003 * N, drawdown_bps=30, cause=cause)
     s.add(7, "position", 14 * N + DAY, qty=-3, average=200_000 * N, realised=0, unrealised=-11,
-          day_pnl=0, instrument=1)
+          mark=200_003_666_666_666, day=20_417, day_pnl=-N - 13, day_realised=-N, day_fees=11,
+          instrument=1, cause=m)
     s.add(4, "risk_event", 15 * N, kind=1, reason=R.HALTED, halt_epoch=2, armed_epoch=1)
     with server() as p:
         conninfo, links, recorded = fresh(p), {}, {}
@@ -154,6 +163,7 @@ def test_trades(told):
     assert (first["quantity"], first["price"], first["trade_value"]) == (D(4), D(100), D(400))
     assert second["price"] == D("99.999999999")
     assert second["trade_value"] == D("599.999999994")
+    assert (first["commission"], second["commission"]) == (D("0.000000005"), 0)
     assert first["execution_id"] == UUID("01234567-89ab-cdef-fedc-ba9876543210")
     assert second["execution_id"] == UUID("01234567-89ab-cdef-fedc-ba9876543211")
     assert first["venue_order_id"] == UUID(int=1 << 64 | 2)
@@ -201,24 +211,35 @@ def test_positions(told):
     acme, btc = rows(told, "SELECT * FROM hftpipe.positions ORDER BY symbol")
     assert (acme["quantity"], acme["side"], acme["realised_pnl"], acme["market_value"]) == (
         0, "flat", D(2), 0)
+    assert (acme["fees"], acme["mark_price"]) == (D("0.000000016"), None)
     assert (btc["symbol"], btc["side"], btc["quantity"]) == ("BTC/USD", "short", D("-0.000000003"))
-    assert btc["cost_basis"] == D("-0.0006")
-    assert btc["market_value"] == D("-0.000600011")
+    assert btc["market_value"] == D("-0.000600010999999998")    # at the mark, to the last digit
+    assert btc["cost_basis"] == btc["market_value"] + D("0.000000011")
     history = rows(told, "SELECT * FROM hftpipe.position_snapshots WHERE symbol = 'ACME' "
                          "ORDER BY seq")
     assert [r["market_value"] for r in history] == [
-        1000, 1007, D("500.000000002"), 499, 0]
+        1000, 1007, 500, D("499"), 0]
+    assert history[1]["cost_basis"] == 1000
     assert history[0]["snapshot_time"] == at(10 * N)
+
+
+def test_account(told):
+    first, *_, last = rows(told, "SELECT * FROM hftpipe.account_snapshots ORDER BY seq")
+    assert first == {
+        "run": START, "seq": 1, "snapshot_time": at(10 * N), "trading_date": date(2025, 11, 24),
+        "cash": D("999.99999999"), "equity": D(1000), "peak_equity": D(1003), "drawdown": D(3),
+        "drawdown_bps": 30, "day_pnl": 0, "day_realised": 0, "day_fees": D("0.000000005")}
+    assert (last["trading_date"], last["day_pnl"]) == (date(2025, 11, 25), D("-1.000000013"))
 
 
 def test_daily_pnl(told):
     first, second = rows(told, "SELECT * FROM hftpipe.daily_pnl ORDER BY trading_date")
     assert first == {"run": START, "trading_date": date(2025, 11, 24), "realised": D(3),
-                     "unrealised": D("0.000000002"), "total": D("3.000000002"),
-                     "trade_count": 2, "winning": 1, "losing": 0}
+                     "unrealised": D("0.000000007"), "fees": D("0.000000005"),
+                     "total": D("3.000000002"), "trade_count": 2, "winning": 1, "losing": 0}
     assert second == {"run": START, "trading_date": date(2025, 11, 25), "realised": D(-1),
-                      "unrealised": D("-0.000000011"), "total": D("-1.000000013"),
-                      "trade_count": 0, "winning": 0, "losing": 1}
+                      "unrealised": D("-0.000000002"), "fees": D("0.000000011"),
+                      "total": D("-1.000000013"), "trade_count": 1, "winning": 0, "losing": 1}
 
 
 def test_risk_events(told):
@@ -236,7 +257,7 @@ def test_summary_and_finding(told):
     assert queries.summary(told[0], START) == {
         "orders": 4, "orders_by_status": {"canceled": 1, "created": 1, "denied": 1, "filled": 1},
         "refusals": {"order_size": 1}, "fills": 2, "realised": D(2),
-        "unrealised": D("-0.000000011"), "pnl": D("1.999999989")}
+        "unrealised": D("-0.000000011"), "fees": D("0.000000016"), "pnl": D("1.999999973")}
     assert queries.find_order(told[0], f"hp-{START:x}-1") == (START, told[1]["a"])
     for other in (f"hp-{START:x}-63", f"xx-{START:x}-1", "hp-1", "hp-g-1", f"hp-{START:x}-1-1"):
         assert queries.find_order(told[0], other) is None

@@ -394,7 +394,7 @@ for line in sys.stdin:
     if pid == 0:
         links = {}
         for s in range(1, 8):
-            record = schema.STORED_WIDE if s in (4, 6) else schema.STORED
+            record = schema.STORED_WIDE if s in (4, 6, 7) else schema.STORED
             with open(f"{path}/{s}", "r+b") as f:
                 links[s] = Ring(mmap.mmap(f.fileno(), 0), record, producer=False)
         writer = StoreWriter(links, conninfo, Run(run, 5, "test"))

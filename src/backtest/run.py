@@ -39,8 +39,10 @@ class Result:
     denied: dict[str, int] = field(default_factory=dict)
     orders: int = 0
     fills: int = 0
-    realised: int = 0
-    pnl: int = 0
+    realised: int = 0           # before fees
+    fees: int = 0
+    pnl: int = 0                # realised and unrealised, less fees
+    drawdown: int = 0           # largest fall of the equity from its highest
     positions: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -132,7 +134,8 @@ def backtest(path: str | Path, config: Config, strategies: Strategies, *,
     out.fills = gateway.counters["fills"]
     out.denied = {k: v for k, v in risk.refusals.items() if v}
     totals = ledger.totals
-    out.realised, out.pnl = totals["realised"], totals["day_pnl"]
+    out.realised, out.fees, out.pnl = totals["realised"], totals["fees"], totals["pnl"]
+    out.drawdown = totals["deepest"]
     for i, row in enumerate(table):
         view = ledger.position(i)
         if view["qty"] or view["realised"]:

@@ -25,6 +25,7 @@ COMMANDS = {
     "ready": "Succeed when every stage runs and orders may pass.",
     "halt": "Stop trading at once, whatever hangs; it stays halted across restarts.",
     "resume": "Allow trading again after a halt.",
+    "risk": "Show limits and their use; tighten, loosen, pause.",
     "stop": "Drain the pipeline and end it.",
     "demo": "Run the whole pipeline for a while against the local exchange and sum up.",
     "venue": "Run the built-in exchange alone.",

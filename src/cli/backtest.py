@@ -90,7 +90,8 @@ def document(r: Result) -> dict[str, Any]:
         "data": r.data, "format": r.format, "symbols": r.symbols, "events": r.events,
         "dropped": r.messages_dropped, "span_s": r.span_ns / 1e9, "intents": r.intents,
         "denied": r.denied, "orders": r.orders, "fills": r.fills, "pnl": r.pnl / 1e9,
-        "realised": r.realised / 1e9, "seconds": round(r.seconds, 6),
+        "realised": r.realised / 1e9, "fees": r.fees / 1e9, "drawdown": r.drawdown / 1e9,
+        "seconds": round(r.seconds, 6),
         "events_per_second": round(r.events_per_second),
         "positions": {symbol: {"qty": p["qty"] / 1e9, "average": p["average"] / 1e9,
                                "realised": p["realised"] / 1e9,
@@ -108,7 +109,8 @@ def lines(r: Result) -> list[str]:
            f"{r.events_per_second:,.0f} events/s in {r.seconds:.2f} s",
            f"orders     {r.orders:>12,}   {r.fills:,} fills   of {r.intents:,} intents",
            f"refused    {sum(r.denied.values()):>12,}   ({refused or 'none'})",
-           f"P&L        {r.pnl / 1e9:>+12,.4f}   realised {r.realised / 1e9:+,.4f}"]
+           f"P&L        {r.pnl / 1e9:>+12,.4f}   realised {r.realised / 1e9:+,.4f}   "
+           f"fees {r.fees / 1e9:,.4f}   largest drawdown {r.drawdown / 1e9:,.4f}"]
     for symbol, p in r.positions.items():
         out.append(f"  {symbol:<10} {p['qty'] / 1e9:>+14.9g} @ {p['average'] / 1e9:<12.9g} "
                    f"realised {p['realised'] / 1e9:+,.4f}   "

@@ -120,7 +120,7 @@ def lines(s: dict[str, Any]) -> list[str]:
     refused = ", ".join(f"{n} {k}" for k, n in s["denied"].items())
     out.append(f"refused    {sum(s['denied'].values()):>10,} by risk   ({refused or 'none'})")
     out.append(f"P&L        {s['pnl']:>+10.2f}   realised {s['realised']:+.2f}   "
-               f"unrealised {s['unrealised']:+.2f}")
+               f"unrealised {s['unrealised']:+.2f}   fees {s['fees']:.2f}")
     out += ["", f"{'latency':<16}{'count':>9}{'p50':>11}{'p99':>11}{'p99.9':>11}{'max':>11}"]
     for name, h in s["latency_ns"].items():
         out.append(f"{name.replace('_', ' '):<16}{h['count']:>9,}"

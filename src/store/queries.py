@@ -1,6 +1,7 @@
 """What the rest of the program asks the database: counts, closing figures, one order's story."""
 from __future__ import annotations
 
+import datetime as dt
 from decimal import Decimal
 from typing import Any
 
@@ -11,6 +12,7 @@ from hftpipe import schema
 from hftpipe.store.layout import table
 
 Row = dict[str, Any]
+PATIENCE = 60                   # s that a question of the analyst may take
 
 
 def rows_stored(c: psycopg.Connection, run: int) -> dict[int, int]:
@@ -50,15 +52,16 @@ def summary(c: psycopg.Connection, run: int) -> Row:
                         "WHERE run = %s AND event_type = 'order_denied' "
                         "GROUP BY reason ORDER BY count DESC, reason", run)
     fills = c.execute("SELECT count(*) FROM hftpipe.trades WHERE run = %s", (run,)).fetchone()
-    pnl = c.execute("SELECT coalesce(sum(realised_pnl), 0), coalesce(sum(unrealised_pnl), 0) "
-                    "FROM hftpipe.positions WHERE run = %s", (run,)).fetchone()
+    pnl = c.execute("SELECT coalesce(sum(realised_pnl), 0), coalesce(sum(unrealised_pnl), 0), "
+                    "coalesce(sum(fees), 0) FROM hftpipe.positions WHERE run = %s",
+                    (run,)).fetchone()
     assert fills is not None and pnl is not None
-    realised, unrealised = Decimal(pnl[0]), Decimal(pnl[1])
+    realised, unrealised, fees = (Decimal(value) for value in pnl)
     return {"orders": sum(row["count"] for row in statuses),
             "orders_by_status": {row["status"]: row["count"] for row in statuses},
             "refusals": {row["reason"]: row["count"] for row in refusals},
-            "fills": fills[0], "realised": realised, "unrealised": unrealised,
-            "pnl": realised + unrealised}
+            "fills": fills[0], "realised": realised, "unrealised": unrealised, "fees": fees,
+            "pnl": realised + unrealised - fees}
 
 
 def story(c: psycopg.Connection, run: int, order_id: int) -> list[Row]:
@@ -81,6 +84,41 @@ def find_order(c: psycopg.Connection, client_order_id: str) -> tuple[int, int] |
     row = c.execute("SELECT 1 FROM hftpipe.intent WHERE run = %s AND stream = %s AND seq = %s",
                     (run, schema.STREAM.SIGNAL, seq)).fetchone()
     return (run, order) if prefix == "hp" and len(parts) == 3 and row is not None else None
+
+
+def pnl_by_day(conninfo: str, run: int, profile: str, before: dt.date) -> dict[dt.date, int]:
+    """P&L of each New York day before *before* within a year, nanocash.
+
+    Of this *run* alone when *profile* is empty, else of all runs of the profile.
+    """
+    with psycopg.connect(conninfo, options=f"-c statement_timeout={PATIENCE}s") as c:
+        rows = c.execute(
+            "SELECT d.trading_date, sum(d.total) FROM hftpipe.daily_pnl d "
+            "JOIN hftpipe.run r USING (run) WHERE (r.run = %(run)s OR r.profile = %(profile)s) "
+            "AND d.trading_date < %(before)s AND d.trading_date >= %(before)s - 366 "
+            "GROUP BY d.trading_date",
+            {"run": run, "profile": profile, "before": before}).fetchall()
+    return {day: int(total * 10**9) for day, total in rows}
+
+
+def daily_bars(conninfo: str, run: int, symbols: list[str], since: dt.date,
+               ) -> dict[dt.date, dict[int, tuple[float, float, float, float]]]:
+    """Close, high, low and volume of each New York day that other runs than *run* have stored
+    trades of, by index into *symbols*."""
+    out: dict[dt.date, dict[int, tuple[float, float, float, float]]] = {}
+    with psycopg.connect(conninfo, options=f"-c statement_timeout={PATIENCE}s") as c:
+        for symbol, day, *bar in c.execute(
+                "SELECT s.symbol, hftpipe.trading_date(m.ts + r.utc_offset) AS day, "
+                "(array_agg(m.price ORDER BY m.run DESC, m.seq DESC))[1], max(m.price), "
+                "min(m.price), sum(m.qty)::bigint "
+                "FROM hftpipe.market_event m JOIN hftpipe.run r USING (run) "
+                "JOIN hftpipe.instrument s ON s.run = m.run AND s.index = m.instrument "
+                "WHERE m.kind = %(trade)s AND m.run <> %(run)s AND r.started >= %(since)s "
+                "AND s.symbol = ANY(%(symbols)s) AND m.flags & %(silent)s = 0 GROUP BY 1, 2",
+                {"trade": schema.MARKET_KIND.TRADE, "run": run, "since": since,
+                 "symbols": symbols, "silent": schema.MARKET_FLAG.UNPRINTABLE}):
+            out.setdefault(day, {})[symbols.index(symbol)] = tuple(v / 1e9 for v in bar)
+    return out
 
 
 def _rows(c: psycopg.Connection, query: str, *values: object) -> list[Row]:

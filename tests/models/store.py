@@ -49,7 +49,7 @@ KINDS = {s: [n for n, r in schema.BODIES.items() if STREAM_OF[r.name] == s] for 
 
 
 def is_wide(stream: int) -> bool:
-    return stream in (schema.STREAM.RISK, schema.STREAM.UPDATES)
+    return stream in (schema.STREAM.RISK, schema.STREAM.UPDATES, schema.STREAM.LEDGER)
 
 
 def random_slot(stream: int, seq: int, seed: int = 0) -> bytes:
