@@ -15,7 +15,7 @@ LAYERS = [
     {"_indicator"},
     # 1 parts: one job each, ignorant of one another
     {"_bars", "_board", "_book", "_control", "_flow", "_ledger", "_order", "_ring", "_wire", "card"},
-    {"_day"},
+    {"_day", "_study"},
     # 2 judgement: may read parts
     {"_feature", "_model", "_risk", "_match"},
     # 3 joints: the socket of a strategy, parts joined into duty cycles
