@@ -872,9 +872,8 @@ class Config:
 
     @property
     def feed_in_loop(self) -> bool:
-        """Whether the hot loop itself could receive the data stream: plain socket, MessagePack."""
-        plain = self.venue.kind == "local" or self.venue.data_stream.startswith("ws://")
-        return plain and self.venue.encoding == "msgpack"
+        """Whether a loop of ours could receive the data stream itself: it decodes MessagePack."""
+        return self.venue.encoding == "msgpack"
 
     @property
     def sectors(self) -> tuple[int, ...]:
@@ -1336,8 +1335,7 @@ def _check(config: Config) -> Config:
             if config.profile != "live" and host == _host(REST["live"]):
                 refuse(f"venue.{name}", f"is the live account's host, profile is {config.profile}")
     if config.layout.fuse_feed == "yes" and not config.feed_in_loop:
-        refuse("layout.fuse_feed", "yes needs a ws:// data stream and encoding msgpack, found "
-                                   f"{venue.data_stream or venue.kind} and {venue.encoding}")
+        refuse("layout.fuse_feed", f"yes needs venue.encoding msgpack, was {venue.encoding}")
     if config.analyst.least > config.analyst.lookback:
         refuse("analyst.least", f"must be at most analyst.lookback {config.analyst.lookback}, "
                                 f"was {config.analyst.least}")

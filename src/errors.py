@@ -62,6 +62,12 @@ class DataError(ConfigError):
     """A recording or message is malformed or truncated."""
 
 
+class TlsError(HftpipeError):
+    """The peer's certificate is not believed, or it does not speak TLS as it must."""
+
+    exit_code = Exit.CONFIG
+
+
 class DeadlineError(HftpipeError):
     """Something did not happen in time."""
 

@@ -1,5 +1,6 @@
 """A feed received in the loop gives every record, and a GAP the moment anything was lost."""
 import asyncio
+from functools import partial
 
 import msgspec
 import pytest
@@ -10,7 +11,9 @@ from hftpipe._stage_feed import FeedStage
 from hftpipe.alpaca import session
 from hftpipe.alpaca._codec import Decoder
 from hftpipe.alpaca._source import SocketSource
+from hftpipe.alpaca._tls import Trust
 from hftpipe.errors import ConfigError
+from tests.tls import Authority
 from tests.wsserver import PING, Server, frame
 
 K = schema.MARKET_KIND
@@ -29,12 +32,29 @@ async def greet(c):
     await c.send([{"T": "subscription", **{k: v for k, v in wanted.items() if k != "action"}}])
 
 
-def drive(until, *scripts, ping=10.0):
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(params=["ws", "wss"])
+def drive(request):
+    """Everything holds over TLS too."""
+    if request.param == "ws":
+        return drive_with
+    ca = request.getfixturevalue("authority")
+    return partial(drive_with, authority=ca, context=ca.server())
+
+
+def drive_with(until, *scripts, ping=10.0, authority=None, context=None):
     """Kinds of the records that came until *until(kinds, source)*, from a loop in a thread."""
+    trust = Trust(authority.file) if authority else None
+
     async def main():
-        async with Server(*scripts) as server:
+        async with Server(*scripts, context=context) as server:
             source = SocketSource(
-                lambda: session.open_data_stream(f"{server.ws}/", "k", "s", SYMBOLS, timeout=2.0),
+                lambda: session.open_data_stream(f"{server.ws}/", "k", "s", SYMBOLS, timeout=2.0,
+                                                 trust=trust),
                 Decoder(SYMBOLS), first=0.001, longest=0.01, ping=ping)
 
             def loop():
@@ -65,7 +85,7 @@ async def quote_then_calm(c):
     await c.until_closed()
 
 
-def test_a_lost_connection_is_a_gap_at_once_and_a_snapshot_after():
+def test_a_lost_connection_is_a_gap_at_once_and_a_snapshot_after(drive):
     seen_down = []
 
     async def drop(c):
@@ -85,7 +105,7 @@ def test_a_lost_connection_is_a_gap_at_once_and_a_snapshot_after():
 
 @pytest.mark.parametrize("bad", [b"\x91\xc1", b"\x80", b"\x90\x00", bytes(2_000_000)],
                          ids=["format", "no array", "trailing", "too large"])
-def test_a_frame_that_is_none_is_a_gap_and_a_new_connection(bad):
+def test_a_frame_that_is_none_is_a_gap_and_a_new_connection(drive, bad):
     async def script(c):
         await greet(c)
         await c.send([QUOTE])
@@ -96,7 +116,7 @@ def test_a_frame_that_is_none_is_a_gap_and_a_new_connection(bad):
     assert kinds == FRESH + GAPS + FRESH and source.connections == 2
 
 
-def test_a_frame_with_too_many_records_is_a_gap_and_the_connection_stays():
+def test_a_frame_with_too_many_records_is_a_gap_and_the_connection_stays(drive):
     async def script(c):
         await greet(c)
         await c.send([QUOTE])
@@ -108,7 +128,7 @@ def test_a_frame_with_too_many_records_is_a_gap_and_the_connection_stays():
     assert kinds == FRESH + GAPS + FRESH and source.connections == 1
 
 
-def test_a_peer_that_answers_no_ping_is_left():
+def test_a_peer_that_answers_no_ping_is_left(drive):
     async def deaf(c):
         await greet(c)
         await c.send([QUOTE])
@@ -119,7 +139,7 @@ def test_a_peer_that_answers_no_ping_is_left():
     assert kinds == FRESH + GAPS + FRESH and source.connections == 2
 
 
-def test_a_mute_peer_that_answers_pings_is_kept():
+def test_a_mute_peer_that_answers_pings_is_kept(drive):
     pings = 0
 
     async def mute(c):
@@ -133,11 +153,11 @@ def test_a_mute_peer_that_answers_pings_is_kept():
             pings += 1
             await c.raw(frame(data, 10))
 
-    _, source = drive(lambda kinds, _: pings >= 5, mute, ping=0.01)
+    _, source = drive(lambda kinds, _: pings >= 3, mute, ping=0.2)
     assert source.connections == 1
 
 
-def test_what_may_pass_is_tried_again_and_what_cannot_stops_the_stage():
+def test_what_may_pass_is_tried_again_and_what_cannot_stops_the_stage(drive):
     async def drop(c):
         await greet(c)
         await c.send([QUOTE])

@@ -344,7 +344,7 @@ def greedy():
 
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory):
-    """A recording of a run whose risk stage was slow: its signal.risk link was often nearly full."""
+    """A recording of a run with a slow risk stage: its signal.risk link was often nearly full."""
     path = tmp_path_factory.mktemp("crowded") / "run.rec"
     rng = numpy.random.default_rng(11)
     chain = Chain(greedy(), capacity={"signal.risk": 64})

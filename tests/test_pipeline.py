@@ -3,6 +3,8 @@ import json
 import os
 import re
 import signal
+from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -27,6 +29,7 @@ from tests.models.live import (
     runs,
     until,
 )
+from tests.tls import Authority, Front
 
 pytestmark = [pytest.mark.venue, pytest.mark.db]
 HOPS = ("feed", "book", "signal", "model", "risk", "gateway", "tick_to_order", "order_to_ack",
@@ -429,6 +432,49 @@ def test_a_venue_by_address_and_its_own_stamps_of_each_order(tmp_path, run):
         inner += sent - recv
         outer += received[name] - written[0][0]
     assert 0 < inner <= outer
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("tls"))
+
+
+@contextmanager
+def secure_venue(authority, tmp_path):
+    """A venue that only speaks TLS: the options that lead a run there, and its environment."""
+    with server.spawn("--symbols", "AAPL,MSFT", "--rate-limit", "0",
+                      "--state", str(tmp_path / "venue")) as (_, venue):
+        addresses = {name: urlsplit(venue[name]) for name in
+                     ("rest", "data_stream", "updates_stream")}
+        with Front(authority.server(), addresses["rest"].port) as front:
+            assert {a.port for a in addresses.values()} == {addresses["rest"].port}
+            options = ["--set", "profile=paper"]
+            for name, found in addresses.items():
+                options += ["--set", f"venue.{name}={found.scheme}s://localhost:{front.port}"
+                                     f"{found.path}"]
+            yield options, {"ALPACA_API_KEY": venue["key"], "ALPACA_SECRET_KEY": venue["secret"]}
+
+
+def test_everything_over_tls(tmp_path, run, authority):
+    """Market data and orders are decrypted and encrypted inside the fused loop."""
+    with secure_venue(authority, tmp_path) as (options, keys):
+        live = run(*options, "--set", "layout.fuse_feed=yes",
+                   SSL_CERT_FILE=str(authority.file), **keys)
+        live.up().trades(5)
+        live.popen.terminate()
+        assert live.end() == 0 and live.document["verified"]
+    (hot,) = [p for p in live.record.processes if "risk" in p["stages"]]
+    assert "feed" in hot["stages"] and "gateway" in hot["stages"]
+    with database(live.path) as c:
+        check_rows(c, live.run, live.recorded())
+
+
+def test_a_venue_whose_certificate_is_not_believed_is_one_line(tmp_path, authority):
+    with secure_venue(authority, tmp_path) as (options, keys):
+        code, out, err = command("--run-dir", tmp_path / "run", "start", *options,
+                                 env=environment(**keys))
+    assert (code, out) == (4, "") and err.splitlines()[-1].startswith("error: ")
+    assert "TLS with localhost: certificate refused: " in err
 
 
 @pytest.mark.slow

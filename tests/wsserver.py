@@ -134,7 +134,8 @@ class Server:
     async def __aenter__(self) -> Server:
         self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0, ssl=self.context)
         self.port = self.server.sockets[0].getsockname()[1]
-        self.ws, self.http = f"ws://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.port}"
+        s = "s" * (self.context is not None)
+        self.ws, self.http = f"ws{s}://127.0.0.1:{self.port}", f"http{s}://127.0.0.1:{self.port}"
         return self
 
     async def __aexit__(self, kind: Any, *_: Any) -> None:

@@ -19,7 +19,7 @@ Invariants
     H3  Bytes belong to the request that is BUSY: an answer after its deadline, or bytes that
         nobody asked for, end the connection, so that no answer meets a later order.
     H4  submit, cancel and poll neither allocate nor take the GIL, except on the first refusal
-        of the credentials, and except for https (an `ssl` object needs the GIL).
+        of the credentials; with https no less (`_tls`).
 
 How an answer to an order is read (Alpaca's, reference in docs/venues.md):
 
@@ -35,6 +35,7 @@ from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from .._schema cimport hp_order_t, hp_update_t
 from .._wire cimport Wire
+from ._tls cimport Trust, tls_t
 
 cdef enum:
     HTTP_DOWN = 0
@@ -47,6 +48,7 @@ cdef enum:
 
 cdef struct http_connection_t:
     int fd                      # -1 while DOWN
+    tls_t *tls                  # NULL: plain, or not up
     int state                   # HTTP_*
     int answer                  # ORDER_EVENT_* ready for poll(), or 0
     bint cancelling             # the request is a cancel
@@ -117,11 +119,11 @@ cdef class AlpacaWire(Wire):
     cdef char *_symbols         # `{"symbol":"...",` of each instrument, size in its first byte
     cdef char *_kinds           # 16 x KIND_SIZE: side, type and tif; size in the first byte
     cdef object _address
-    cdef list _tls              # of each connection: None, or (SSLObject, incoming, outgoing)
+    cdef list _tls              # of each connection: None, or its Session
     cdef list _opening          # of each connection while CONNECTING: its socket
     cdef object _resolved
     cdef object _trouble        # the last error of connecting
-    cdef object _context
+    cdef Trust _trust           # None: http
     cdef object _host
     cdef object _jitter
 
@@ -145,8 +147,5 @@ cdef class AlpacaWire(Wire):
     cdef ssize_t _read(self, http_connection_t *k) noexcept nogil
     cdef ssize_t _write(self, http_connection_t *k, const char *text,
                         uint32_t size) noexcept nogil
-    cdef ssize_t _tls_read(self, http_connection_t *k) noexcept with gil
-    cdef ssize_t _tls_write(self, http_connection_t *k, const char *text,
-                            uint32_t size) noexcept with gil
     cdef bint _connect(self, http_connection_t *k, int64_t now) except -1
     cdef void _failed(self, http_connection_t *k, int64_t now, error)

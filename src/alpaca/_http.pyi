@@ -1,10 +1,10 @@
-import ssl
 from collections.abc import Sequence
 from typing import Any, final
 
 import numpy
 
 from hftpipe._wire import Wire
+from hftpipe.alpaca._tls import Trust
 from hftpipe.alpaca.rest import SecretLike
 
 def format_nano(value: int) -> str: ...
@@ -22,7 +22,7 @@ class AlpacaWire(Wire):
         burst: int = 20,
         reserve: int = 4,
         timeout_ms: int = 2000,
-        context: ssl.SSLContext | None = None,
+        trust: Trust | None = None,
     ) -> None: ...
     def open(self, timeout: float = 3.0) -> None: ...
     def maintain(self) -> bool: ...

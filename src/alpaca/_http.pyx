@@ -7,20 +7,20 @@ from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 from .._clock cimport clock_now, clock_utc
 from .._schema cimport *
 from .._wire cimport WIRE_BUSY, WIRE_DOWN, WIRE_SENT, Wire
+from ._tls cimport Session, Trust, tls_read, tls_write
 
 import errno as errors
 import random
 import select
 import socket
-import ssl
 import time
 from urllib.parse import urlsplit
 
 import numpy
 
 from hftpipe import schema
-from hftpipe.alpaca.rest import reveal, verified_context
-from hftpipe.errors import ConfigError, DeadlineError
+from hftpipe.alpaca.rest import reveal
+from hftpipe.errors import ConfigError, DeadlineError, TlsError
 
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void *data, size_t size, int flags)
@@ -320,8 +320,8 @@ cdef class AlpacaWire(Wire):
         Of those, only for cancels.
     timeout_ms : int, default 2000
         An order without an answer by then is UNKNOWN.
-    context : ssl.SSLContext, optional
-        Of https; the default verifies chain and host name, TLS 1.2 or newer.
+    trust : Trust, optional
+        Of https; the default trusts what the system trusts.
 
     Raises
     ------
@@ -337,7 +337,7 @@ cdef class AlpacaWire(Wire):
 
     def __init__(self, rest_url, key, secret, uint64_t run, instruments, int connections=4,
                  int64_t rate_per_minute=180, int64_t burst=20, int64_t reserve=4,
-                 int64_t timeout_ms=2000, context=None):
+                 int64_t timeout_ms=2000, Trust trust=None):
         cdef bytes head, tail, text, raw
         cdef char *entry
         cdef http_connection_t *k
@@ -354,7 +354,7 @@ cdef class AlpacaWire(Wire):
         if url.scheme not in ("http", "https") or not url.hostname or url.query or url.username:
             raise ConfigError(f"rest_url must be http(s)://host[:port][/path], was {rest_url!r}")
         self.secure = url.scheme == "https"
-        self._context = (context or verified_context()) if self.secure else None
+        self._trust = (trust or Trust()) if self.secure else None
         self._host = url.hostname
         self._address = (url.hostname, url.port or (443 if self.secure else 80))
         self._tls = [None] * HTTP_CONNECTIONS
@@ -546,6 +546,8 @@ cdef class AlpacaWire(Wire):
             self.handed = clock_now()
             outcome = self._send(k, <uint32_t>(p - k.order_text), now)
             if outcome == WIRE_SENT:
+                if k.tls != NULL:
+                    self.handed = k.tls.handed      # encrypted by then
                 self._counters.sent += 1
                 return WIRE_SENT
             if outcome == WIRE_BUSY:
@@ -586,9 +588,12 @@ cdef class AlpacaWire(Wire):
     cdef ssize_t _write(self, http_connection_t *k, const char *text,
                         uint32_t size) noexcept nogil:
         cdef ssize_t sent
-        if self.secure:
-            return self._tls_write(k, text, size)
-        sent = send(k.fd, text, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if k.tls != NULL:
+            sent = tls_write(k.tls, text, size)
+            if sent >= 0 and k.tls.out_size:    # a part of a record cannot be taken back (H1)
+                return -2
+        else:
+            sent = send(k.fd, text, size, MSG_DONTWAIT | MSG_NOSIGNAL)
         if sent >= 0:
             return sent
         return -1 if errno == EAGAIN or errno == EINTR else -2
@@ -597,10 +602,13 @@ cdef class AlpacaWire(Wire):
 
     cdef ssize_t _read(self, http_connection_t *k) noexcept nogil:
         cdef ssize_t got
-        if self.secure:
-            return self._tls_read(k)
-        got = recv(k.fd, k.answer_text + k.answer_size, HTTP_ANSWER_SIZE - k.answer_size,
-                   MSG_DONTWAIT)
+        cdef int64_t ts
+        if k.tls != NULL:
+            got = tls_read(k.tls, k.answer_text + k.answer_size, HTTP_ANSWER_SIZE - k.answer_size,
+                           &ts)
+        else:
+            got = recv(k.fd, k.answer_text + k.answer_size, HTTP_ANSWER_SIZE - k.answer_size,
+                       MSG_DONTWAIT)
         if got >= 0:
             return got
         return -1 if errno == EAGAIN or errno == EINTR else -2
@@ -622,7 +630,7 @@ cdef class AlpacaWire(Wire):
         """Give a connection up; a request on it has no answer (H1, H2)."""
         if k.fd >= 0:
             close(k.fd)
-            k.fd = -1
+            k.fd, k.tls = -1, NULL
         if not k.spare and (k.state == HTTP_IDLE or k.state == HTTP_BUSY):
             self._up -= 1
         if k.state == HTTP_BUSY:
@@ -800,9 +808,15 @@ cdef class AlpacaWire(Wire):
                 return
             if got > 0 and k.state == HTTP_BUSY:
                 k.answer_size += <uint32_t>got
-                if self._answered(k, 0):
+                if not self._answered(k, 0):
+                    continue
+                if k.tls == NULL or k.tls.in_head == k.tls.in_tail:
                     return
-                continue
+                # Bytes behind the answer are in our memory, where epoll does not see them.
+                k.answer_size = 0
+                if k.state == HTTP_IDLE:
+                    continue
+                return
             # the end, a failure, or bytes that nobody asked for
             if got == 0 and k.state == HTTP_BUSY and k.answer_size and self._answered(k, 1):
                 return
@@ -857,51 +871,6 @@ cdef class AlpacaWire(Wire):
                 return 1
         return -1 if self.denied and self._busy == 0 else 0
 
-    # ------------------------------------------------------------ TLS, with the GIL
-
-    cdef ssize_t _tls_write(self, http_connection_t *k, const char *text,
-                            uint32_t size) noexcept with gil:
-        cdef bytes raw
-        cdef ssize_t sent, length
-        try:
-            session, _, outgoing = self._tls[k.index]
-            session.write(text[:size])
-            raw = outgoing.read()
-            length = len(raw)
-        except Exception as error:
-            self._trouble = error
-            return -2
-        sent = send(k.fd, <const char *>raw, <size_t>length, MSG_DONTWAIT | MSG_NOSIGNAL)
-        # a record that does not leave whole cannot be taken back: the connection is given up
-        return size if sent == length else -2
-
-    cdef ssize_t _tls_read(self, http_connection_t *k) noexcept with gil:
-        cdef char raw[16384]
-        cdef bytes plain
-        cdef ssize_t got
-        cdef uint32_t room = HTTP_ANSWER_SIZE - k.answer_size
-        try:
-            session, incoming, _ = self._tls[k.index]
-            while True:
-                try:
-                    plain = session.read(room)
-                    got = len(plain)
-                    memcpy(k.answer_text + k.answer_size, <char *>plain, <size_t>got)
-                    return got
-                except ssl.SSLWantReadError:
-                    pass
-                got = recv(k.fd, raw, sizeof(raw), MSG_DONTWAIT)
-                if got == 0:
-                    return 0
-                if got < 0:
-                    return -1 if errno == EAGAIN or errno == EINTR else -2
-                incoming.write(raw[:got])
-        except ssl.SSLZeroReturnError:
-            return 0
-        except Exception as error:
-            self._trouble = error
-            return -2
-
     # ------------------------------------------------------------ connecting, cold
 
     cdef void _failed(self, http_connection_t *k, int64_t now, error):
@@ -921,8 +890,10 @@ cdef class AlpacaWire(Wire):
     cdef bint _connect(self, http_connection_t *k, int64_t now) except -1:
         """Take a connection one step on; 1 when it is up."""
         cdef epoll_event event
+        cdef Session session
         try:
             if k.state == HTTP_DOWN:
+                self._tls[k.index] = None
                 if self._resolved is None:
                     self._resolved = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)[0]
                 family, kind, protocol, _, address = self._resolved
@@ -946,31 +917,14 @@ cdef class AlpacaWire(Wire):
                 if failed:
                     raise OSError(failed, "connect")
                 if self.secure:
-                    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-                    self._tls[k.index] = (self._context.wrap_bio(
-                        incoming, outgoing, server_hostname=self._host), incoming, outgoing)
+                    self._tls[k.index] = Session(self._trust, opening.fileno(), self._host)
             if self.secure:
-                session, incoming, outgoing = self._tls[k.index]
-                try:
-                    raw = opening.recv(65536)
-                    if not raw:
-                        raise ConnectionError("closed during the TLS handshake")
-                    incoming.write(raw)
-                except BlockingIOError:
-                    pass
-                done = True
-                try:
-                    session.do_handshake()
-                except ssl.SSLWantReadError:
-                    done = False
-                raw = outgoing.read()
-                if raw:
-                    opening.sendall(raw)
-                if not done:
+                session = self._tls[k.index]
+                if not session.step():
                     if now > k.deadline:
                         raise DeadlineError("no TLS session within 3 s")
                     return 0
-        except (OSError, DeadlineError) as error:       # ssl.SSLError is an OSError
+        except (OSError, DeadlineError, TlsError) as error:
             self._failed(k, now, error)
             return 0
         self._opening[k.index] = None
@@ -979,6 +933,8 @@ cdef class AlpacaWire(Wire):
         event.data.u32 = k.index
         if epoll_ctl(self._poller, EPOLL_CTL_ADD, k.fd, &event) != 0:
             raise OSError(errno, "epoll_ctl failed")
+        if self.secure:
+            k.tls = &session.t
         k.state, k.answer_size = HTTP_IDLE, 0
         if not k.spare:
             self._up += 1
@@ -1011,11 +967,15 @@ cdef class AlpacaWire(Wire):
 
         Raises
         ------
+        TlsError
+            If the venue's certificate is not accepted, or it does not speak TLS 1.2 or newer.
         DeadlineError
             If they are not all up within *timeout* seconds; the message says why.
         """
         deadline = time.monotonic() + timeout
         while not self.maintain():
+            if isinstance(self._trouble, TlsError):
+                raise self._trouble         # trying again would not help
             if time.monotonic() > deadline:
                 host, port = self._address
                 raise DeadlineError(f"wanted {self._count} connections to {host}:{port} within "
@@ -1033,6 +993,8 @@ cdef class AlpacaWire(Wire):
                 self._opening[i] = None
                 k.state = HTTP_DOWN
             if k.state >= HTTP_IDLE:
+                if self._tls[i] is not None:
+                    self._tls[i].close()
                 self._lost(k)
             self._tls[i] = None
 

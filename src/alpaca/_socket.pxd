@@ -15,12 +15,15 @@ Invariants
         64 KiB, so that what is allowed always fits after moving it to the front.
     W4  After a negative result the receiver is finished: it gives the same result for ever.
 
-`ts_recv` of a message is the time right after the recv() that brought its first byte.
+`ts_recv` of a message is the time right after the recv() that brought its first byte, and with
+TLS the one that brought the record with that byte.
 
-TLS: `read` and `write` may be set to functions that move bytes through a memory BIO on this
-thread; NULL means recv() and send() on `fd`.  Nothing here sets them yet: ws:// only.
+TLS: `read` and `write` are those of ``_tls.pxd``, which decrypts on this thread without the GIL;
+NULL means recv() and send() on `fd`.
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from ._tls cimport Session
 
 cdef enum:                      # what ws_poll returns
     WS_MESSAGE = 1              # one whole message
@@ -40,8 +43,9 @@ cdef enum:
     WS_CLOSE_NONE = 1005        # RFC 6455 7.4.1: no code was given
     WS_CLOSE_LOST = 1006        # closed without a close frame
 
-# Bytes moved, or -1 with errno (EAGAIN: not now), 0 from read: end of stream.
-ctypedef ssize_t (*ws_read_t)(void *context, void *data, size_t size) noexcept nogil
+# Bytes moved, or -1 with errno (EAGAIN: not now), 0 from read: end of stream; read sets *ts to
+# when they came.
+ctypedef ssize_t (*ws_read_t)(void *context, void *data, size_t size, int64_t *ts) noexcept nogil
 ctypedef ssize_t (*ws_write_t)(void *context, const void *data, size_t size) noexcept nogil
 
 cdef struct ws_receiver_t:
@@ -82,3 +86,4 @@ cdef bint ws_send(ws_receiver_t *r, int opcode, const uint8_t *payload, size_t s
 cdef class Receiver:
     cdef ws_receiver_t r
     cdef object _socket         # owns the descriptor
+    cdef Session _tls           # None: plain

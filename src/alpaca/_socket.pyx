@@ -6,6 +6,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove
 
 from .._clock cimport clock_now
+from ._tls cimport Session, tls_read, tls_write
 
 import os
 import select
@@ -173,6 +174,7 @@ cdef void _make_room(ws_receiver_t *r) noexcept nogil:
 cdef int ws_poll(ws_receiver_t *r, const uint8_t **payload, size_t *size,
                  int64_t *ts_recv) noexcept nogil:
     cdef ssize_t got
+    cdef int64_t now = 0
     cdef int outcome, code
     cdef bint tried = 0
     if r.state < 0:
@@ -200,11 +202,12 @@ cdef int ws_poll(ws_receiver_t *r, const uint8_t **payload, size_t *size,
         tried = 1
         _make_room(r)
         if r.read != NULL:
-            got = r.read(r.context, r.data + r.tail, r.capacity - r.tail)
+            got = r.read(r.context, r.data + r.tail, r.capacity - r.tail, &now)
         else:
             got = recv(r.fd, r.data + r.tail, r.capacity - r.tail, MSG_DONTWAIT)
+            now = clock_now() if got > 0 else 0
         if got > 0:
-            r.ts_tail = clock_now()
+            r.ts_tail = now
             r.mark = r.tail
             r.tail += <size_t>got
             continue
@@ -230,9 +233,11 @@ cdef class Receiver:
         What came behind the response of the handshake.
     message_max : int, default 1 MiB
         Bytes; a larger message ends the connection.
+    tls : Session, optional
+        Of that socket, after its handshake; the default is plain.
     """
 
-    def __init__(self, sock, leftover=b"", size_t message_max=1 << 20):
+    def __init__(self, sock, leftover=b"", size_t message_max=1 << 20, Session tls=None):
         cdef const unsigned char[::1] first = leftover
         if self.r.data != NULL:
             raise RuntimeError("a receiver is initialised once")
@@ -246,6 +251,11 @@ cdef class Receiver:
         sock.setblocking(False)
         self._socket = sock
         self.r.fd = sock.fileno()
+        if tls is not None:
+            if tls.t.fd != self.r.fd:
+                raise ValueError("the TLS session is of another socket")
+            self._tls = tls
+            self.r.read, self.r.write, self.r.context = tls_read, tls_write, &tls.t
         self.r.random = int.from_bytes(os.urandom(8), "little") | 1
         if first.shape[0]:
             memcpy(self.r.data, &first[0], <size_t>first.shape[0])
@@ -264,6 +274,8 @@ cdef class Receiver:
             If the connection is closed or failed.
         DataError
             If the peer breaks the protocol or sends a message larger than `message_max`.
+        TlsError
+            If what it sends is not what it encrypted.
         """
         cdef const uint8_t *payload = NULL
         cdef size_t size = 0
@@ -275,13 +287,22 @@ cdef class Receiver:
             return self.r.opcode, (<const char *>payload)[:size], ts_recv
         if outcome == WS_NONE:
             return None
-        if outcome == WS_CLOSED:
-            raise ConnectionError(f"the venue closed the stream, code {self.r.close_code}")
-        if outcome == WS_ERROR:
-            raise ConnectionError(self.r.error, os.strerror(self.r.error))
-        if outcome == WS_SIZE:
-            raise DataError(f"message is larger than {self.r.message_max} bytes")
-        raise DataError("the venue sent a frame that RFC 6455 does not allow")
+        raise self.ended
+
+    @property
+    def ended(self) -> Exception | None:
+        """The error that :meth:`poll` raises for ever once the receiver is finished, else None."""
+        if self.r.state >= 0:
+            return None
+        if self.r.state == WS_CLOSED:
+            return ConnectionError(f"the venue closed the stream, code {self.r.close_code}")
+        if self.r.state == WS_ERROR:
+            if self._tls is not None and self._tls.t.failed:
+                return self._tls.refused()
+            return ConnectionError(self.r.error, os.strerror(self.r.error))
+        if self.r.state == WS_SIZE:
+            return DataError(f"message is larger than {self.r.message_max} bytes")
+        return DataError("the venue sent a frame that RFC 6455 does not allow")
 
     def receive(self, double timeout) -> bytes:
         """Payload of the next message; sleeps until it is there.
@@ -290,7 +311,7 @@ cdef class Receiver:
         ------
         DeadlineError
             If none came within *timeout* seconds.
-        ConnectionError, DataError
+        ConnectionError, DataError, TlsError
             As for :meth:`poll`.
         """
         cdef int64_t deadline = clock_now() + <int64_t>(timeout * 1e9)
@@ -303,7 +324,8 @@ cdef class Receiver:
             left = deadline - clock_now()
             if left <= 0:
                 raise DeadlineError(f"wanted an answer within {timeout:g} s, found none")
-            poller.poll(left / 1e6)
+            if self._tls is None or self._tls.t.dry:        # else there is more to decrypt
+                poller.poll(left / 1e6)
 
     def send(self, int opcode, payload):
         """Send one frame (1 text, 2 binary, 9 ping).
@@ -326,6 +348,8 @@ cdef class Receiver:
             ws_send(&self.r, WS_CLOSE, raw, 2)
             self.r.close_code = code
             self.r.state = WS_CLOSED
+        if self._tls is not None:
+            self._tls.close()
         self._socket.close()
 
     def fileno(self) -> int:

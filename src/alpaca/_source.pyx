@@ -121,7 +121,8 @@ cdef class SocketSource(Source):
             return None
         if self._thread is None:
             if self.receiver is not None:
-                self.closed = f"connection ended with code {self.receiver.close_code}"
+                ended = self.receiver.ended
+                self.closed = "given up" if ended is None else str(ended)
                 self.receiver.close()
                 self.receiver = None
             self._next = None

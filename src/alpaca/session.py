@@ -24,6 +24,7 @@ from hftpipe._clock import now_ns
 from hftpipe.alpaca import messages
 from hftpipe.alpaca._codec import parse_nano, parse_time
 from hftpipe.alpaca._socket import Receiver
+from hftpipe.alpaca._tls import Session, Trust
 from hftpipe.alpaca.rest import USER_AGENT, Rest, SecretLike, reveal
 from hftpipe.errors import ConfigError, DataError, DeadlineError, HftpipeError
 
@@ -156,41 +157,70 @@ def check_subscription(found: list[dict[str, Any]], symbols: Sequence[str],
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"     # RFC 6455 1.3
 
 
-def open_websocket(url: str, headers: Mapping[str, str] | None = None,
-                   timeout: float = 5.0) -> tuple[socket.socket, bytes]:
-    """Connect and upgrade; the socket, and what came behind the response.
+def open_websocket(url: str, headers: Mapping[str, str] | None = None, timeout: float = 5.0,
+                   message_max: int = 1 << 20, trust: Trust | None = None) -> Receiver:
+    """Connect and upgrade: a receiver for the spinning loop, which takes the socket over.
 
-    For the spinning loop, which takes the socket over; ``wss://`` waits for a receiver that
-    can decrypt on its own thread (``_socket.pxd``, TLS).
+    Parameters
+    ----------
+    url : str
+        ``ws://`` or ``wss://``.
+    headers : mapping, optional
+        Of the request, beside those of the handshake.
+    timeout : float, s
+        For all of it.
+    message_max : int
+        Bytes of a message.
+    trust : Trust, optional
+        Of wss; the default trusts what the system trusts.
 
     Raises
     ------
     ConfigError
-        If *url* is no ``ws://`` address.
+        If *url* is no such address.
     StreamError
         If the venue does not upgrade; final for 401, 403 and 404.
+    TlsError
+        If its certificate is not accepted, or it does not speak TLS 1.2 or newer.
     DeadlineError, OSError
         If it does not answer.
     """
     parts = urlsplit(url)
-    if parts.scheme != "ws" or not parts.hostname:
-        raise ConfigError(f"the in-loop receiver speaks ws:// only, was {url!r}")
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ConfigError(f"a stream's address must be ws(s)://host[:port][/path], was {url!r}")
     deadline = time.monotonic() + timeout
+    secure = parts.scheme == "wss"
+    trust = (trust or Trust()) if secure else None
     key = base64.b64encode(os.urandom(16))
     lines = [f"GET {parts.path or '/'}{'?' + parts.query if parts.query else ''} HTTP/1.1",
              f"Host: {parts.netloc}", "Upgrade: websocket", "Connection: Upgrade",
              f"Sec-WebSocket-Key: {key.decode()}", "Sec-WebSocket-Version: 13",
              f"User-Agent: {USER_AGENT}", *(f"{k}: {v}" for k, v in (headers or {}).items())]
-    sock = socket.create_connection((parts.hostname, parts.port or 80), timeout)
+    sock = socket.create_connection((parts.hostname, parts.port or (443 if secure else 80)),
+                                    timeout)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
-        raw = b""
+        tls = None
+        request, raw = "\r\n".join([*lines, "", ""]).encode("ascii"), b""
+        try:
+            if trust is not None:
+                tls = Session(trust, sock.fileno(), parts.hostname)
+                tls.handshake(deadline)
+                tls.send(request, deadline)
+            else:
+                sock.sendall(request)
+        except (TimeoutError, DeadlineError):
+            raise DeadlineError(f"no TLS session with {parts.netloc} within {timeout:g} s"
+                                if secure else f"{parts.netloc} did not take the WebSocket "
+                                f"handshake within {timeout:g} s") from None
         while b"\r\n\r\n" not in raw:
-            sock.settimeout(max(deadline - time.monotonic(), 0.001))
             try:
-                more = sock.recv(4096)
-            except TimeoutError:
+                if tls is not None:
+                    more = tls.receive(4096, deadline)
+                else:
+                    sock.settimeout(max(deadline - time.monotonic(), 0.001))
+                    more = sock.recv(4096)
+            except (TimeoutError, DeadlineError):
                 raise DeadlineError(f"no answer to the WebSocket handshake of {parts.netloc} "
                                     f"within {timeout:g} s") from None
             if not more or len(raw) > 65536:
@@ -208,7 +238,7 @@ def open_websocket(url: str, headers: Mapping[str, str] | None = None,
         proof = base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode()
         if answer.get("sec-websocket-accept") != proof or "sec-websocket-extensions" in answer:
             raise StreamError("the venue's WebSocket handshake does not answer ours")
-        return sock, leftover
+        return Receiver(sock, leftover, message_max, tls)
     except BaseException:
         sock.close()
         raise
@@ -216,20 +246,21 @@ def open_websocket(url: str, headers: Mapping[str, str] | None = None,
 
 def open_data_stream(url: str, key: SecretLike, secret: SecretLike, symbols: Sequence[str],
                      channels: Iterable[str] = ("trades", "quotes"), encoding: str = "msgpack",
-                     timeout: float = 5.0, message_max: int = 1 << 20) -> Receiver:
+                     timeout: float = 5.0, message_max: int = 1 << 20,
+                     trust: Trust | None = None) -> Receiver:
     """A receiver on a stream that is authenticated and subscribed, ready for the loop.
 
     Raises
     ------
     StreamError
         If the venue refuses; ``final`` tells whether trying again can help.
-    ConfigError, DataError, DeadlineError, OSError
+    ConfigError, DataError, DeadlineError, TlsError, OSError
         As for :func:`open_websocket`, and for answers that are none.
     """
     channels = tuple(channels)
     opcode = BINARY if encoding == "msgpack" else TEXT
-    sock, leftover = open_websocket(url, {"Content-Type": f"application/{encoding}"}, timeout)
-    receiver = Receiver(sock, leftover, message_max)
+    receiver = open_websocket(url, {"Content-Type": f"application/{encoding}"}, timeout,
+                              message_max, trust)
     try:
         check_success(decode_controls(encoding, receiver.receive(timeout)), "connected")
         receiver.send(opcode, encode(encoding, auth_message(key, secret)))

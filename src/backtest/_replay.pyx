@@ -200,7 +200,7 @@ def replay_intents(FeedStage feed not None, BookStage book not None, SignalStage
         raise DataError("order events and takes of the recording do not belong together")
     if len(takes) and takes["room"].max() > INTENTS_MAX:
         raise DataError(f"a take of the recording had room for {takes['room'].max()} intents, "
-                         f"allowed are {INTENTS_MAX}")
+                        f"allowed are {INTENTS_MAX}")
     after, rooms = takes["after"].tolist(), takes["room"].tolist()
     rows = events.view("u1").reshape(len(events), -1)
     sent = 0
