@@ -1150,7 +1150,17 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('limit', 48, 'breaker_cooldown_ms', 'Open for a fault of the infrastructure, the breaker lets a test order pass after so long.'),
     ('limit', 49, 'breaker_quiet_ms', 'After a test order went well, it closes when so long nothing failed.'),
     ('limit', 50, 'breaker_daily_loss', 'Loss of the day that opens the breaker.'),
-    ('limit', 51, 'breaker_drawdown_bps', 'Equity so far below its peak opens the breaker.');
+    ('limit', 51, 'breaker_drawdown_bps', 'Equity so far below its peak opens the breaker.'),
+    ('exit', 0, 'none', 'It is no exit of ours.'),
+    ('exit', 1, 'stop', 'Static stop.'),
+    ('exit', 2, 'trailing', 'Trailing stop.'),
+    ('exit', 3, 'absolute', 'Stop at a price.'),
+    ('exit', 4, 'atr', 'Stop at a multiple of the average true range.'),
+    ('exit', 5, 'break_even', 'Back at the entry after the first target.'),
+    ('exit', 6, 'loss', 'Lost as much cash as a position may.'),
+    ('exit', 7, 'time', 'Held as long as it may be.'),
+    ('exit', 8, 'first', 'First target: a part.'),
+    ('exit', 9, 'target', 'Target: the rest.');
 -- END GENERATED
 -- How the audit views find an order's events; the market table has its primary key only.
 CREATE INDEX order_event_order ON hftpipe.order_event (run, "order", seq);

@@ -1386,7 +1386,7 @@ enum {
   HP_METRIC_SWEPT, /* hftpipe_swept_total: Open orders that those found. */
   HP_METRIC_CLEAR_EPOCH, /* hftpipe_clear_epoch: Last halt after which the venue had no open order. */
   HP_METRIC_SETTLED_EPOCH, /* hftpipe_settled_epoch: Last halt after which it stayed so: none was under way. */
-  HP_METRIC_VENUE_POSITIONS, /* hftpipe_venue_positions: Positions as the venue last said, when they are closed. */
+  HP_METRIC_VENUE_POSITIONS, /* hftpipe_venue_positions: Positions as the venue last said, when closing. */
   HP_METRIC_FLAT_EPOCH, /* hftpipe_flat_epoch: Last halt whose closing of all positions is over. */
   HP_METRIC_ALERTS_SENT, /* hftpipe_alerts_sent_total: Notifications delivered. */
   HP_METRIC_ALERTS_FAILED, /* hftpipe_alerts_failed_total: Notifications given up. */

@@ -925,7 +925,7 @@ METRICS = (
     Metric("swept", "counter", "", "Open orders that those found."),
     Metric("clear_epoch", "gauge", "", "Last halt after which the venue had no open order."),
     Metric("settled_epoch", "gauge", "", "Last halt after which it stayed so: none was under way."),
-    Metric("venue_positions", "gauge", "", "Positions as the venue last said, when they are closed."),
+    Metric("venue_positions", "gauge", "", "Positions as the venue last said, when closing."),
     Metric("flat_epoch", "gauge", "", "Last halt whose closing of all positions is over."),
     Metric("alerts_sent", "counter", "", "Notifications delivered."),
     Metric("alerts_failed", "counter", "", "Notifications given up."),

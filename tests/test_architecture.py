@@ -24,7 +24,8 @@ LAYERS = [
     {"_stage_feed", "_stage_book", "_stage_signal", "_stage_risk", "_stage_gateway",
      "_stage_updates", "_stage_ledger", "_stage_figure", "_host"},
     # 4 shell: files, environment, processes
-    {"config", "shm", "log", "recording", "indicators"}, {"topology", "metrics", "rundir", "alerts", "triggers"},
+    {"config", "shm", "log", "recording", "indicators"},
+    {"topology", "metrics", "rundir", "alerts", "triggers"},
     {"registry"},
     {"desk", "process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another

@@ -108,8 +108,8 @@ def test_before_the_first_bar_prices_are_the_mid():
     v = dict(zip(NAMES, vector.tolist(), strict=True))
     mid = numpy.float32(100.005)
     for name in ("close", "open", "high", "low", "ema9", "ema21", "ema12", "ema26", "sma50",
-                 "sma200", "wma20", "bollinger_lower", "bollinger_middle", "bollinger_upper", "vwap", "mid",
-                 "bar_vwap"):
+                 "sma200", "wma20", "bollinger_lower", "bollinger_middle",
+                 "bollinger_upper", "vwap", "mid", "bar_vwap"):
         assert v[name] == mid, name
     for name in ("rsi14", "rsi28", "mfi14", "stochastic_k", "stochastic_d"):
         assert v[name] == 50
