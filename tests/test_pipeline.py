@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from hftpipe import _control, config, recording, schema, shm, worker
+from hftpipe import _control, config, limits, recording, schema, shm, worker
 from hftpipe.backtest.run import verify_intents
 from hftpipe.errors import MismatchError
 from hftpipe.limits import PROFILES
@@ -449,6 +449,9 @@ def secure_venue(authority, tmp_path):
         with Front(authority.server(), addresses["rest"].port) as front:
             assert {a.port for a in addresses.values()} == {addresses["rest"].port}
             options = ["--set", "profile=paper"]
+            # The exchange that is built in has neither New York's hours nor a history.
+            for name, value in limits.PROFILES["demo"].items():
+                options += ["--set", f"risk.{name}={value}"]
             for name, found in addresses.items():
                 options += ["--set", f"venue.{name}={found.scheme}s://localhost:{front.port}"
                                      f"{found.path}"]
