@@ -4,7 +4,8 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from hftpipe._clock cimport hp_read_monotonic
-from hftpipe._risk cimport Risk, risk_check, risk_mark, risk_order_event, risk_t
+from hftpipe._gate cimport Risk
+from hftpipe._risk cimport risk_check, risk_mark, risk_order_event, risk_t
 from hftpipe._schema cimport (
     HP_ORDER_EVENT_CANCELED, HP_ORDER_EVENT_FILL, hp_book_t, hp_intent_t, hp_order_event_t,
     hp_order_t, hp_verdict_t)
@@ -36,7 +37,7 @@ cdef inline void step(risk_t *r, window_t *w, const hp_intent_t *i, int64_t now,
         e.qty, e.price, e.kind = o.qty, o.price, HP_ORDER_EVENT_CANCELED
         if w.ended & 1:
             e.kind, e.cum_qty = HP_ORDER_EVENT_FILL, o.qty
-        risk_order_event(r, &e)
+        risk_order_event(r, &e, now)
     w.reason = risk_check(r, i, now, v, o)
     w.approved += w.reason == 0
 

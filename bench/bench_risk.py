@@ -27,7 +27,8 @@ import pytest
 import hftpipe
 from hftpipe import _control, schema
 from hftpipe._control import Control
-from hftpipe._risk import Risk
+from hftpipe._gate import Risk
+from hftpipe.limits import LIMITS as ALL
 
 HERE = Path(__file__).resolve().parent
 SYMBOLS, ORDERS, ROUNDS = 1000, 200_000, 7
@@ -35,7 +36,8 @@ NANO = 10**9
 NOW, PACE = 10**12, 1000                # ns; one order per microsecond of their time
 TARGET = 100                            # ns at p50
 REASON = schema.REASON
-LIMITS = {"max_order_shares": 1000, "max_order_notional": 100_000, "max_position_shares": 3000,
+LIMITS = {**{x.name: x.default if x.off is None else "off: not in this bench" for x in ALL},
+          "max_order_shares": 1000, "max_order_notional": 100_000, "max_position_shares": 3000,
           "max_position_notional": 300_000, "max_total_notional": 200_000_000,
           "max_open_positions": 1000, "max_daily_loss": 1_000_000, "price_collar_bps": 50,
           "max_orders_per_minute": 1_000_000, "max_open_orders": 12, "max_data_age_ms": 60_000,

@@ -982,13 +982,13 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('limit', 25, 'max_var_95', 'One-day value at risk, 95 %: of what is held, plus that of every open order and of every fill that the figure does not know yet.'),
     ('limit', 26, 'max_var_99', 'The same at 99 %.'),
     ('limit', 27, 'drawdown_warn_bps', 'Equity so far below its peak is recorded.'),
-    ('limit', 28, 'drawdown_act_bps', 'Equity so far below its peak opens the breaker: only reducing orders pass.'),
+    ('limit', 28, 'drawdown_act_bps', 'Equity so far below its peak lets only reducing orders pass.'),
     ('limit', 29, 'drawdown_halt_bps', 'Equity so far below its peak halts trading.'),
     ('limit', 30, 'drawdown_confirm', 'Marks in a row that must say so before a drawdown halts.'),
     ('limit', 31, 'max_correlation', 'Correlation, of either sign, with any other instrument that is held or ordered.'),
     ('limit', 32, 'max_volatility_bps', 'Average true range as a share of the price.'),
     ('limit', 33, 'base_volatility_bps', 'Above this volatility, the position limits shrink in proportion.'),
-    ('limit', 34, 'max_leverage_bps', 'Worst-case value of all positions as a share of the equity.'),
+    ('limit', 34, 'max_leverage', 'Worst-case value of all positions over the equity.'),
     ('limit', 35, 'market_hours', 'Whether orders pass in trading hours only.'),
     ('limit', 36, 'allow_premarket', 'Whether trading hours begin before the open.'),
     ('limit', 37, 'allow_afterhours', 'Whether trading hours go on after the close.'),
@@ -1003,7 +1003,9 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('limit', 46, 'breaker_latency_ms', 'An answer slower than this counts as slow.'),
     ('limit', 47, 'breaker_slow_ms', 'Only slow answers for so long open the breaker.'),
     ('limit', 48, 'breaker_cooldown_ms', 'Open for a fault of the infrastructure, the breaker lets a test order pass after so long.'),
-    ('limit', 49, 'breaker_quiet_ms', 'After a test order went well, it closes when so long nothing failed.');
+    ('limit', 49, 'breaker_quiet_ms', 'After a test order went well, it closes when so long nothing failed.'),
+    ('limit', 50, 'breaker_daily_loss', 'Loss of the day that opens the breaker.'),
+    ('limit', 51, 'breaker_drawdown_bps', 'Equity so far below its peak opens the breaker.');
 -- END GENERATED
 -- How the audit views find an order's events; the market table has its primary key only.
 CREATE INDEX order_event_order ON hftpipe.order_event (run, "order", seq);

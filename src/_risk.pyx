@@ -1,69 +1,68 @@
-"""Pre-trade risk; order of the checks, units and promises are in ``_risk.pxd``."""
-cimport cython
-from libc.stdint cimport INT64_MAX, INT64_MIN
-from libc.stdlib cimport free
-from libc.string cimport memcpy, memset
+"""Pre-trade risk: the checks, and what orders do to the exposure.
+
+Order of the checks, units and promises are in ``_risk.pxd``; what comes from outside is taken
+in ``_figure.pyx``; the handle for Python is in ``_gate.pyx``.
+"""
+from libc.stdint cimport INT32_MIN, INT64_MAX, INT64_MIN
+from libc.string cimport memset
 
 from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_prefetch_write
-from ._control cimport CONTROL_STAGES, Control
-from ._memory cimport hp_lines
-from ._order cimport index_free, index_home, index_init, index_put, index_remove, index_tag
+from ._breaker cimport (
+    breaker_answer, breaker_approved, breaker_passes, breaker_step, breaker_tick)
+from ._order cimport index_home, index_put, index_remove, index_tag
 from ._schema cimport (
-    HP_ACTION_CANCEL, HP_ACTION_DENIED, HP_ACTION_NEW, HP_BOOK_FLAG_CROSSED,
-    HP_BOOK_FLAG_EMPTY, HP_BOOK_FLAG_HALTED, HP_BOOK_FLAG_STALE, HP_ORDER_EVENT_CANCELED,
-    HP_ORDER_EVENT_DENIED, HP_ORDER_EVENT_DROPPED, HP_ORDER_EVENT_EXPIRED, HP_ORDER_EVENT_FILL,
-    HP_ORDER_EVENT_PARTIAL_FILL, HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_REPLACED,
-    HP_ORDER_TYPE_LIMIT, HP_ORDER_TYPE_MARKET, HP_REASON_CROSSES_ZERO, HP_REASON_DAILY_LOSS,
-    HP_REASON_DUPLICATE, HP_REASON_HALTED, HP_REASON_INVALID_ORDER, HP_REASON_NONE,
-    HP_REASON_NOT_OPEN, HP_REASON_OPEN_POSITIONS, HP_REASON_ORDER_NOTIONAL,
-    HP_REASON_ORDER_RATE, HP_REASON_ORDER_SIZE, HP_REASON_OVERFLOW, HP_REASON_PENDING,
-    HP_REASON_POSITION_NOTIONAL, HP_REASON_POSITION_SIZE, HP_REASON_PRICE_COLLAR,
-    HP_REASON_SHORT_NOT_ALLOWED, HP_REASON_STALE_DATA, HP_REASON_STORE_FULL,
-    HP_REASON_TABLE_FULL, HP_REASON_TOTAL_NOTIONAL, HP_REASON_UNKNOWN_INSTRUMENT,
-    HP_REASON_WASH_TRADE, HP_SEQ_BITS, HP_SIDE_BUY, HP_SIDE_SELL, HP_TIF_DAY, HP_TIF_FOK,
-    hp_instrument_t)
+    HP_ACTION_CANCEL, HP_ACTION_DENIED, HP_ACTION_NEW, HP_BOOK_FLAG_CROSSED, HP_BOOK_FLAG_EMPTY,
+    HP_BOOK_FLAG_HALTED, HP_BOOK_FLAG_STALE, HP_BREAKER_CLOSED, HP_FIGURE_CORRELATION,
+    HP_FIGURE_SECTOR, HP_FIGURE_SESSION, HP_FIGURE_UNIT_VAR_95, HP_FIGURE_VAR_95,
+    HP_FIGURE_VAR_99, HP_FIGURE_VOLUME_RATIO, HP_LIMIT_ALLOW_SHORT, HP_LIMIT_DRAWDOWN_ACT_BPS,
+    HP_LIMIT_DUPLICATE_WINDOW_MS, HP_LIMIT_LAST_COLLAR_BPS, HP_LIMIT_MAX_CORRELATION,
+    HP_LIMIT_MAX_DAILY_LOSS, HP_LIMIT_MAX_DATA_AGE_MS, HP_LIMIT_MAX_MONTHLY_LOSS,
+    HP_LIMIT_MAX_OPEN_ORDERS, HP_LIMIT_MAX_OPEN_POSITIONS, HP_LIMIT_MAX_ORDERS_PER_DAY,
+    HP_LIMIT_MAX_ORDERS_PER_MINUTE, HP_LIMIT_MAX_ORDER_NOTIONAL, HP_LIMIT_MAX_ORDER_SHARES,
+    HP_LIMIT_MAX_PRICE, HP_LIMIT_MAX_SPREAD_BPS, HP_LIMIT_MAX_STRATEGY_ORDERS,
+    HP_LIMIT_MAX_TOTAL_NOTIONAL, HP_LIMIT_MAX_TRADE_LOSS, HP_LIMIT_MAX_VAR_95,
+    HP_LIMIT_MAX_VAR_99, HP_LIMIT_MAX_VOLATILITY_BPS, HP_LIMIT_MAX_WEEKLY_LOSS,
+    HP_LIMIT_MIN_ORDER_NOTIONAL, HP_LIMIT_MIN_PRICE, HP_LIMIT_MIN_VOLUME_RATIO,
+    HP_LIMIT_PRICE_COLLAR_BPS, HP_LIMIT_STOP_DISTANCE_BPS, HP_ORDER_EVENT_CANCELED,
+    HP_ORDER_EVENT_CANCEL_SENT, HP_ORDER_EVENT_DENIED, HP_ORDER_EVENT_DROPPED,
+    HP_ORDER_EVENT_EXPIRED, HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_PARTIAL_FILL,
+    HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_REPLACED, HP_ORDER_EVENT_SENT, HP_ORDER_EVENT_UNKNOWN,
+    HP_ORDER_TYPE_LIMIT, HP_ORDER_TYPE_MARKET, HP_REASON_BREAKER, HP_REASON_CONCENTRATION,
+    HP_REASON_CORRELATION, HP_REASON_CROSSES_ZERO, HP_REASON_DAILY_LOSS, HP_REASON_DRAWDOWN,
+    HP_REASON_DUPLICATE, HP_REASON_DUPLICATE_ORDER, HP_REASON_HALTED, HP_REASON_HOURS,
+    HP_REASON_INVALID_ORDER, HP_REASON_LAST_COLLAR, HP_REASON_LEVERAGE, HP_REASON_MONTHLY_LOSS,
+    HP_REASON_NONE, HP_REASON_NOT_OPEN, HP_REASON_NO_FIGURE, HP_REASON_OLD_FIGURE,
+    HP_REASON_OPEN_POSITIONS, HP_REASON_ORDERS_PER_DAY, HP_REASON_ORDER_NOTIONAL,
+    HP_REASON_ORDER_RATE, HP_REASON_ORDER_SIZE, HP_REASON_ORDER_SMALL, HP_REASON_ORDER_VOLUME,
+    HP_REASON_OVERFLOW, HP_REASON_PAUSED, HP_REASON_PENDING, HP_REASON_POSITION_NOTIONAL,
+    HP_REASON_POSITION_SIZE, HP_REASON_POSITION_VOLUME, HP_REASON_PRICE_COLLAR,
+    HP_REASON_PRICE_RANGE, HP_REASON_REPEATED, HP_REASON_RESTRICTED, HP_REASON_SECTOR,
+    HP_REASON_SHORT_NOT_ALLOWED, HP_REASON_SPREAD, HP_REASON_STALE_DATA, HP_REASON_STORE_FULL,
+    HP_REASON_TABLE_FULL, HP_REASON_TOTAL_NOTIONAL, HP_REASON_TRADE_LOSS,
+    HP_REASON_UNKNOWN_INSTRUMENT, HP_REASON_VAR_95, HP_REASON_VAR_99, HP_REASON_VOLATILITY,
+    HP_REASON_VOLUME_RATIO, HP_REASON_WASH_TRADE, HP_REASON_WEEKLY_LOSS, HP_SEQ_BITS, HP_SIDE_BUY,
+    HP_SIDE_SELL, HP_TIF_DAY, HP_TIF_FOK)
 from ._token cimport token_of
-
-import difflib
-import re
-from collections import namedtuple
-
-import numpy
-
-from hftpipe import schema
-from hftpipe.errors import ConfigError
-
-
-cdef extern from "<stdlib.h>" nogil:
-    void *aligned_alloc(size_t alignment, size_t size) noexcept
 
 cdef enum:
     NANO = 1000000000
+    MS = 1000000
     BPS = 10000
-    RATE_MAX = 1000000                  # orders per minute; one timestamp is kept for each
-    SHORTABLE = 2                       # INSTRUMENT.flags
 
 cdef int64_t MINUTE = 60000000000
 cdef uint64_t SEQ_MASK = (1ULL << HP_SEQ_BITS) - 1
 cdef uint8_t UNUSABLE = (HP_BOOK_FLAG_STALE | HP_BOOK_FLAG_CROSSED | HP_BOOK_FLAG_HALTED
                          | HP_BOOK_FLAG_EMPTY)
 
+cdef struct quote_t:                        # what the checks found out about an order
+    int64_t price                           # side * price it can trade at (for the wash check)
+    int64_t worth                           # nanoprice
+    uint32_t tag                            # of its instrument, side, price and quantity
+    bint reduces
+    approval_t *twin                        # newest approval of the same; NULL = none
 
-# ---------------------------------------------------------------- exposure
 
-cdef inline void exposure_refresh(risk_t *r, exposure_t *x) noexcept nogil:
-    """After any change of qty, reference or reservations: the instrument's share of the total."""
-    cdef hp_wide_t worst
-    cdef uint8_t held = x.qty != 0 or x.open_orders != 0
-    x.value = hp_wide_mul(x.qty, x.reference)
-    # Clamped just above what nanocash holds: later checks see OVERFLOW, sums cannot wrap.
-    worst = hp_wide_clamp(hp_wide_max(hp_wide_add(x.open_value[0], x.value),
-                                      hp_wide_sub(x.open_value[1], x.value)))
-    r.total = hp_wide_add(r.total, hp_wide_sub(worst, x.worst))
-    x.worst = worst
-    r.held += held - x.held
-    x.held = held
-
+# ---------------------------------------------------------------- reservations
 
 cdef inline reservation_t *order_find(const risk_t *r, uint64_t order) noexcept nogil:
     cdef uint32_t tag = index_tag(order)
@@ -77,8 +76,55 @@ cdef inline reservation_t *order_find(const risk_t *r, uint64_t order) noexcept 
     return NULL
 
 
-cdef inline void reserve(risk_t *r, exposure_t *x, const hp_intent_t *i, int64_t price,
-                         int64_t worth) noexcept nogil:
+cdef inline uint32_t order_key(const hp_intent_t *i) noexcept nogil:
+    """Tag of what makes two orders the same."""
+    return index_tag(<uint64_t>i.price * 0xC2B2AE3D27D4EB4FULL ^ <uint64_t>i.qty
+                     ^ <uint64_t>i.instrument << 48 ^ <uint64_t>(i.side < 0) << 47)
+
+
+cdef inline approval_t *same_find(const risk_t *r, const hp_intent_t *i,
+                                  uint32_t tag) noexcept nogil:
+    """The newest approval of an order like this one."""
+    cdef uint64_t at = index_home(&r.recent, tag)
+    cdef uint64_t cell = r.recent.cells[at]
+    cdef approval_t *a
+    while cell:
+        if cell >> 32 == tag:
+            a = &r.approvals[<uint32_t>cell - 1]
+            if a.price == i.price and a.qty == i.qty and a.instrument == i.instrument \
+                    and a.side == i.side:
+                return a
+        at = (at + 1) & r.recent.mask
+        cell = r.recent.cells[at]
+    return NULL
+
+
+cdef inline void remember(risk_t *r, const hp_intent_t *i, const quote_t *q,
+                          int64_t now) noexcept nogil:
+    """Note an approval, for the rates and for orders like it."""
+    cdef uint64_t slot = r.approved & r.approval_mask
+    cdef approval_t *a = &r.approvals[slot]
+    if r.approved:                              # a clock that stands still or steps back
+        now = max(now, r.approvals[(r.approved - 1) & r.approval_mask].at)
+    if a.indexed:
+        index_remove(&r.recent, a.tag, <uint32_t>slot)
+        a.indexed = 0
+    if q.twin != NULL and q.twin.indexed:
+        index_remove(&r.recent, q.twin.tag, <uint32_t>(q.twin - r.approvals))
+        q.twin.indexed = 0
+    a.at, a.price, a.qty, a.instrument, a.side = now, i.price, i.qty, i.instrument, i.side
+    a.tag, a.indexed = q.tag, 1
+    index_put(&r.recent, q.tag, <uint32_t>slot)
+    r.approved += 1
+    r.day_orders += 1
+    r.executions[i.strategy] += 1
+    if r.executions[i.strategy] >= r.limit[HP_LIMIT_MAX_STRATEGY_ORDERS]:
+        r.latched[i.strategy >> 6] |= 1ULL << (i.strategy & 63)
+    hp_prefetch_write(&r.approvals[r.approved & r.approval_mask])
+
+
+cdef inline void reserve(risk_t *r, exposure_t *x, const hp_intent_t *i, const quote_t *q,
+                         int64_t now) noexcept nogil:
     """Take a slot for an approved order.  The caller has checked that live < capacity."""
     cdef uint32_t slot = r.ring[r.head & r.mask]
     cdef reservation_t *t = &r.orders[slot]
@@ -86,27 +132,29 @@ cdef inline void reserve(risk_t *r, exposure_t *x, const hp_intent_t *i, int64_t
     r.head += 1
     if t.order:                                 # ended long ago: forgotten now (R4)
         index_remove(&r.index, index_tag(t.order), slot)
-    t.order, t.qty, t.cum_qty, t.remaining = i.event, i.qty, 0, i.qty
-    t.price, t.worth = price, worth
+    t.order, t.qty, t.cum_qty, t.at = i.event, i.qty, 0, now
+    t.price, t.worth = q.price, q.worth
     t.instrument, t.side, t.type, t.open = i.instrument, i.side, i.type, 1
+    t.answered, t.reduces = 0, q.reduces
     index_put(&r.index, index_tag(t.order), slot)
     r.live += 1
     x.open_qty[way] += i.qty
-    x.open_value[way] = hp_wide_add(x.open_value[way], hp_wide_mul(worth, i.qty))
-    x.best[way] = max(x.best[way], price)
+    x.open_value[way] = hp_wide_add(x.open_value[way], hp_wide_mul(q.worth, i.qty))
+    x.best[way] = max(x.best[way], q.price)
     t.next, t.previous = x.first[way], 0
     if t.next:
         r.orders[t.next - 1].previous = slot + 1
     x.first[way] = slot + 1
     x.open_orders += 1
     hp_prefetch_write(&r.orders[r.ring[r.head & r.mask]])       # the next order's
-    exposure_refresh(r, x)
+    if r.at_risk:
+        risk_move(r, x)
+    risk_refresh(r, x)
 
 
-cdef inline void unreserve(exposure_t *x, reservation_t *t, int64_t qty) noexcept nogil:
-    """Give back *qty* <= remaining of one order."""
+cdef inline void unreserve(exposure_t *x, const reservation_t *t, int64_t qty) noexcept nogil:
+    """Give back *qty* of one order."""
     cdef int way = risk_way(t.side)
-    t.remaining -= qty
     x.open_qty[way] -= qty
     x.open_value[way] = hp_wide_sub(x.open_value[way], hp_wide_mul(t.worth, qty))
 
@@ -115,7 +163,7 @@ cdef void release(risk_t *r, exposure_t *x, reservation_t *t) noexcept nogil:
     """The order has ended: give back the rest, leave the lists, be remembered."""
     cdef uint32_t at
     cdef int way = risk_way(t.side)
-    unreserve(x, t, t.remaining)
+    unreserve(x, t, risk_remaining(t))
     t.open = 0
     if t.next:
         r.orders[t.next - 1].previous = t.previous
@@ -148,21 +196,99 @@ cdef inline uint8_t refuse_cash(hp_verdict_t *v, uint8_t reason, int64_t limit,
     return refuse(v, reason, limit, hp_wide_ceil(value, NANO))
 
 
-cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t halt,
-                          uint64_t armed, bint fresh, hp_verdict_t *v, int64_t *price,
-                          int64_t *worth) noexcept nogil:
-    """All checks of a new order; fills limit, value and reference of *v*, changes nothing else.
+cdef uint8_t no_figure(hp_verdict_t *v, int kind, int64_t until, int64_t now) noexcept nogil:
+    """A figure of *kind* that a check needs never came, or ended *until* then."""
+    v.detail = <uint32_t>kind
+    if until == INT64_MIN:
+        return refuse(v, HP_REASON_NO_FIGURE, 0, 0)
+    return refuse(v, HP_REASON_OLD_FIGURE, until, now)
 
-    *price* becomes side * the price it can trade at (for the wash check), *worth* its value
-    per unit.
-    """
-    cdef const limits_t *limits = &r.limits
+
+cdef uint8_t missing(const risk_t *r, const exposure_t *x, int64_t now,
+                     hp_verdict_t *v) noexcept nogil:
+    """Which figure it is: the one of the smallest kind."""
+    cdef int kind
+    cdef int64_t until
+    for kind in range(1, RISK_KINDS):
+        if r.needs >> kind & 1 and kind != HP_FIGURE_SESSION and kind != HP_FIGURE_CORRELATION:
+            if kind == HP_FIGURE_SECTOR or HP_FIGURE_UNIT_VAR_95 <= kind <= HP_FIGURE_VOLUME_RATIO:
+                until = x.expires[risk_kind_slot(kind)]
+            else:
+                until = r.expires[kind]
+            if now > until:
+                return no_figure(v, kind, until, now)
+    return no_figure(v, 0, INT64_MIN, now)      # not to be: refused all the same
+
+
+cdef inline uint64_t pair_at(uint64_t a, uint64_t b) noexcept nogil:
+    """Place of a pair of two instruments."""
+    return a * (a - 1) // 2 + b if a > b else b * (b - 1) // 2 + a
+
+
+cdef void pairs_end(risk_t *r, uint64_t i, int64_t now) noexcept nogil:
+    """Pairs of *i* that have come to their end refuse from now on."""
+    cdef pairs_t *p = &r.pairs
+    cdef int64_t until = INT64_MAX
+    cdef uint64_t j, at
+    for j in range(r.count):
+        if j != i and not p.bad[i * p.words + (j >> 6)] >> (j & 63) & 1:
+            at = pair_at(i, j)
+            if now > p.expires[at]:
+                p.bad[i * p.words + (j >> 6)] |= 1ULL << (j & 63)
+                p.bad[j * p.words + (i >> 6)] |= 1ULL << (i & 63)
+            else:
+                until = min(until, p.expires[at])
+    p.until[i] = until
+
+
+cdef uint8_t pair_refuses(const risk_t *r, uint64_t i, uint64_t word, uint64_t bits, int64_t now,
+                          hp_verdict_t *v) noexcept nogil:
+    """The first pair of *i* with an instrument held, of *bits*, that is not good."""
+    cdef uint64_t j = word * 64, at
+    cdef uint8_t reason
+    while not bits & 1:
+        bits >>= 1
+        j += 1
+    at = pair_at(i, j)
+    if r.pairs.value[at] == INT32_MIN:
+        reason = no_figure(v, HP_FIGURE_CORRELATION, INT64_MIN, now)
+    elif now > r.pairs.expires[at]:
+        reason = no_figure(v, HP_FIGURE_CORRELATION, r.pairs.expires[at], now)
+    else:
+        reason = refuse(v, HP_REASON_CORRELATION, r.limit[HP_LIMIT_MAX_CORRELATION],
+                        r.pairs.value[at])
+        v.detail = <uint32_t>j
+        return reason
+    v.detail |= <uint32_t>j << 16
+    return reason
+
+
+cdef inline uint8_t correlated(risk_t *r, uint64_t i, int64_t now, hp_verdict_t *v) noexcept nogil:
+    """Whether *i* moves too much, or nobody knows how much, with another instrument held."""
+    cdef pairs_t *p = &r.pairs
+    cdef uint64_t k
+    cdef const uint64_t *bad = &p.bad[i * p.words]
+    if now > p.until[i]:
+        pairs_end(r, i, now)
+    for k in range(p.words):
+        if bad[k] & p.held[k]:
+            return pair_refuses(r, i, k, bad[k] & p.held[k], now, v)
+    return HP_REASON_NONE
+
+
+cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t halt,
+                          uint64_t armed, bint fresh, hp_verdict_t *v,
+                          quote_t *q) noexcept nogil:
+    """All checks of a new order; fills limit, value, detail and reference of *v* and *q*."""
+    cdef const int64_t *limit = r.limit
     cdef const exposure_t *x
-    cdef int64_t k, touch, held, after, distance
+    cdef int64_t k, touch, at, held, after, distance
     cdef bint buy = i.side > 0
+    cdef bint market = i.type == HP_ORDER_TYPE_MARKET
     cdef int way = risk_way(i.side)
     cdef bint reducing
-    cdef hp_wide_t value, side, total
+    cdef uint8_t reason
+    cdef hp_wide_t value, side, total, more
     if r.header != NULL:
         if armed == 0 or armed != halt:
             return refuse(v, HP_REASON_HALTED, <int64_t>armed, <int64_t>halt)
@@ -173,6 +299,25 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
         return refuse(v, HP_REASON_UNKNOWN_INSTRUMENT, <int64_t>r.count - 1, i.instrument)
     x = &r.table[i.instrument]
     v.reference = x.reference
+    # Positive is the side of the order from here on.
+    held = x.qty if buy else -x.qty
+    q.reduces = reducing = held < 0
+
+    if not reducing and not breaker_passes(&r.breaker):
+        v.detail = r.breaker.cause
+        return refuse(v, HP_REASON_BREAKER, HP_BREAKER_CLOSED, r.breaker.state)
+    if x.standing & (STANDING_PAUSED | STANDING_RESTRICTED):
+        return refuse(v, HP_REASON_PAUSED if x.standing & STANDING_PAUSED
+                      else HP_REASON_RESTRICTED, 0, 1)
+
+    touch = x.ask if buy else x.bid
+    if x.reference <= 0 or x.flags & UNUSABLE or (market and touch <= 0):
+        return refuse(v, HP_REASON_STALE_DATA, 0, x.flags)
+    if hp_sub_saturate(now, x.mark_ts) > limit[HP_LIMIT_MAX_DATA_AGE_MS] * MS:
+        return refuse(v, HP_REASON_STALE_DATA, limit[HP_LIMIT_MAX_DATA_AGE_MS] * MS,
+                      hp_sub_saturate(now, x.mark_ts))
+    if not reducing and (now > x.until or now > r.until):
+        return missing(r, x, now, v)
 
     if i.action != HP_ACTION_NEW:
         return refuse(v, HP_REASON_INVALID_ORDER, HP_ACTION_NEW, i.action)
@@ -187,7 +332,7 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
     if i.type == HP_ORDER_TYPE_LIMIT:
         if i.price <= 0 or i.price % x.tick:
             return refuse(v, HP_REASON_INVALID_ORDER, x.tick, i.price)
-    elif i.type == HP_ORDER_TYPE_MARKET:
+    elif market:
         if i.price != 0:
             return refuse(v, HP_REASON_INVALID_ORDER, 0, i.price)
     else:
@@ -196,87 +341,178 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
     if not fresh:
         return refuse(v, HP_REASON_DUPLICATE, <int64_t>r.seen[i.event >> HP_SEQ_BITS],
                       <int64_t>(i.event & SEQ_MASK))
+    q.tag = order_key(i)
+    q.twin = same_find(r, i, q.tag)
+    if q.twin != NULL:
+        k = max(hp_sub_saturate(now, q.twin.at), 0)
+        if k < limit[HP_LIMIT_DUPLICATE_WINDOW_MS] * MS:
+            return refuse(v, HP_REASON_DUPLICATE_ORDER, limit[HP_LIMIT_DUPLICATE_WINDOW_MS] * MS,
+                          k)
 
-    touch = x.ask if buy else x.bid
-    if x.reference <= 0 or x.flags & UNUSABLE \
-            or (i.type == HP_ORDER_TYPE_MARKET and touch <= 0):
-        return refuse(v, HP_REASON_STALE_DATA, 0, x.flags)
-    if hp_sub_saturate(now, x.mark_ts) > limits.data_age:
-        return refuse(v, HP_REASON_STALE_DATA, limits.data_age, hp_sub_saturate(now, x.mark_ts))
-
-    if r.times_head >= <uint64_t>limits.rate and hp_sub_saturate(
-            now, r.times[(r.times_head - limits.rate) & r.times_mask]) < MINUTE:
-        return refuse(v, HP_REASON_ORDER_RATE, limits.rate, limits.rate + 1)
-
-    if i.qty > limits.order_qty:
-        return refuse(v, HP_REASON_ORDER_SIZE, limits.order_qty, i.qty)
-
-    if i.type == HP_ORDER_TYPE_LIMIT:
-        price[0] = i.price * i.side
-        worth[0] = max(i.price, 0 if buy else x.bid)
-        distance = i.price - x.reference
-    else:
-        price[0] = INT64_MAX if buy else 0
-        k = hp_bps_ceil(touch, limits.collar_bps)
-        if hp_add_overflow(touch, k, worth):
+    if market:
+        at = touch
+        q.price = INT64_MAX if buy else 0
+        if hp_add_overflow(touch, hp_bps_ceil(touch, limit[HP_LIMIT_PRICE_COLLAR_BPS]), &q.worth):
             return refuse(v, HP_REASON_OVERFLOW, 0, touch)
-        distance = touch - x.reference
-    value = hp_wide_mul(worth[0], i.qty)
+    else:
+        at = i.price
+        q.price = at if buy else -at
+        q.worth = max(at, 0 if buy else x.bid)
+    if not reducing:
+        if at < limit[HP_LIMIT_MIN_PRICE]:
+            return refuse(v, HP_REASON_PRICE_RANGE, limit[HP_LIMIT_MIN_PRICE], at)
+        if at > limit[HP_LIMIT_MAX_PRICE]:
+            return refuse(v, HP_REASON_PRICE_RANGE, limit[HP_LIMIT_MAX_PRICE], at)
+    if i.qty > limit[HP_LIMIT_MAX_ORDER_SHARES]:
+        return refuse(v, HP_REASON_ORDER_SIZE, limit[HP_LIMIT_MAX_ORDER_SHARES], i.qty)
+    value = hp_wide_mul(q.worth, i.qty)
     if not hp_wide_fits(value):
-        return refuse(v, HP_REASON_OVERFLOW, limits.order_notional, INT64_MAX)
-    if hp_wide_less(hp_wide_cash(limits.order_notional), value):
-        return refuse_cash(v, HP_REASON_ORDER_NOTIONAL, limits.order_notional, value)
+        return refuse(v, HP_REASON_OVERFLOW, limit[HP_LIMIT_MAX_ORDER_NOTIONAL], INT64_MAX)
+    if hp_wide_less(hp_wide_cash(limit[HP_LIMIT_MAX_ORDER_NOTIONAL]), value):
+        return refuse_cash(v, HP_REASON_ORDER_NOTIONAL, limit[HP_LIMIT_MAX_ORDER_NOTIONAL], value)
+    if not reducing and hp_wide_less(value, hp_wide_cash(limit[HP_LIMIT_MIN_ORDER_NOTIONAL])):
+        return refuse(v, HP_REASON_ORDER_SMALL, limit[HP_LIMIT_MIN_ORDER_NOTIONAL],
+                      hp_wide_floor(value, NANO))
 
-    if distance < 0:
-        distance = -distance
-    if hp_wide_less(hp_wide_mul(x.reference, limits.collar_bps), hp_wide_mul(distance, BPS)):
-        return refuse(v, HP_REASON_PRICE_COLLAR, limits.collar_bps,
-                      hp_wide_ceil(hp_wide_mul(distance, BPS), x.reference))
+    k = limit[HP_LIMIT_MAX_ORDERS_PER_MINUTE]
+    if r.approved >= <uint64_t>k and hp_sub_saturate(
+            now, r.approvals[(r.approved - k) & r.approval_mask].at) < MINUTE:
+        return refuse(v, HP_REASON_ORDER_RATE, k, k + 1)
+    if not reducing:
+        if r.day_orders >= limit[HP_LIMIT_MAX_ORDERS_PER_DAY]:
+            return refuse(v, HP_REASON_ORDERS_PER_DAY, limit[HP_LIMIT_MAX_ORDERS_PER_DAY],
+                          r.day_orders + 1)
+        if r.latched[i.strategy >> 6] >> (i.strategy & 63) & 1 \
+                or r.executions[i.strategy] >= limit[HP_LIMIT_MAX_STRATEGY_ORDERS]:
+            v.detail = i.strategy
+            return refuse(v, HP_REASON_REPEATED, limit[HP_LIMIT_MAX_STRATEGY_ORDERS],
+                          r.executions[i.strategy] + 1)
 
-    # The position when everything open on this side fills, and this order too; positive is
-    # the side of the order.
-    held = x.qty * i.side
+    # The position when everything open on this side fills, and this order too.
     if hp_add_overflow(held, x.open_qty[way], &after) or hp_add_overflow(after, i.qty, &after):
-        return refuse(v, HP_REASON_OVERFLOW, limits.position_qty, INT64_MAX)
-    reducing = held < 0
+        return refuse(v, HP_REASON_OVERFLOW, x.position_qty, INT64_MAX)
     if reducing:
         if after > 0:
-            return refuse(v, HP_REASON_CROSSES_ZERO, 0, after * i.side)
+            return refuse(v, HP_REASON_CROSSES_ZERO, 0, after if buy else -after)
     else:
-        if not buy and not (limits.allow_short and x.shortable):
+        if not buy and not (limit[HP_LIMIT_ALLOW_SHORT] and x.shortable):
             return refuse(v, HP_REASON_SHORT_NOT_ALLOWED, 0, -after)
-        if after > limits.position_qty:
-            return refuse(v, HP_REASON_POSITION_SIZE, limits.position_qty, after)
+        if after > x.position_qty:
+            return refuse(v, HP_REASON_POSITION_SIZE, x.position_qty, after)
         side = hp_wide_add(hp_wide_side(x.value, i.side), hp_wide_add(x.open_value[way], value))
         if not hp_wide_fits(side):
-            return refuse(v, HP_REASON_OVERFLOW, limits.position_notional, INT64_MAX)
-        if hp_wide_less(hp_wide_cash(limits.position_notional), side):
-            return refuse_cash(v, HP_REASON_POSITION_NOTIONAL, limits.position_notional, side)
-        total = hp_wide_add(hp_wide_sub(r.total, x.worst), hp_wide_max(x.worst, side))
+            return refuse(v, HP_REASON_OVERFLOW, x.position_notional, INT64_MAX)
+        if hp_wide_less(hp_wide_cash(x.position_notional), side):
+            return refuse_cash(v, HP_REASON_POSITION_NOTIONAL, x.position_notional, side)
+        more = hp_wide_sub(hp_wide_max(x.worst, side), x.worst)
+        total = hp_wide_add(r.total, more)
         if not hp_wide_fits(total):
-            return refuse(v, HP_REASON_OVERFLOW, limits.total_notional, INT64_MAX)
-        if hp_wide_less(hp_wide_cash(limits.total_notional), total):
-            return refuse_cash(v, HP_REASON_TOTAL_NOTIONAL, limits.total_notional, total)
-        if not x.held and r.held >= limits.open_positions:
-            return refuse(v, HP_REASON_OPEN_POSITIONS, limits.open_positions, r.held + 1)
-    if x.open_orders >= limits.open_orders:
-        return refuse(v, HP_REASON_PENDING, limits.open_orders, x.open_orders + 1)
-    if not reducing and hp_sub_saturate(0, r.day_pnl) >= limits.daily_loss:
-        return refuse(v, HP_REASON_DAILY_LOSS, limits.daily_loss, hp_sub_saturate(0, r.day_pnl))
+            return refuse(v, HP_REASON_OVERFLOW, limit[HP_LIMIT_MAX_TOTAL_NOTIONAL], INT64_MAX)
+        if hp_wide_less(hp_wide_cash(limit[HP_LIMIT_MAX_TOTAL_NOTIONAL]), total):
+            return refuse_cash(v, HP_REASON_TOTAL_NOTIONAL, limit[HP_LIMIT_MAX_TOTAL_NOTIONAL],
+                               total)
+        if not x.held and r.held >= limit[HP_LIMIT_MAX_OPEN_POSITIONS]:
+            return refuse(v, HP_REASON_OPEN_POSITIONS, limit[HP_LIMIT_MAX_OPEN_POSITIONS],
+                          r.held + 1)
+    if x.open_orders >= limit[HP_LIMIT_MAX_OPEN_ORDERS]:
+        return refuse(v, HP_REASON_PENDING, limit[HP_LIMIT_MAX_OPEN_ORDERS], x.open_orders + 1)
+    if not reducing:
+        if r.day_loss >= limit[HP_LIMIT_MAX_DAILY_LOSS]:
+            return refuse(v, HP_REASON_DAILY_LOSS, limit[HP_LIMIT_MAX_DAILY_LOSS], r.day_loss)
+        if r.week_loss >= limit[HP_LIMIT_MAX_WEEKLY_LOSS]:
+            return refuse(v, HP_REASON_WEEKLY_LOSS, limit[HP_LIMIT_MAX_WEEKLY_LOSS], r.week_loss)
+        if r.month_loss >= limit[HP_LIMIT_MAX_MONTHLY_LOSS]:
+            return refuse(v, HP_REASON_MONTHLY_LOSS, limit[HP_LIMIT_MAX_MONTHLY_LOSS],
+                          r.month_loss)
+        if x.standing & STANDING_TRADE_LOSS:
+            return refuse(v, HP_REASON_TRADE_LOSS, limit[HP_LIMIT_MAX_TRADE_LOSS],
+                          hp_sub_saturate(0, x.unrealised))
+        if hp_wide_less(r.trade_cap, side):
+            return refuse(v, HP_REASON_TRADE_LOSS, limit[HP_LIMIT_MAX_TRADE_LOSS], hp_wide_ceil(
+                hp_wide_times(side, limit[HP_LIMIT_STOP_DISTANCE_BPS]), <int64_t>NANO * BPS))
+        if hp_wide_less(r.symbol_cap, side):
+            return refuse_cash(v, HP_REASON_CONCENTRATION, hp_wide_floor(r.symbol_cap, NANO), side)
+        if hp_wide_less(r.sector_cap, hp_wide_add(r.sectors[x.sector], more)):
+            v.detail = x.sector
+            return refuse_cash(v, HP_REASON_SECTOR, hp_wide_floor(r.sector_cap, NANO),
+                               hp_wide_add(r.sectors[x.sector], more))
+        if r.at_risk:
+            k = hp_wide_nanocash(hp_wide_add(
+                value, hp_wide_add(x.since, hp_wide_add(x.open_value[0], x.open_value[1]))))
+            k -= x.moving
+            side = hp_wide_add(r.moving[0], hp_wide_mul(k, x.unit_var[0]))
+            if hp_wide_less(r.var_cap[0], side):
+                return refuse(v, HP_REASON_VAR_95, limit[HP_LIMIT_MAX_VAR_95], hp_add_saturate(
+                    r.figure[HP_FIGURE_VAR_95], hp_wide_ceil(side, NANO)))
+            side = hp_wide_add(r.moving[1], hp_wide_mul(k, x.unit_var[1]))
+            if hp_wide_less(r.var_cap[1], side):
+                return refuse(v, HP_REASON_VAR_99, limit[HP_LIMIT_MAX_VAR_99], hp_add_saturate(
+                    r.figure[HP_FIGURE_VAR_99], hp_wide_ceil(side, NANO)))
+        if r.drawdown >= limit[HP_LIMIT_DRAWDOWN_ACT_BPS]:
+            return refuse(v, HP_REASON_DRAWDOWN, limit[HP_LIMIT_DRAWDOWN_ACT_BPS], r.drawdown)
+        if r.paired:
+            reason = correlated(r, i.instrument, now, v)
+            if reason:
+                return reason
+        if x.standing & STANDING_VOLATILITY:
+            return refuse(v, HP_REASON_VOLATILITY,
+                          limit[HP_LIMIT_MAX_VOLATILITY_BPS] * (NANO // BPS), x.volatility)
+        if hp_wide_less(r.gross_cap, total):
+            return refuse_cash(v, HP_REASON_LEVERAGE, hp_wide_floor(r.gross_cap, NANO), total)
+
+    if r.hours:
+        if now > x.session_until:
+            return no_figure(v, HP_FIGURE_SESSION, x.session_until, now)
+        if not r.sessions >> x.session & 1:
+            return refuse(v, HP_REASON_HOURS, <int64_t>r.sessions, x.session)
+
+    distance = at - x.reference
+    if distance < 0:
+        distance = -distance
+    if hp_wide_less(hp_wide_mul(x.reference, limit[HP_LIMIT_PRICE_COLLAR_BPS]),
+                    hp_wide_mul(distance, BPS)):
+        return refuse(v, HP_REASON_PRICE_COLLAR, limit[HP_LIMIT_PRICE_COLLAR_BPS],
+                      hp_wide_ceil(hp_wide_mul(distance, BPS), x.reference))
+    k = limit[HP_LIMIT_LAST_COLLAR_BPS]
+    distance = at - x.last
+    if distance < 0:
+        distance = -distance
+    if k != INT64_MAX and hp_wide_less(hp_wide_mul(x.last, k), hp_wide_mul(distance, BPS)):
+        return refuse(v, HP_REASON_LAST_COLLAR, k, hp_wide_ceil(
+            hp_wide_mul(distance, BPS), x.last) if x.last else INT64_MAX)
+
+    if not reducing:
+        if i.qty > x.order_volume:
+            return refuse(v, HP_REASON_ORDER_VOLUME, x.order_volume, i.qty)
+        if after > x.position_volume:
+            return refuse(v, HP_REASON_POSITION_VOLUME, x.position_volume, after)
+        if x.standing & STANDING_SPREAD:
+            return refuse(v, HP_REASON_SPREAD, limit[HP_LIMIT_MAX_SPREAD_BPS],
+                          hp_spread_bps(x.bid, x.ask) if x.bid > 0 and x.ask > 0 else INT64_MAX)
+        if x.standing & STANDING_VOLUME_RATIO:
+            return refuse(v, HP_REASON_VOLUME_RATIO, limit[HP_LIMIT_MIN_VOLUME_RATIO], x.ratio)
 
     # Best of the other side, seen from this one: an ask to a buy, minus a bid to a sell.
-    if x.first[1 - way] and price[0] >= -x.best[1 - way]:
-        return refuse(v, HP_REASON_WASH_TRADE, i.side * -x.best[1 - way], price[0] * i.side)
+    if x.first[1 - way] and q.price >= -x.best[1 - way]:
+        return refuse(v, HP_REASON_WASH_TRADE, i.side * -x.best[1 - way], q.price * i.side)
 
     if r.live >= r.capacity:
         return refuse(v, HP_REASON_TABLE_FULL, <int64_t>r.capacity, <int64_t>r.live + 1)
     return HP_REASON_NONE
 
 
-cdef inline uint32_t order_token(uint64_t key, const hp_order_t *o, uint64_t halt,
-                                 uint64_t version) noexcept nogil:
+cdef uint32_t risk_token(uint64_t key, const hp_order_t *o, uint64_t halt,
+                         uint64_t version) noexcept nogil:
     return token_of(key, o.order, o.price, o.qty, o.instrument, o.side, o.type, o.tif, o.action,
                     halt, version)
+
+
+cdef inline void cancel_of(const reservation_t *t, hp_order_t *o) noexcept nogil:
+    """The fields of an order that name its target."""
+    o.order, o.qty, o.instrument, o.side, o.type = t.order, t.qty, t.instrument, t.side, t.type
+    o.price = 0
+    if t.type == HP_ORDER_TYPE_LIMIT:
+        o.price = t.price * t.side
 
 
 cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *v,
@@ -285,17 +521,22 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
     cdef uint64_t seq = i.event & SEQ_MASK
     cdef bint fresh = seq > r.seen[stream]
     cdef uint64_t armed = 0, halt = 0
-    cdef int64_t price = 0, worth = 0, hop
+    cdef int64_t hop
     cdef const reservation_t *target = NULL
     cdef uint8_t reason
     cdef exposure_t *x
+    cdef quote_t q
+    memset(&q, 0, sizeof(q))
     if i.instrument < r.count:
         # Of a thousand symbols these lines are seldom near; they come while the page is read.
         x = &r.table[i.instrument]
         hp_prefetch_write(x)
         hp_prefetch_write(&x.qty)
         hp_prefetch_write(&x.value)
+        hp_prefetch_write(&x.until)
+        hp_prefetch_write(&x.unit_var)
         hp_prefetch_write(&r.index.cells[index_home(&r.index, index_tag(i.event))])
+        hp_prefetch_write(&r.recent.cells[index_home(&r.recent, order_key(i))])
     if r.header != NULL:
         # Armed first: a halt between the two loads is seen (control_armed, with the values).
         armed = hp_load_acquire(&r.header.armed_epoch)
@@ -309,6 +550,8 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
     o.type, o.tif, o.strategy = i.type, i.tif, i.strategy
     hop = hp_sub_saturate(now, i.ts_recv)
     o.hop = <uint32_t>min(max(hop, 0), <int64_t>0xffffffff)
+    if r.breaker.state != HP_BREAKER_CLOSED:
+        breaker_tick(&r.breaker, now)
     if i.action == HP_ACTION_CANCEL:
         reason = HP_REASON_NOT_OPEN
         target = order_find(r, stream << HP_SEQ_BITS | i.target) if i.target else NULL
@@ -317,7 +560,7 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
         else:
             v.value = i.target
     else:
-        reason = judge(r, i, now, halt, armed, fresh, v, &price, &worth)
+        reason = judge(r, i, now, halt, armed, fresh, v, &q)
     if fresh:
         r.seen[stream] = seq
     r.reasons[reason] += 1
@@ -327,51 +570,92 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
         o.action = HP_ACTION_DENIED
         if i.action == HP_ACTION_CANCEL:
             o.qty = 0                           # it never was open: nobody takes it back
+        elif reason == HP_REASON_REPEATED:
+            r.latched[i.strategy >> 6] |= 1ULL << (i.strategy & 63)
         return reason
     o.action = i.action
     if target != NULL:
         r.cancels += 1
-        o.order, o.qty, o.instrument, o.side = (
-            target.order, target.qty, target.instrument, target.side)
-        o.type = target.type
-        o.price = target.price * target.side if target.type == HP_ORDER_TYPE_LIMIT else 0
+        cancel_of(target, o)
         v.instrument = target.instrument
         v.reference = r.table[target.instrument].reference
     else:
-        reserve(r, &r.table[i.instrument], i, price, worth)
-        if r.times_head:                        # a clock that stands still or steps back
-            now = max(now, r.times[(r.times_head - 1) & r.times_mask])
-        r.times[r.times_head & r.times_mask] = now
-        r.times_head += 1
-    v.token = o.token = order_token(r.token_key, o, halt, r.limits_version)
+        reserve(r, &r.table[i.instrument], i, &q, now)
+        remember(r, i, &q, now)
+        if not q.reduces:
+            breaker_approved(&r.breaker, i.event)
+    v.token = o.token = risk_token(r.token_key, o, halt, r.limits_version)
     return HP_REASON_NONE
 
+
+cdef bint risk_withdraw(risk_t *r, uint64_t slot, hp_order_t *o) noexcept nogil:
+    cdef const reservation_t *t = &r.orders[slot]
+    if not t.open or t.reduces:
+        return False
+    cancel_of(t, o)
+    o.cause, o.ts_recv, o.hop, o.tif, o.strategy, o.reason = 0, 0, 0, HP_TIF_DAY, 0, 0
+    o.action = HP_ACTION_CANCEL
+    o.token = risk_token(r.token_key, o, 0, 0)
+    return True
+
+
+# ---------------------------------------------------------------- what happens
 
 cdef void risk_mark(risk_t *r, const hp_book_t *b) noexcept nogil:
     cdef exposure_t *x
     cdef int64_t reference
+    cdef int64_t widest = r.limit[HP_LIMIT_MAX_SPREAD_BPS]
+    cdef bint wide = widest != INT64_MAX        # with a side missing it cannot be told
     if b.instrument >= r.count:
         r.unknown += 1
         return
     x = &r.table[b.instrument]
     x.bid, x.ask, x.flags, x.mark_ts = b.bid, b.ask, b.flags, b.ts_recv
+    x.last = max(b.last_price, 0)
     reference = x.reference                     # positions keep their last value
     if b.bid > 0 and b.ask > 0:
         reference = <int64_t>((<uint64_t>b.bid + <uint64_t>b.ask) >> 1)
+        wide = wide and risk_spread_wide(x, widest)
     elif b.last_price > 0:
         reference = b.last_price
+    x.standing = x.standing & ~STANDING_SPREAD | (STANDING_SPREAD if wide else 0)
     if reference != x.reference:
         x.reference = reference
         if x.qty:
-            exposure_refresh(r, x)
+            risk_refresh(r, x)
 
 
-cdef void risk_order_event(risk_t *r, const hp_order_event_t *e) noexcept nogil:
+cdef void fill_note(risk_t *r, exposure_t *x, uint64_t event, hp_wide_t value) noexcept nogil:
+    """A fill that no value at risk knows yet."""
+    cdef fill_t *f = &r.fills[r.fill_head & (RISK_FILLS - 1)]
+    cdef exposure_t *lost
+    if r.fill_head - r.fill_tail == RISK_FILLS:         # no room: figures older than it miss it
+        lost = &r.table[f.instrument]
+        lost.since = hp_wide_sub(lost.since, f.value)
+        r.basis_least = max(r.basis_least, f.event)
+        r.expires[HP_FIGURE_VAR_95] = r.expires[HP_FIGURE_VAR_99] = r.until = INT64_MIN
+        r.fill_tail += 1
+        if lost != x:
+            risk_move(r, lost)
+    value = hp_wide_clamp(value)
+    f.value, f.event, f.instrument = value, event, <uint64_t>(x - r.table)
+    r.fill_head += 1
+    x.since = hp_wide_add(x.since, value)
+
+
+cdef void risk_order_event(risk_t *r, const hp_order_event_t *e, int64_t now) noexcept nogil:
     cdef bint newer = e.event == 0 or e.event > r.last_event
     cdef reservation_t *t = order_find(r, e.order) if e.order else NULL
     cdef exposure_t *x
     cdef int64_t moved
     r.last_event = max(r.last_event, e.event)
+    if newer:
+        if t != NULL and not t.answered and e.kind not in (
+                HP_ORDER_EVENT_SENT, HP_ORDER_EVENT_CANCEL_SENT, HP_ORDER_EVENT_UNKNOWN,
+                HP_ORDER_EVENT_DROPPED, HP_ORDER_EVENT_DENIED):
+            t.answered = 1
+            breaker_answer(&r.breaker, hp_sub_saturate(now, t.at), now)
+        breaker_step(&r.breaker, e.order, e.kind, e.reason, now)
     if t == NULL:
         if not newer or (e.kind != HP_ORDER_EVENT_PARTIAL_FILL and e.kind != HP_ORDER_EVENT_FILL):
             return
@@ -383,351 +667,27 @@ cdef void risk_order_event(risk_t *r, const hp_order_event_t *e) noexcept nogil:
         if x.reference == 0:
             x.reference = max(e.price, 0)
         x.qty = max(hp_add_saturate(x.qty, e.qty * e.side), -INT64_MAX)
-        exposure_refresh(r, x)
+        if r.at_risk:
+            fill_note(r, x, e.event, hp_wide_mul(e.qty, max(e.price, x.reference)))
+            risk_move(r, x)
+        risk_refresh(r, x)
         return
     x = &r.table[t.instrument]
     if e.cum_qty > t.cum_qty:                   # R2
         moved = hp_sub_saturate(e.cum_qty, t.cum_qty)
-        t.cum_qty = e.cum_qty
         x.qty = max(hp_add_saturate(x.qty, moved * t.side), -INT64_MAX)
         if t.open:
-            unreserve(x, t, min(moved, t.remaining))
+            unreserve(x, t, min(moved, risk_remaining(t)))
+        t.cum_qty = e.cum_qty
+        if r.at_risk:
+            fill_note(r, x, e.event, hp_wide_mul(moved, t.worth))
     elif not t.open:
         return
-    if t.open and (t.remaining == 0 or e.kind in (
+    if t.open and (t.cum_qty >= t.qty or e.kind in (
             HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_CANCELED, HP_ORDER_EVENT_REJECTED,
             HP_ORDER_EVENT_EXPIRED, HP_ORDER_EVENT_DROPPED, HP_ORDER_EVENT_DENIED,
             HP_ORDER_EVENT_REPLACED)):
         release(r, x, t)
-    exposure_refresh(r, x)
-
-
-cdef void risk_position(risk_t *r, const hp_position_t *p) noexcept nogil:
-    r.day_pnl = p.day_pnl
-
-
-# ---------------------------------------------------------------- limits
-
-Limit = namedtuple("Limit", "name unit default doc")
-Use = namedtuple("Use", "name unit limit use")
-
-#: Every limit: the one source for the configuration file, its documentation and `risk show`.
-#: Units: shares and quote (units of the instrument and of its currency, up to nine decimals,
-#: as integers or decimal strings, never floats), orders, bps, ms, flag.
-LIMITS = [
-    Limit("max_order_shares", "shares", 1000, "Quantity of one order."),
-    Limit("max_order_notional", "quote", 10000, "Value of one order."),
-    Limit("max_position_shares", "shares", 1000,
-          "Worst-case position of one instrument: what is held plus all open orders of a side."),
-    Limit("max_position_notional", "quote", 10000, "Worst-case value of one instrument."),
-    Limit("max_total_notional", "quote", 50000, "Worst-case value of all instruments."),
-    Limit("max_open_positions", "instruments", 5,
-          "Instruments with a position or an open order."),
-    Limit("max_daily_loss", "quote", 5000,
-          "Loss of the day, realised plus unrealised, at which only reducing orders pass."),
-    Limit("price_collar_bps", "bps", 50,
-          "Distance of a limit price, or of the far touch for a market order, to the mid."),
-    Limit("max_orders_per_minute", "orders", 60, "Orders approved within any 60 seconds."),
-    Limit("max_open_orders", "orders", 10, "Open orders of one instrument."),
-    Limit("max_data_age_ms", "ms", 30000, "Age of the newest state of the book."),
-    Limit("allow_short", "flag", False,
-          "Whether more may be sold than is held (and the instrument is shortable)."),
-]
-
-# name -> (smallest, largest) in the unit's integer; what the C struct and its memory can hold
-RANGES = {
-    "shares": (1, INT64_MAX), "quote": (1, INT64_MAX), "instruments": (1, 65536),
-    "bps": (1, BPS), "orders": (1, RATE_MAX), "ms": (1, 86400000), "flag": (0, 1),
-}
-NOT_ABOVE = (("max_order_shares", "max_position_shares"),
-             ("max_order_notional", "max_position_notional"),
-             ("max_position_notional", "max_total_notional"))
-
-
-def default_limits() -> dict[str, object]:
-    """A mapping with every limit at its default."""
-    return {limit.name: limit.default for limit in LIMITS}
-
-
-def _convert(limit, value) -> int:
-    """*value* as the integer that is compared: nanoqty, nanocash or the unit itself."""
-    low, high = RANGES[limit.unit]
-    fixed = limit.unit in ("shares", "quote")
-    wanted = f"{limit.name}: wanted " + (
-        "true or false" if limit.unit == "flag" else
-        f"{limit.unit} above 0 as an integer or a decimal string of at most nine decimals"
-        if fixed else f"an integer number of {limit.unit} from {low} to {high}")
-    if limit.unit == "flag":
-        if not isinstance(value, bool):
-            raise ConfigError(f"{wanted}, found {value!r}")
-        return int(value)
-    if fixed and isinstance(value, str):
-        match = re.fullmatch(r"([0-9]{1,19})(?:\.([0-9]{1,9}))?", value, re.ASCII)
-        if match is None:
-            raise ConfigError(f"{wanted}, found {value!r}")
-        number = int(match[1]) * NANO + int((match[2] or "").ljust(9, "0"))
-    elif isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{wanted}, found {value!r}")
-    else:
-        number = value * NANO if fixed else value
-    if not low <= number <= high:
-        raise ConfigError(f"{wanted}, found {value!r}")
-    return number
-
-
-def parse_limits(mapping) -> dict[str, int]:
-    """Check a mapping of all LIMITS and convert it, exactly.
-
-    Parameters
-    ----------
-    mapping : Mapping[str, int | str | bool]
-        Each name of LIMITS, nothing else.
-
-    Returns
-    -------
-    dict of int
-        Shares in nanoqty, quote in nanocash, the others as they are.
-
-    Raises
-    ------
-    ConfigError
-        A key is unknown (the nearest is named) or missing, a value is of another type,
-        not positive, too large or finer than nine decimals, or two limits contradict.
-    """
-    by_name = {limit.name: limit for limit in LIMITS}
-    for key in mapping:
-        if key not in by_name:
-            near = difflib.get_close_matches(str(key), by_name, 1, 0)
-            raise ConfigError(f"{key}: wanted a known limit, found {key!r}; nearest is {near[0]}")
-    out = {}
-    for name, limit in by_name.items():
-        if name not in mapping:
-            raise ConfigError(f"{name}: wanted a value, found none (default {limit.default!r})")
-        out[name] = _convert(limit, mapping[name])
-    for small, large in NOT_ABOVE:
-        if out[small] > out[large]:
-            raise ConfigError(f"{small}: wanted at most {large} = {mapping[large]!r}, "
-                              f"found {mapping[small]!r}")
-    return out
-
-
-# ---------------------------------------------------------------- Python
-
-cdef int load(object data, void *to, size_t size) except -1:
-    """Copy a record given as bytes, a buffer or a numpy record."""
-    raw = data.tobytes() if hasattr(data, "tobytes") else bytes(data)
-    if len(raw) != <Py_ssize_t>size:
-        raise ValueError(f"record is {size} bytes, was {len(raw)}")
-    memcpy(to, <const char *>raw, size)
-    return 0
-
-
-def token(uint64_t key, order, uint64_t halt_epoch, uint64_t limits_version) -> int:
-    """The token of an ORDER record, as the gateway computes it; see ``_token.pxd``."""
-    cdef hp_order_t record
-    load(order, &record, sizeof(record))
-    return order_token(key, &record, halt_epoch, limits_version)
-
-
-@cython.final
-cdef class Risk:
-    """The gate of one run.
-
-    Parameters
-    ----------
-    limits : Mapping[str, int | str | bool]
-        As :func:`parse_limits` wants it.
-    instruments : (n,) array of INSTRUMENT
-        Tick, lot, smallest quantity and flags, by index.
-    control : Control or None
-        The control page: halt epochs, token key, limits version, store_full words.
-        None: always armed (unit tests, backtest).
-    stage_count : int, default 0
-        Stage blocks of the page whose store_full word closes the gate.
-    capacity : int, default 4096
-        Open orders at most, a power of two.
-
-    Raises
-    ------
-    ConfigError
-        If a limit or an instrument is not as it must be.
-    """
-
-    def __cinit__(self, limits, instruments, Control control=None, int64_t stage_count=0,
-                  int64_t capacity=4096):
-        cdef hp_instrument_t spec
-        cdef exposure_t *x
-        cdef int64_t i, size = 1
-        number = parse_limits(limits)
-        array = numpy.ascontiguousarray(instruments)
-        if array.dtype != schema.dtype(schema.INSTRUMENT) or array.ndim != 1:
-            raise ConfigError(f"instruments: wanted a vector of INSTRUMENT records, "
-                              f"found {array.dtype} of shape {array.shape}")
-        if not 1 <= len(array) <= 65536:
-            raise ConfigError(f"instruments: wanted 1 to 65536, found {len(array)}")
-        if not 0 <= stage_count <= CONTROL_STAGES:
-            raise ValueError(f"stage_count must be 0 to {CONTROL_STAGES}, was {stage_count}")
-        if capacity < 1 or capacity > 1 << 24 or capacity & (capacity - 1):
-            raise ValueError(f"capacity must be a power of two up to {1 << 24}, was {capacity}")
-        self.r.limits.order_qty = number["max_order_shares"]
-        self.r.limits.order_notional = number["max_order_notional"]
-        self.r.limits.position_qty = number["max_position_shares"]
-        self.r.limits.position_notional = number["max_position_notional"]
-        self.r.limits.total_notional = number["max_total_notional"]
-        self.r.limits.open_positions = number["max_open_positions"]
-        self.r.limits.daily_loss = number["max_daily_loss"]
-        self.r.limits.collar_bps = number["price_collar_bps"]
-        self.r.limits.rate = number["max_orders_per_minute"]
-        self.r.limits.open_orders = number["max_open_orders"]
-        self.r.limits.data_age = number["max_data_age_ms"] * 1000000
-        self.r.limits.allow_short = number["allow_short"]
-        if control is not None:
-            self._control = control
-            self.r.header = control.header
-            self.r.blocks = control.blocks
-            self.r.stages = stage_count
-            self.r.token_key = control.header.token_key
-            self.r.limits_version = control.header.limits_version
-        while size < self.r.limits.rate:
-            size *= 2
-        self.r.times_mask = size - 1
-        self.r.capacity = capacity
-        self.r.mask = 2 * capacity - 1
-        self.r.tail = 2 * capacity
-        self.r.count = len(array)
-        # Whole cache lines, so that one order and one instrument touch as few as they can.
-        self.r.times = <int64_t *>hp_lines(size, sizeof(int64_t))
-        self.r.ring = <uint32_t *>hp_lines(2 * capacity, sizeof(uint32_t))
-        self.r.table = <exposure_t *>aligned_alloc(64, self.r.count * sizeof(exposure_t))
-        self.r.orders = <reservation_t *>aligned_alloc(64, 2 * capacity * sizeof(reservation_t))
-        if self.r.times == NULL or self.r.ring == NULL or self.r.table == NULL \
-                or self.r.orders == NULL:
-            raise MemoryError(f"no memory for {self.r.count} instruments, {capacity} orders")
-        memset(self.r.table, 0, self.r.count * sizeof(exposure_t))
-        memset(self.r.orders, 0, 2 * capacity * sizeof(reservation_t))
-        index_init(&self.r.index, 2 * capacity)
-        for i in range(2 * capacity):
-            self.r.ring[i] = <uint32_t>i
-        for i in range(<int64_t>self.r.count):
-            load(array[i], &spec, sizeof(spec))
-            if spec.tick <= 0 or spec.lot <= 0 or spec.min_qty < 0:
-                raise ConfigError(
-                    f"instrument {i}: wanted tick and lot above 0 and min_qty not below it, "
-                    f"found {spec.tick}, {spec.lot}, {spec.min_qty}")
-            x = &self.r.table[i]
-            x.tick, x.lot, x.min_qty = spec.tick, spec.lot, spec.min_qty
-            x.shortable = spec.flags & SHORTABLE != 0
-            x.best[0] = x.best[1] = INT64_MIN
-            x.flags = HP_BOOK_FLAG_STALE        # until the first mark
-
-    def __dealloc__(self):
-        free(self.r.times)
-        free(self.r.ring)
-        free(self.r.table)
-        free(self.r.orders)
-        index_free(&self.r.index)
-
-    cdef exposure_t *exposure_at(self, int64_t instrument) except NULL:
-        if not 0 <= instrument < <int64_t>self.r.count:
-            raise IndexError(f"instrument must be below {self.r.count}, was {instrument}")
-        return &self.r.table[instrument]
-
-    def seed(self, int64_t instrument, int64_t qty, int64_t price):
-        """Set a position held before the run, valued at *price* until the first mark."""
-        cdef exposure_t *x = self.exposure_at(instrument)
-        if x.held or price <= 0 or qty == INT64_MIN:
-            raise ValueError(f"seed wants an instrument without position or orders and a price "
-                             f"above 0, found qty {x.qty} -> {qty}, {x.open_orders} orders, "
-                             f"price {price}")
-        x.qty = qty
-        if x.reference == 0:
-            x.reference = price
-        exposure_refresh(&self.r, x)
-
-    def check(self, intent, int64_t now):
-        """Judge an INTENT record at *now* ns; ``(reason, VERDICT, ORDER)``."""
-        cdef hp_intent_t i
-        cdef hp_verdict_t v
-        cdef hp_order_t o
-        load(intent, &i, sizeof(i))
-        memset(&v, 0, sizeof(v))
-        memset(&o, 0, sizeof(o))
-        cdef int reason = risk_check(&self.r, &i, now, &v, &o)
-        return (reason,
-                numpy.frombuffer((<const char *>&v)[:sizeof(v)], schema.dtype(schema.VERDICT))[0],
-                numpy.frombuffer((<const char *>&o)[:sizeof(o)], schema.dtype(schema.ORDER))[0])
-
-    def mark(self, book):
-        """Take a BOOK record: reference price, touch, age and flags."""
-        cdef hp_book_t record
-        load(book, &record, sizeof(record))
-        risk_mark(&self.r, &record)
-
-    def order_event(self, event):
-        """Take an ORDER_EVENT record: position and reservation move together."""
-        cdef hp_order_event_t record
-        load(event, &record, sizeof(record))
-        risk_order_event(&self.r, &record)
-
-    def position(self, position):
-        """Take a POSITION record: the ledger's P&L of the day."""
-        cdef hp_position_t record
-        load(position, &record, sizeof(record))
-        risk_position(&self.r, &record)
-
-    def exposure(self, int64_t instrument) -> dict[str, int]:
-        """What one instrument holds: nanoqty, orders, and its worst-case nanocash, rounded up."""
-        cdef exposure_t *x = self.exposure_at(instrument)
-        return {"qty": x.qty, "open_buy": x.open_qty[0], "open_sell": x.open_qty[1],
-                "open_orders": x.open_orders, "reference": x.reference,
-                "best_buy": x.best[0] if x.first[0] else 0,
-                "best_sell": -x.best[1] if x.first[1] else 0,
-                "worst": hp_wide_ceil(x.worst, NANO)}
-
-    def limits_use(self, int64_t now) -> list[object]:
-        """Each limit and its present use, in the integers that are compared; -1 = per order.
-
-        Of limits per instrument, the use is the largest of any instrument.
-        """
-        cdef limits_t *limits = &self.r.limits
-        cdef exposure_t *x
-        cdef uint64_t i
-        cdef int64_t shares = 0, orders = 0, recent = 0, shorts = 0
-        cdef hp_wide_t worst = hp_wide_of(0)
-        for i in range(self.r.count):
-            x = &self.r.table[i]
-            shares = max(shares, hp_add_saturate(x.qty, x.open_qty[0]),
-                         hp_sub_saturate(x.open_qty[1], x.qty))
-            orders = max(orders, x.open_orders)
-            worst = hp_wide_max(worst, x.worst)
-            shorts += x.qty < 0
-        i = self.r.times_head
-        while i and recent < limits.rate \
-                and hp_sub_saturate(now, self.r.times[(i - 1) & self.r.times_mask]) < MINUTE:
-            i -= 1
-            recent += 1
-        rows = (
-            (limits.order_qty, -1), (limits.order_notional, -1), (limits.position_qty, shares),
-            (limits.position_notional, hp_wide_ceil(worst, NANO)),
-            (limits.total_notional, hp_wide_ceil(self.r.total, NANO)),
-            (limits.open_positions, self.r.held),
-            (limits.daily_loss, max(hp_sub_saturate(0, self.r.day_pnl), 0)),
-            (limits.collar_bps, -1), (limits.rate, recent), (limits.open_orders, orders),
-            (limits.data_age // 1000000, -1), (limits.allow_short, shorts))
-        return [Use(limit.name, limit.unit, top, use)
-                for limit, (top, use) in zip(LIMITS, rows, strict=True)]
-
-    def counters(self) -> dict[str, int]:
-        """Verdicts by reason (``none`` = approved, cancels included), and what else was seen."""
-        out = {name.lower(): self.r.reasons[value] for name, value, _ in schema.REASON.members}
-        out.update(cancels=self.r.cancels, orphans=self.r.orphans, unknown=self.r.unknown,
-                   live=self.r.live)
-        return out
-
-    @property
-    def limits_version(self) -> int:
-        """Version of the limits in use; part of every token."""
-        return self.r.limits_version
-
-    def __len__(self):
-        return self.r.live
+    if r.at_risk:
+        risk_move(r, x)
+    risk_refresh(r, x)

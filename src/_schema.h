@@ -297,13 +297,13 @@ enum {
   HP_LIMIT_MAX_VAR_95 = 25, /* One-day value at risk, 95 %: of what is held, plus that of every open order and of every fill that the figure does not know yet. */
   HP_LIMIT_MAX_VAR_99 = 26, /* The same at 99 %. */
   HP_LIMIT_DRAWDOWN_WARN_BPS = 27, /* Equity so far below its peak is recorded. */
-  HP_LIMIT_DRAWDOWN_ACT_BPS = 28, /* Equity so far below its peak opens the breaker: only reducing orders pass. */
+  HP_LIMIT_DRAWDOWN_ACT_BPS = 28, /* Equity so far below its peak lets only reducing orders pass. */
   HP_LIMIT_DRAWDOWN_HALT_BPS = 29, /* Equity so far below its peak halts trading. */
   HP_LIMIT_DRAWDOWN_CONFIRM = 30, /* Marks in a row that must say so before a drawdown halts. */
   HP_LIMIT_MAX_CORRELATION = 31, /* Correlation, of either sign, with any other instrument that is held or ordered. */
   HP_LIMIT_MAX_VOLATILITY_BPS = 32, /* Average true range as a share of the price. */
   HP_LIMIT_BASE_VOLATILITY_BPS = 33, /* Above this volatility, the position limits shrink in proportion. */
-  HP_LIMIT_MAX_LEVERAGE_BPS = 34, /* Worst-case value of all positions as a share of the equity. */
+  HP_LIMIT_MAX_LEVERAGE = 34, /* Worst-case value of all positions over the equity. */
   HP_LIMIT_MARKET_HOURS = 35, /* Whether orders pass in trading hours only. */
   HP_LIMIT_ALLOW_PREMARKET = 36, /* Whether trading hours begin before the open. */
   HP_LIMIT_ALLOW_AFTERHOURS = 37, /* Whether trading hours go on after the close. */
@@ -319,6 +319,8 @@ enum {
   HP_LIMIT_BREAKER_SLOW_MS = 47, /* Only slow answers for so long open the breaker. */
   HP_LIMIT_BREAKER_COOLDOWN_MS = 48, /* Open for a fault of the infrastructure, the breaker lets a test order pass after so long. */
   HP_LIMIT_BREAKER_QUIET_MS = 49, /* After a test order went well, it closes when so long nothing failed. */
+  HP_LIMIT_BREAKER_DAILY_LOSS = 50, /* Loss of the day that opens the breaker. */
+  HP_LIMIT_BREAKER_DRAWDOWN_BPS = 51, /* Equity so far below its peak opens the breaker. */
 };
 
 #define HP_MARKET_ID UINT64_C(0x0a76dcd342582b89)

@@ -288,7 +288,7 @@ cdef extern from "_schema.h" nogil:
         HP_LIMIT_MAX_CORRELATION
         HP_LIMIT_MAX_VOLATILITY_BPS
         HP_LIMIT_BASE_VOLATILITY_BPS
-        HP_LIMIT_MAX_LEVERAGE_BPS
+        HP_LIMIT_MAX_LEVERAGE
         HP_LIMIT_MARKET_HOURS
         HP_LIMIT_ALLOW_PREMARKET
         HP_LIMIT_ALLOW_AFTERHOURS
@@ -304,6 +304,8 @@ cdef extern from "_schema.h" nogil:
         HP_LIMIT_BREAKER_SLOW_MS
         HP_LIMIT_BREAKER_COOLDOWN_MS
         HP_LIMIT_BREAKER_QUIET_MS
+        HP_LIMIT_BREAKER_DAILY_LOSS
+        HP_LIMIT_BREAKER_DRAWDOWN_BPS
 
     ctypedef struct hp_market_t:
         uint64_t link_seq

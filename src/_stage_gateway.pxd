@@ -20,5 +20,6 @@ cdef class GatewayStage(Stage):
     cdef uint64_t _credit(self) noexcept nogil
     cdef void _emit(self, hp_order_event_t *e, int64_t ts, int64_t ts_in) noexcept nogil
     cdef void _answer(self, const hp_update_t *u) noexcept nogil
+    cdef uint8_t _token(self, const hp_order_t *o, uint64_t halt) noexcept nogil
     cdef int _order(self, const hp_order_t *o) noexcept nogil
     cdef void _refuse(self, const hp_order_t *o, uint8_t kind, uint8_t reason) noexcept nogil

@@ -16,13 +16,16 @@ from ._schema cimport (
     HP_ORDER_EVENT_DROPPED, HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_PARTIAL_FILL,
     HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_SENT, HP_ORDER_STATE_CREATED, HP_ORDER_STATE_DROPPED,
     HP_ORDER_STATE_FREE, HP_ORDER_STATE_SENT, HP_REASON_BUSY, HP_REASON_DISCONNECTED,
-    HP_REASON_EXPIRED, HP_REASON_HALTED, HP_REASON_NONE, HP_REASON_TABLE_FULL, HP_REASON_TOKEN,
-    HP_RECORD_ORDER_EVENT)
+    HP_REASON_EXPIRED, HP_REASON_HALTED, HP_REASON_LIMITS, HP_REASON_NONE, HP_REASON_TABLE_FULL,
+    HP_REASON_TOKEN, HP_RECORD_ORDER_EVENT)
 from ._stage cimport hp_copy_words, stage_end, store_credit, store_next, store_put
 from ._token cimport token_of
 from ._wire cimport WIRE_BUSY, WIRE_SENT
 
 from hftpipe import schema
+
+cdef enum:
+    LIMITS_BACK = 16            # versions of the limits whose orders are told from foreign ones
 
 
 cdef class GatewayStage(Stage):
@@ -122,6 +125,22 @@ cdef class GatewayStage(Stage):
         e.kind, e.reason, e.state = kind, reason, HP_ORDER_STATE_DROPPED
         self._emit(&e, clock_now(), o.ts_recv + o.hop)
 
+    cdef uint8_t _token(self, const hp_order_t *o, uint64_t halt) noexcept nogil:
+        """Whether risk approved just this order, under the halt epoch and limits of now."""
+        cdef uint64_t version = hp_load_acquire(&self.header.limits_version)
+        cdef uint64_t old
+        if o.token == token_of(
+                self.header.token_key, o.order, o.price, o.qty, o.instrument, o.side, o.type,
+                o.tif, o.action, halt, version):
+            return HP_REASON_NONE
+        for old in range(version - min(version, <uint64_t>LIMITS_BACK), version):
+            if o.token == token_of(
+                    self.header.token_key, o.order, o.price, o.qty, o.instrument, o.side, o.type,
+                    o.tif, o.action, halt, old):
+                return HP_REASON_LIMITS         # approved, but somebody changed a limit since
+        # A halt and its resume between verdict and send change the epoch: refused too.
+        return HP_REASON_TOKEN
+
     cdef int _order(self, const hp_order_t *o) noexcept nogil:
         """Send or refuse one order; 0 = not now."""
         cdef order_t *order
@@ -138,11 +157,8 @@ cdef class GatewayStage(Stage):
             halt = hp_load_acquire(&self.header.halt_epoch)
             if o.action == HP_ACTION_NEW and not control_armed(self.header):
                 reason = HP_REASON_HALTED
-            elif o.token != token_of(
-                    self.header.token_key, o.order, o.price, o.qty, o.instrument, o.side, o.type,
-                    o.tif, o.action, halt, self.header.limits_version):
-                # A halt and its resume between verdict and send change the epoch: refused too.
-                reason = HP_REASON_TOKEN
+            else:
+                reason = self._token(o, halt)
         if now - o.ts_recv > self.max_age and o.action == HP_ACTION_NEW:
             reason = HP_REASON_EXPIRED if reason == HP_REASON_NONE else reason
         memset(&e, 0, sizeof(e))
@@ -150,7 +166,7 @@ cdef class GatewayStage(Stage):
         if o.action == HP_ACTION_CANCEL:
             if order == NULL or order_ended(order):
                 return 1
-            if reason == HP_REASON_TOKEN:
+            if reason == HP_REASON_TOKEN or reason == HP_REASON_LIMITS:
                 if order_step(&self.table.o, o.order, HP_ORDER_EVENT_CANCEL_REJECTED, reason, &e):
                     self._emit(&e, clock_now(), o.ts_recv + o.hop)
                 return 1

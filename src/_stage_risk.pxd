@@ -1,11 +1,15 @@
 """The risk stage: intents in, orders with a token, or refused ones, out."""
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from ._board cimport Board
 from ._control cimport stage_block_t
+from ._gate cimport Risk
 from ._ring cimport ring_t
-from ._risk cimport Risk
+from ._schema cimport hp_risk_event_t
 from ._stage cimport Stage
+
+cdef enum:
+    RISK_FIGURES = 4            # links of figures
 
 
 cdef class RiskStage(Stage):
@@ -21,5 +25,15 @@ cdef class RiskStage(Stage):
     cdef uint64_t halt_seen
     cdef bint armed_seen
     cdef bint store_full_seen
+    cdef ring_t *figures[RISK_FIGURES]
+    cdef int figure_links
+    cdef uint64_t changes_seen  # of the breaker
+    cdef uint8_t level_seen     # of the drawdown
+    cdef uint64_t latched_seen[4]
+    cdef int64_t withdraw_at    # next slot of orders to cancel; -1 = nothing to do
 
     cdef bint _watch(self) noexcept nogil
+    cdef void _tell(self, hp_risk_event_t *e, uint64_t cause, int64_t now) noexcept nogil
+    cdef void _changes(self, int64_t now) noexcept nogil
+    cdef void _withdraw(self, int64_t now) noexcept nogil
+    cdef uint64_t _outside(self) noexcept nogil

@@ -2,18 +2,26 @@
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_release
-from ._board cimport Board
+from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_relaxed, hp_store_release
+from ._board cimport BOARD_PAUSED, BOARD_RESTRICTED, Board
+from ._breaker cimport BREAKER_LOG, breaker_change_t, breaker_tick
 from ._clock cimport clock_now
 from ._control cimport CONTROL_STAGES, Control, control_count, control_set, histogram_record
+from ._figure cimport risk_figure, risk_position
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
-from ._risk cimport risk_check, risk_mark, risk_order_event, risk_position
+from ._risk cimport (
+    STANDING_PAUSED, STANDING_RESTRICTED, risk_check, risk_mark, risk_order_event, risk_t,
+    risk_withdraw)
 from ._schema cimport (
-    HP_HISTOGRAM_RISK, HP_METRIC_ACK_EPOCH, HP_METRIC_APPROVED, HP_METRIC_CREDIT_STALLS,
-    HP_METRIC_DENIED, HP_METRIC_RECORDS_IN, HP_REASON_HALTED, HP_REASON_NONE, HP_REASON_STORE_FULL,
-    HP_RECORD_RISK_EVENT, HP_RECORD_VERDICT, HP_RISK_EVENT_HALT_SEEN, HP_RISK_EVENT_RESUME_SEEN,
-    HP_RISK_EVENT_STORE_FULL, HP_RISK_EVENT_STORE_OK, hp_book_t, hp_intent_t, hp_order_event_t,
-    hp_order_t, hp_position_t, hp_risk_event_t, hp_verdict_t)
+    HP_BREAKER_CLOSED, HP_BREAKER_OPEN, HP_HISTOGRAM_RISK, HP_LIMIT_DRAWDOWN_ACT_BPS,
+    HP_LIMIT_DRAWDOWN_HALT_BPS, HP_LIMIT_DRAWDOWN_WARN_BPS, HP_METRIC_ACK_EPOCH,
+    HP_METRIC_APPROVED, HP_METRIC_CREDIT_STALLS, HP_METRIC_DENIED, HP_METRIC_RECORDS_IN,
+    HP_REASON_BREAKER, HP_REASON_DRAWDOWN, HP_REASON_HALTED, HP_REASON_NONE, HP_REASON_REPEATED,
+    HP_REASON_STORE_FULL, HP_RECORD_RISK_EVENT, HP_RECORD_VERDICT, HP_RISK_EVENT_BREAKER,
+    HP_RISK_EVENT_CANCEL, HP_RISK_EVENT_DRAWDOWN, HP_RISK_EVENT_HALT_SEEN, HP_RISK_EVENT_LATCHED,
+    HP_RISK_EVENT_RESUME_SEEN, HP_RISK_EVENT_STORE_FULL, HP_RISK_EVENT_STORE_OK, hp_book_t,
+    hp_figure_t, hp_intent_t, hp_order_event_t, hp_order_t, hp_position_t, hp_risk_event_t,
+    hp_verdict_t)
 from ._stage cimport hp_copy_words, hp_saturate, stage_end, store_credit, store_next, store_put
 
 from hftpipe import schema
@@ -21,6 +29,11 @@ from hftpipe import schema
 cdef int64_t SHOW_NS = 100_000_000      # between two writes to the board: they take the GIL
 SHOWN = ("breaker", "cause", "losses", "day", "day_orders", "day_pnl", "equity", "peak", "drawdown",
          "latched")
+cdef extern from *:
+    """
+    static inline unsigned hp_lowest(unsigned long long v) { return __builtin_ctzll(v); }
+    """
+    unsigned int hp_lowest(uint64_t v) noexcept nogil
 
 
 cdef class RiskStage(Stage):
@@ -33,17 +46,25 @@ cdef class RiskStage(Stage):
     orders : Ring
         Producer end, ORDER.
     risk : Risk
+    figures : sequence of Ring, optional
+        Consumer ends, FIGURE: the analyst's and the operator's.
     """
 
     def __init__(self, intents, marks, order_events, positions, orders, Risk risk not None,
-                 store=None, Control control=None, int index=3):
+                 store=None, Control control=None, int index=3, figures=()):
         self._setup("risk", control, index, store, schema.STREAM.RISK, schema.STORED_WIDE)
         self.intents = stage_end(self._keep, intents, schema.INTENT, False)
         self.marks = stage_end(self._keep, marks, schema.BOOK, False)
         self.order_events = stage_end(self._keep, order_events, schema.ORDER_EVENT, False)
         self.positions = stage_end(self._keep, positions, schema.POSITION, False)
         self.orders = stage_end(self._keep, orders, schema.ORDER, True)
+        if len(figures) > RISK_FIGURES:
+            raise ValueError(f"at most {RISK_FIGURES} links of figures, were {len(figures)}")
+        for ring in figures:
+            self.figures[self.figure_links] = stage_end(self._keep, ring, schema.FIGURE, False)
+            self.figure_links += 1
         self.risk = risk
+        self.withdraw_at = -1
         if control is not None:
             self.blocks = control.blocks
 
@@ -85,9 +106,101 @@ cdef class RiskStage(Stage):
             e.kind = HP_RISK_EVENT_RESUME_SEEN if is_armed else HP_RISK_EVENT_HALT_SEEN
             e.reason = HP_REASON_NONE if is_armed else HP_REASON_HALTED
             self.halt_seen, self.armed_seen = halt, is_armed
-        e.event = store_next(&self.store)
-        store_put(&self.store, HP_RECORD_RISK_EVENT, &e, 1, 1, 0, clock_now(), 0, 0, 0)
+        self._tell(&e, 0, clock_now())
         return True
+
+    cdef void _tell(self, hp_risk_event_t *e, uint64_t cause, int64_t now) noexcept nogil:
+        """Record something that happened to the gate; the caller has credit."""
+        if self.header != NULL:
+            e.halt_epoch = hp_load_acquire(&self.header.halt_epoch)
+            e.armed_epoch = hp_load_acquire(&self.header.armed_epoch)
+        e.cause, e.event = cause, store_next(&self.store)
+        store_put(&self.store, HP_RECORD_RISK_EVENT, e, 1, 1, cause, now, 0, e.instrument, 0)
+
+    cdef void _changes(self, int64_t now) noexcept nogil:
+        """Record what the breaker, the drawdown and the strategies' counts came to."""
+        cdef risk_t *r = &self.risk.r
+        cdef const breaker_change_t *c
+        cdef hp_risk_event_t e
+        cdef uint64_t fresh
+        cdef int i
+        while self.changes_seen < r.breaker.changes and store_credit(&self.store):
+            # More than the log holds at once cannot be; the oldest would be missing.
+            self.changes_seen = max(self.changes_seen, r.breaker.changes - min(
+                r.breaker.changes, <uint64_t>BREAKER_LOG))
+            c = &r.breaker.log[self.changes_seen % BREAKER_LOG]
+            self.changes_seen += 1
+            memset(&e, 0, sizeof(e))
+            e.kind, e.reason = HP_RISK_EVENT_BREAKER, HP_REASON_BREAKER
+            e.limit, e.value, e.detail = c.before, c.after, c.cause
+            if c.after == HP_BREAKER_CLOSED:
+                e.reason = HP_REASON_NONE
+            elif c.after == HP_BREAKER_OPEN:
+                self.withdraw_at = 0            # and what is on its way is taken back
+            self._tell(&e, 0, c.at)
+        if r.level != self.level_seen and store_credit(&self.store):
+            if r.level > self.level_seen:
+                memset(&e, 0, sizeof(e))
+                e.kind, e.reason = HP_RISK_EVENT_DRAWDOWN, HP_REASON_DRAWDOWN
+                e.detail, e.value = r.level, r.drawdown
+                e.limit = r.limit[HP_LIMIT_DRAWDOWN_HALT_BPS if r.level == 3 else
+                                  HP_LIMIT_DRAWDOWN_ACT_BPS if r.level == 2 else
+                                  HP_LIMIT_DRAWDOWN_WARN_BPS]
+                self._tell(&e, 0, now)
+            self.level_seen = r.level
+        for i in range(4):
+            fresh = r.latched[i] & ~self.latched_seen[i]
+            self.latched_seen[i] &= r.latched[i]
+            while fresh and store_credit(&self.store):
+                memset(&e, 0, sizeof(e))
+                e.kind, e.reason = HP_RISK_EVENT_LATCHED, HP_REASON_REPEATED
+                e.detail = 64 * i + hp_lowest(fresh)
+                e.value = r.executions[e.detail]
+                self._tell(&e, 0, now)
+                self.latched_seen[i] |= fresh & -fresh
+                fresh &= fresh - 1
+
+    cdef void _withdraw(self, int64_t now) noexcept nogil:
+        """Cancel open orders, but for those that reduce a position: the breaker has opened."""
+        cdef hp_risk_event_t e
+        cdef hp_order_t *slot
+        cdef hp_order_t order
+        while self.withdraw_at >= 0 and store_credit(&self.store) > 1 and ring_credit(
+                self.orders, 1):
+            if <uint64_t>self.withdraw_at > self.risk.r.mask:
+                self.withdraw_at = -1
+                break
+            memset(&order, 0, sizeof(order))
+            if risk_withdraw(&self.risk.r, <uint64_t>self.withdraw_at, &order):
+                memset(&e, 0, sizeof(e))
+                e.kind, e.reason = HP_RISK_EVENT_CANCEL, HP_REASON_BREAKER
+                e.instrument, e.value = order.instrument, order.qty
+                self._tell(&e, order.order, now)
+                order.cause, order.ts_recv = e.event, now
+                slot = <hp_order_t *>ring_claim(self.orders)
+                hp_copy_words(<uint64_t *>slot, <const uint64_t *>&order, 1, 8)
+                ring_publish(self.orders)
+            self.withdraw_at += 1
+
+    cdef uint64_t _outside(self) noexcept nogil:
+        """Take figures; each may have to be recorded."""
+        cdef uint64_t done = 0
+        cdef const hp_figure_t *f
+        cdef hp_risk_event_t e
+        cdef uint64_t cause
+        cdef int i
+        for i in range(self.figure_links):
+            while store_credit(&self.store):
+                f = <const hp_figure_t *>ring_peek(self.figures[i])
+                if f == NULL:
+                    break
+                cause = f.event
+                if risk_figure(&self.risk.r, f, clock_now(), &e):
+                    self._tell(&e, cause, clock_now())
+                ring_release(self.figures[i])
+                done += 1
+            self.failed |= self.figures[i].broken != 0
+        return done
 
     cdef uint64_t work(self, uint64_t limit) noexcept nogil:
         cdef uint64_t done = 0
@@ -100,28 +213,40 @@ cdef class RiskStage(Stage):
         cdef hp_order_t *slot
         cdef int64_t now
         cdef int reason
+        cdef risk_t *r = &self.risk.r
         self._watch()
+        now = clock_now()
         while True:                             # these need no credit: drain them first
             e = <const hp_order_event_t *>ring_peek(self.order_events)
             if e == NULL:
                 break
-            risk_order_event(&self.risk.r, e)
+            risk_order_event(r, e, now)
             ring_release(self.order_events)
             done += 1
         while True:
             p = <const hp_position_t *>ring_peek(self.positions)
             if p == NULL:
                 break
-            risk_position(&self.risk.r, p)
+            risk_position(r, p, now)
             ring_release(self.positions)
             done += 1
         while True:
             b = <const hp_book_t *>ring_peek(self.marks)
             if b == NULL:
                 break
-            risk_mark(&self.risk.r, b)
+            risk_mark(r, b)
             ring_release(self.marks)
             done += 1
+        if self.figure_links:
+            done += self._outside()
+        breaker_tick(&r.breaker, now)
+        if r.halting:                           # a drawdown: the level is told below
+            r.halting = 0
+            self._halt()
+            self._watch()
+        self._changes(now)
+        if self.withdraw_at >= 0:
+            self._withdraw(now)
         self.failed |= (self.order_events.broken | self.positions.broken | self.marks.broken
                         | self.intents.broken) != 0
         while done < limit and not self.failed:
@@ -134,7 +259,7 @@ cdef class RiskStage(Stage):
             now = clock_now()
             memset(&verdict, 0, sizeof(verdict))
             memset(&order, 0, sizeof(order))
-            reason = risk_check(&self.risk.r, i, now, &verdict, &order)
+            reason = risk_check(r, i, now, &verdict, &order)
             now = clock_now()
             order.hop = hp_saturate(now - i.ts_recv)
             store_put(&self.store, HP_RECORD_VERDICT, &verdict, 1, 1, i.event, now,
@@ -152,10 +277,13 @@ cdef class RiskStage(Stage):
         return done
 
     cdef void idle(self) noexcept nogil:
+        cdef int i
         ring_flush(self.intents)
         ring_flush(self.marks)
         ring_flush(self.order_events)
         ring_flush(self.positions)
+        for i in range(self.figure_links):
+            ring_flush(self.figures[i])
 
     def show_on(self, Board board not None):
         """Write limits, their use and the state of the gate on *board* from now on."""
@@ -163,15 +291,18 @@ cdef class RiskStage(Stage):
 
     cdef object maintain(self):
         cdef int64_t now
+        cdef uint64_t i, standing
         if self.board is None:
             return
         now = clock_now()
         if now - self.shown < SHOW_NS:
             return
         self.shown = now
-        state = self.risk.state() if hasattr(self.risk, "state") else {}
+        state = self.risk.state()
         self.board.put_gate(now, [(use.limit, use.use) for use in self.risk.limits_use(now)],
-                            **{name: state[name] for name in SHOWN if name in state})
-        if hasattr(self.risk, "standing"):
-            for i in range(self.board.instruments):
-                self.board.put_flags(i, self.risk.standing(i))
+                            **{name: state[name] for name in SHOWN})
+        for i in range(min(self.board.b.header.instruments, self.risk.r.count)):
+            standing = self.risk.r.table[i].standing
+            hp_store_relaxed(&self.board.b.flags[i], (
+                (BOARD_PAUSED if standing & STANDING_PAUSED else 0)
+                | (BOARD_RESTRICTED if standing & STANDING_RESTRICTED else 0)))

@@ -16,6 +16,8 @@ typedef __int128 hp_wide_t;                       /* 1e-18 of the quote currency
 static inline hp_wide_t hp_wide_of(int64_t v) { return v; }
 static inline hp_wide_t hp_wide_mul(int64_t a, int64_t b) { return (hp_wide_t)a * b; }
 static inline hp_wide_t hp_wide_cash(int64_t cash) { return (hp_wide_t)cash * HP_NANO; }
+static inline hp_wide_t hp_wide_times(hp_wide_t a, int64_t b) { return a * b; }
+static inline hp_wide_t hp_wide_over(hp_wide_t a, int64_t b) { return a / b; }
 static inline hp_wide_t hp_wide_add(hp_wide_t a, hp_wide_t b) { return a + b; }
 static inline hp_wide_t hp_wide_sub(hp_wide_t a, hp_wide_t b) { return a - b; }
 /* a * side without a branch; side is 1 or -1. */
@@ -55,15 +57,42 @@ static inline int64_t hp_wide_saturate(hp_wide_t a) {
 /* a / b rounded up, for a >= 0, b > 0; saturates. */
 static inline int64_t hp_wide_ceil(hp_wide_t a, int64_t b) { return hp_wide_saturate(a / b + (a % b != 0)); }
 
+/* a / b rounded up, for a >= 0, b > 0; saturates. */
+static inline int64_t hp_wide_ratio(hp_wide_t a, hp_wide_t b) { return hp_wide_saturate(a / b + (a % b != 0)); }
+
+/* a / b rounded down, b > 0; saturates. */
+static inline int64_t hp_wide_floor(hp_wide_t a, int64_t b) { return hp_wide_saturate(a / b - (a % b < 0)); }
+
+/* An amount in nanocash, rounded up, for 0 <= a; saturates.  One division of 128 by 64 bits where
+ * the compiler would call a library twice. */
+static inline int64_t hp_wide_nanocash(hp_wide_t a) {
+  if (a > HP_WIDE_CASH_MAX) return INT64_MAX;
+#ifdef __x86_64__
+  uint64_t q, r;
+  __asm__("divq %4" : "=a"(q), "=d"(r) : "0"((uint64_t)a), "1"((uint64_t)(a >> 64)), "r"((uint64_t)HP_NANO) : "cc");
+  return (int64_t)(q + (r != 0));
+#else
+  return hp_wide_ceil(a, HP_NANO);
+#endif
+}
+
+/* whole * part / count rounded down, for whole, part >= 0, count > 0; saturates. */
+static inline int64_t hp_share_floor(int64_t whole, int64_t part, int64_t count) {
+  return hp_wide_saturate((hp_wide_t)whole * part / count);
+}
+
+/* (ask - bid) / mid in basis points, rounded up, for 0 < bid + ask. */
+static inline int64_t hp_spread_bps(int64_t bid, int64_t ask) {
+  __int128 sum = (__int128)bid + ask, over = ((__int128)ask - bid) * 20000;
+  return over <= 0 ? 0 : hp_wide_saturate((over + sum - 1) / sum);
+}
+
 /* price * bps / 10000 rounded up, for price >= 0, 0 <= bps <= 10000: no 128-bit division where
  * 64 bits hold the product. */
 static inline int64_t hp_bps_ceil(int64_t price, int64_t bps) {
   if (price <= INT64_MAX / 10000 - 1) return (price * bps + 9999) / 10000;
   return hp_wide_ceil((hp_wide_t)price * bps, 10000);
 }
-
-/* a * b where the caller knows that it fits: |a| < 2^96, |b| < 2^31. */
-static inline hp_wide_t hp_wide_times(hp_wide_t a, int64_t b) { return a * b; }
 
 /* a / b rounded half to even, b > 0; saturates. */
 static inline int64_t hp_wide_even(hp_wide_t a, int64_t b) {

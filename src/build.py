@@ -13,9 +13,9 @@ import numpy
 
 from hftpipe import _ring, schema, topology
 from hftpipe._day import Days
+from hftpipe._gate import Risk
 from hftpipe._ledger import Ledger
 from hftpipe._order import Orders
-from hftpipe._risk import Risk
 from hftpipe._stage import Stage
 from hftpipe._stage_book import BookStage
 from hftpipe._stage_feed import FeedStage, Source
@@ -131,7 +131,9 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
                               need(links.consumer("gateway.risk")),
                               need(links.consumer("ledger.risk")),
                               need(links.producer("risk.gateway")),
-                              Risk(config.risk, table, control, len(topology.STAGES)), **common)
+                              Risk(config.risk, table, control, len(topology.STAGES)), **common,
+                              figures=[ring for source in ("analyst", "supervisor")
+                                       if (ring := links.consumer(f"{source}.risk")) is not None])
             if board is not None:
                 stage.show_on(board)
         elif name == "gateway":

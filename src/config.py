@@ -26,6 +26,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import hftpipe
+from hftpipe import limits
 from hftpipe.errors import ConfigError, GuardError
 
 NANO = 10**9
@@ -648,26 +649,41 @@ def milliseconds(low: int, high: int) -> Kind:
                 _whole_text)
 
 
-def _risk_kind(name: str, unit: str) -> Kind:
-    if unit == "orders":
-        return rate(1, 1_000_000) if name.endswith("_per_minute") else whole(1, 1_000_000)
-    return {
-        "shares": decimal_text("0.000000001"), "quote": decimal_text("0.000000001"),
-        "instruments": whole(1, 65536), "bps": basis_points(1, 10_000),
-        "ms": milliseconds(1, 86_400_000), "flag": flag(),
-    }[unit]
+def _risk_kind(limit: limits.Limit) -> Kind:
+    """How a limit stands in a file: a value of its unit or, where it may be, "off: <why>"."""
+    low, high = limit.low, limit.high
+    if limit.unit == "orders" and limit.name.endswith("_per_minute"):
+        kind = rate(low, high)
+    elif limit.unit in limits.DECIMAL:
+        kind = decimal_text(_plain(low), _plain(high) if high < MAX else "9000000000")
+    else:
+        kind = {"bps": basis_points, "ms": milliseconds}.get(limit.unit, whole)(low, high) \
+            if limit.unit != "flag" else flag()
+    wanted = kind.wanted
+    if limit.off is not None:
+        wanted = ("true" if limit.unit == "flag" else wanted) + ', or "off: <why>"'
+
+    def read(value: Any) -> Any:
+        if limit.off is not None and isinstance(value, str) and limits.off_reason(value):
+            return f"off: {limits.off_reason(value)}"
+        value = kind.read(value)
+        if limit.unit == "flag" and value < low:
+            raise ValueError
+        return value
+    return Kind(wanted, read, _limit_text, kind.from_text)
 
 
 def _limit_text(value: int | str | bool) -> str:
-    return str(value).lower()           # decimals and whole numbers as they are, flags in TOML
+    """Decimals and whole numbers as they are, flags in TOML, what is off as text."""
+    text = str(value)
+    return quoted(text) if limits.off_reason(text) else text.lower()
 
 
-def risk_keys() -> tuple[RiskKey, ...]:
-    """The limits: name, unit, default and meaning, from the module that checks them."""
-    from hftpipe._risk import LIMITS
-    return tuple(RiskKey(limit.name, dataclasses.replace(
-        _risk_kind(limit.name, limit.unit), show=_limit_text), limit.default, limit.doc)
-        for limit in LIMITS)
+def risk_keys(profile: str = "") -> tuple[RiskKey, ...]:
+    """The limits: name, how they are written, default (of *profile*) and meaning."""
+    defaults = limits.default_limits(profile)
+    return tuple(RiskKey(limit.name, _risk_kind(limit), defaults[limit.name], limit.doc)
+                 for limit in limits.LIMITS)
 
 
 INSTRUMENTS: tuple[dict[str, Any], ...] = (
@@ -1071,12 +1087,14 @@ def _build(tree: dict[str, Any], path: Path | None) -> Config:
         capacity=MappingProxyType(reader.free(
             layout.get("capacity", {}), "layout.capacity", whole(8, 2**24, power_of_two=True))))
 
-    limits = reader.table(tree.get("risk", {}), "risk")
-    keys = risk_keys()
-    reader.known(limits, [k.name for k in keys], "risk")
+    table = reader.table(tree.get("risk", {}), "risk")
+    keys = risk_keys(config.profile)
+    reader.known(table, [k.name for k in keys], "risk")
+    profile = limits.PROFILES.get(config.profile, {})
     values["risk"] = MappingProxyType({
-        k.name: reader.value(k.kind, limits.get(k.name, _Leaf(k.default, "default")),
-                             f"risk.{k.name}") for k in keys})
+        k.name: reader.value(k.kind, table.get(k.name, _Leaf(
+            k.default, f"profile {config.profile}" if k.name in profile else "default")),
+            f"risk.{k.name}") for k in keys})
 
     for name, (element, identity, _) in ARRAYS.items():
         nodes = tree.get(name, [])
@@ -1179,9 +1197,8 @@ def _check(config: Config) -> Config:
     if config.analyst.least > config.analyst.lookback:
         refuse("analyst.least", f"must be at most analyst.lookback {config.analyst.lookback}, "
                                 f"was {config.analyst.least}")
-    from hftpipe._risk import parse_limits
     try:
-        parse_limits(config.risk)
+        limits.parse_limits(config.risk)
     except ConfigError as e:
         name, _, words = str(e).partition(": ")
         raise ConfigError(f"{config.where('risk.' + name)}risk.{name}: {words}") from None
@@ -1258,7 +1275,10 @@ def declared() -> Iterator[tuple[str, list[tuple[str, str, str, str]], str]]:
             yield ("risk", [(f"risk.{k.name}", k.kind.wanted, k.kind.show(k.kind.read(k.default)),
                              k.doc) for k in risk_keys()],
                    "Limits of the gate before every order. Exposure counts at its worst: held "
-                   "plus everything open.")
+                   "plus everything open. `\"off: <why>\"` switches a check off and says why; "
+                   "profile demo does so by itself for "
+                   + ", ".join(f"`{name}`" for name, value in limits.PROFILES["demo"].items()
+                               if limits.off_reason(value)) + ".")
 
 
 def reference() -> str:

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from hftpipe import _clock, schema
-from hftpipe._risk import LIMITS, parse_limits
 from hftpipe.desk import Handler, Request
 from hftpipe.errors import BusyError, ConfigError, GuardError, HftpipeError, UsageError
+from hftpipe.limits import BY_NAME, parse_limits
 from hftpipe.rundir import RunDir
 from hftpipe.store.audit import Audit, Entry, wait
 
@@ -27,7 +27,7 @@ KIND = schema.FIGURE_KIND
 FIGURE = schema.dtype(schema.FIGURE)
 FILE = "risk.json"
 APPLIED = 1.0                   # s to wait for the gate to take a figure
-NUMBER = {limit.name: i for i, limit in enumerate(LIMITS)}
+NUMBER = {name: limit.number for name, limit in BY_NAME.items()}
 
 
 class Stage(Protocol):
@@ -48,8 +48,8 @@ class Link(Protocol):
 
 
 def loosens(name: str, old: int, new: int) -> bool:
-    """Whether limit *name* lets more pass at *new* than at *old*."""
-    return new < old if name.startswith(("min_", "duplicate_", "stop_")) else new > old
+    """Whether limit *name* lets more pass at *new* than at *old*, both as they are compared."""
+    return BY_NAME[name].loosens(old, new)
 
 
 class Officer:

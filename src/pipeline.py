@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hftpipe import _control, build, log, process, registry, schema, shm, topology, worker
-from hftpipe._risk import LIMITS
+from hftpipe import _control, build, limits, log, process, registry, schema, shm, topology, worker
 from hftpipe._stage_figure import FigureStage
 from hftpipe.desk import Desk
 from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError, MismatchError
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from hftpipe.topology import Plan
 
 HOPS = tuple(m.name for m in schema.HISTOGRAMS)
-DECIMAL = ("shares", "quote")   # units of limits that are compared in 1e-9
 REVIVE = 5.0                    # s that a dead database has to come back, and between two tries
 CONNECT = 60.0                  # s that market data and updates may take to come up
 
@@ -153,8 +151,8 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
         [row["symbol"].decode(), int(row["tick"]), int(row["lot"])] for row in table]}
     run, control, segments = process.create_run(
         run_dir, plan, profile=config.profile, info=info, instruments=len(table),
-        limits=[(limit.name, limit.unit, 10**9 if limit.unit in DECIMAL else 1)
-                for limit in LIMITS])
+        limits=[(limit.name, limit.unit, 10**9 if limit.unit in limits.DECIMAL else 1)
+                for limit in limits.LIMITS])
     logger = log.setup("supervisor", run=run.run, directory=run_dir.logs,
                        level=config.observe.log_level, stream=None)
     supervisor = Supervisor(run_dir, run, control, segments, logger)

@@ -269,7 +269,8 @@ REASON = Enum("reason", "Why risk or the gateway refused; 0 = it did not.", (
     ("BREAKER", 28, "The circuit breaker is open; detail is its cause."),
     ("PAUSED", 29, "Somebody paused the instrument."),
     ("RESTRICTED", 30, "The instrument is on the restricted list."),
-    ("NO_FIGURE", 31, "A figure that a check needs never came, or is unusable; detail is its kind."),
+    ("NO_FIGURE", 31, "A figure that a check needs never came, or is unusable; detail is its "
+     "kind."),
     ("OLD_FIGURE", 32, "A figure that a check needs is too old; detail is its kind."),
     ("DUPLICATE_ORDER", 33, "Instrument, side, price and quantity of an order just approved."),
     ("PRICE_RANGE", 34, "Price outside what is ever traded."),
@@ -340,8 +341,8 @@ RISK_EVENT_KIND = Enum("risk_event", "What happened to the gate.", (
 ))
 
 FIGURE_KIND = Enum("figure", "What a figure tells risk.", (
-    ("SESSION", 1, "Trading session of `instrument`: value is SESSION_*, `other` the trading day in "
-     "days since 1970; holds until `until`."),
+    ("SESSION", 1, "Trading session of `instrument`: value is SESSION_*, `other` the trading day "
+     "in days since 1970; holds until `until`."),
     ("VAR_95", 2, "One-day value at risk of what is held, 95 %, nanocash."),
     ("VAR_99", 3, "The same at 99 %."),
     ("UNIT_VAR_95", 4, "One-day value at risk of the instrument, 95 %, in 1e-9 of its value."),
@@ -394,8 +395,8 @@ LIMIT = Enum("limit", "Limits of the risk gate, by the number a LIMIT figure nam
     ("MAX_POSITION_NOTIONAL", 3, "Worst-case value of one instrument."),
     ("MAX_TOTAL_NOTIONAL", 4, "Worst-case value of all instruments."),
     ("MAX_OPEN_POSITIONS", 5, "Instruments with a position or an open order."),
-    ("MAX_DAILY_LOSS", 6, "Loss of the day, realised plus unrealised, at which only reducing orders "
-     "pass."),
+    ("MAX_DAILY_LOSS", 6, "Loss of the day, realised plus unrealised, at which only reducing "
+     "orders pass."),
     ("PRICE_COLLAR_BPS", 7, "Distance of a limit price, or of the far touch for a market order, to "
      "the mid."),
     ("MAX_ORDERS_PER_MINUTE", 8, "Orders approved within any 60 seconds."),
@@ -419,19 +420,18 @@ LIMIT = Enum("limit", "Limits of the risk gate, by the number a LIMIT figure nam
     ("STOP_DISTANCE_BPS", 22, "Distance of the stop that max_trade_loss counts with."),
     ("MAX_SYMBOL_SHARE_BPS", 23, "Worst-case value of one instrument as a share of the equity."),
     ("MAX_SECTOR_SHARE_BPS", 24, "Worst-case value of one sector as a share of the equity."),
-    ("MAX_VAR_95", 25, "One-day value at risk, 95 %: of what is held, plus that of every open order "
-     "and of every fill that the figure does not know yet."),
+    ("MAX_VAR_95", 25, "One-day value at risk, 95 %: of what is held, plus that of every open "
+     "order and of every fill that the figure does not know yet."),
     ("MAX_VAR_99", 26, "The same at 99 %."),
     ("DRAWDOWN_WARN_BPS", 27, "Equity so far below its peak is recorded."),
-    ("DRAWDOWN_ACT_BPS", 28, "Equity so far below its peak opens the breaker: only reducing orders "
-     "pass."),
+    ("DRAWDOWN_ACT_BPS", 28, "Equity so far below its peak lets only reducing orders pass."),
     ("DRAWDOWN_HALT_BPS", 29, "Equity so far below its peak halts trading."),
     ("DRAWDOWN_CONFIRM", 30, "Marks in a row that must say so before a drawdown halts."),
-    ("MAX_CORRELATION", 31, "Correlation, of either sign, with any other instrument that is held or "
-     "ordered."),
+    ("MAX_CORRELATION", 31, "Correlation, of either sign, with any other instrument that is held "
+     "or ordered."),
     ("MAX_VOLATILITY_BPS", 32, "Average true range as a share of the price."),
     ("BASE_VOLATILITY_BPS", 33, "Above this volatility, the position limits shrink in proportion."),
-    ("MAX_LEVERAGE_BPS", 34, "Worst-case value of all positions as a share of the equity."),
+    ("MAX_LEVERAGE", 34, "Worst-case value of all positions over the equity."),
     ("MARKET_HOURS", 35, "Whether orders pass in trading hours only."),
     ("ALLOW_PREMARKET", 36, "Whether trading hours begin before the open."),
     ("ALLOW_AFTERHOURS", 37, "Whether trading hours go on after the close."),
@@ -447,7 +447,10 @@ LIMIT = Enum("limit", "Limits of the risk gate, by the number a LIMIT figure nam
     ("BREAKER_SLOW_MS", 47, "Only slow answers for so long open the breaker."),
     ("BREAKER_COOLDOWN_MS", 48, "Open for a fault of the infrastructure, the breaker lets a test "
      "order pass after so long."),
-    ("BREAKER_QUIET_MS", 49, "After a test order went well, it closes when so long nothing failed."),
+    ("BREAKER_QUIET_MS", 49, "After a test order went well, it closes when so long nothing "
+     "failed."),
+    ("BREAKER_DAILY_LOSS", 50, "Loss of the day that opens the breaker."),
+    ("BREAKER_DRAWDOWN_BPS", 51, "Equity so far below its peak opens the breaker."),
 ))
 
 # ---------------------------------------------------------------- records

@@ -14,11 +14,11 @@ LAYERS = [
     # the arithmetic that parts share
     {"_indicator"},
     # 1 parts: one job each, ignorant of one another
-    {"_ring", "_control", "_board", "_book", "_order", "_ledger", "_wire", "_flow", "_bars",
-     "card"},
+    {"_bars", "_board", "_book", "_breaker", "_control", "_flow", "_ledger", "_order", "_ring",
+     "_wire", "card", "limits"},
     {"_day"},
     # 2 judgement: may read parts
-    {"_feature", "_model", "_risk", "_match"},
+    {"_feature", "_model", "_risk", "_match"}, {"_figure", "_usage"}, {"_gate"},
     # 3 joints: the socket of a strategy, parts joined into duty cycles
     {"_strategy"}, {"_stage"},
     {"_stage_feed", "_stage_book", "_stage_signal", "_stage_risk", "_stage_gateway",

@@ -135,7 +135,11 @@ def ours(path, quotes=400, instruments=2, blocks=(1, 2, 3, 5)):
     """A recording of quotes whose blocks end anywhere, also inside a message."""
     from hftpipe.cli.record import Market
     rng = numpy.random.default_rng(3)
-    rows = []
+    first = numpy.zeros(instruments, schema.dtype(schema.MARKET))     # risk wants to see a trade
+    first["kind"], first["flags"] = schema.MARKET_KIND.TRADE, schema.MARKET_FLAG.LAST
+    first["ts_recv"] = first["ts_venue"] = 10**9
+    first["price"], first["qty"], first["instrument"] = 100 * NANO, NANO, range(instruments)
+    rows = [first]
     for i in range(quotes):
         mid = 10_000 + int(rng.integers(-3, 4))
         rows.append(quote(10**9 + i * 50_000_000, mid, mid + 1, int(rng.integers(1, 500)),
@@ -196,7 +200,10 @@ def test_symbols_choose_and_renumber_instruments_of_our_own_recording(tmp_path, 
 def test_a_recorded_backtest_of_a_busy_strategy_ends_and_is_the_same(tmp_path):
     """Store links filled up within one chunk: the venue's answers found no room, for ever."""
     path, _ = ours(tmp_path / "market.rec", quotes=4000, instruments=1, blocks=(8192,))
-    cfg = config.loads("[risk]\nmax_orders_per_minute = 1000000", env={})
+    cfg = config.loads("""[risk]
+        max_orders_per_minute = 1000000
+        duplicate_window_ms = "off: this strategy repeats itself"
+        """, env={})
 
     def strategies(_):
         def on_event(c, add):

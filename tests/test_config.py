@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hftpipe import config
-from hftpipe._risk import parse_limits
 from hftpipe.config import Secret, load, loads, locate
 from hftpipe.errors import ConfigError, Exit, GuardError
+from hftpipe.limits import parse_limits
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "conf/hftpipe.toml"
@@ -133,9 +133,10 @@ def test_shares_are_basis_points(value, bp):
     ("\n\nprofle = 'demo'", "f.toml:3: unknown key profle; did you mean profile?"),
     ("[rsk]\nx = 1", "f.toml:2: unknown key rsk; did you mean risk?"),
     ("[risk]\nmax_daily_loss = -5", "f.toml:2: risk.max_daily_loss must be a number from "
-     "0.000000001 to 9000000000 with at most nine decimals, was -5"),
-    ("[risk]\nmax_daily_loss = 0.0000000001", "with at most nine decimals, was 1E-10"),
-    ("[risk]\nmax_daily_loss = nan", "with at most nine decimals, was NaN"),
+     '0.000000001 to 9000000000 with at most nine decimals, or "off: <why>", was -5'),
+    ("[risk]\nmax_daily_loss = 0.0000000001",
+     'with at most nine decimals, or "off: <why>", was 1E-10'),
+    ("[risk]\nmax_daily_loss = nan", 'with at most nine decimals, or "off: <why>", was NaN'),
     ("[risk]\nmax_daily_loss = inf", "was Infinity"),
     ("[risk]\nmax_daily_loss = true", "was true"),
     ("[risk]\nmax_daily_loss = 1e400", "was 1E+400"),

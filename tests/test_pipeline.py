@@ -10,6 +10,7 @@ import pytest
 from hftpipe import _control, config, recording, schema, shm, worker
 from hftpipe.backtest.run import verify_intents
 from hftpipe.errors import MismatchError
+from hftpipe.limits import PROFILES
 from hftpipe.store.postgres import Postgres
 from hftpipe.store.verify import verify
 from hftpipe.venue import server
@@ -396,6 +397,9 @@ def test_a_venue_by_address_and_its_own_stamps_of_each_order(tmp_path, run):
         live = run("--set", "profile=paper", "--set", f"venue.rest={venue['rest']}",
                    "--set", f"venue.data_stream={venue['data_stream']}",
                    "--set", f"venue.updates_stream={venue['updates_stream']}",
+                   # it has no history either
+                   *(part for name, value in PROFILES["demo"].items()
+                     for part in ("--set", f"risk.{name}={value}")),
                    ALPACA_API_KEY=venue["key"], ALPACA_SECRET_KEY=venue["secret"])
         live.up().trades(5)
         live.popen.terminate()

@@ -1,6 +1,7 @@
 """A backtest: the live pipeline's stages over a recording, in one thread, on event time."""
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from hftpipe import build, recording, schema
+from hftpipe import build, limits, recording, schema
 from hftpipe.backtest._replay import Inline, replay_intents
 from hftpipe.backtest._sim import SimWire
 from hftpipe.backtest.readers import open_recording
@@ -89,6 +90,9 @@ def backtest(path: str | Path, config: Config, strategies: Strategies, *,
         wires.append(SimWire(made[1].handles, latency))
         return wires[0]
 
+    # Nobody computes figures here, and the file may hold any part of any day.
+    config = dataclasses.replace(config, risk=limits.without_figures(
+        config.risk, "a backtest has no figures"))
     made: list[Any] = list(build.stages(
         STAGES, links, config, table, strategies=lambda: strategies(table), wire=wire))
     offset = int(getattr(reader, "utc_offset", 0))
