@@ -113,5 +113,5 @@ def test_a_silent_analyst_closes_the_gate_until_it_speaks_again(run):
     until(lambda: live.counter("analyst", "events_stored") > begin + 4, "figures", live.popen)
     live.popen.terminate()
     assert live.end() == 0 and live.document["verified"]
-    assert live.document["denied"]["hours"] > 0
+    assert live.document["denied"]["old_figure"] > 0        # that of the session
     assert live.control.trading == "armed"
