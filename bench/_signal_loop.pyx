@@ -1,13 +1,16 @@
 """Time feature updates and inferences one by one, as the signal stage makes them."""
 from libc.stdint cimport int64_t
-from libc.string cimport memcpy
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
 
 import numpy
 
 from hftpipe._clock cimport hp_read_monotonic
 from hftpipe._feature cimport feature_init, feature_t, feature_update
+from hftpipe._memory cimport hp_lines
 from hftpipe._model cimport Model
 from hftpipe._schema cimport hp_book_t, hp_features_t
+from hftpipe._study cimport study_t
 
 
 def features(books):
@@ -22,15 +25,19 @@ def features(books):
     cdef hp_book_t book
     cdef hp_features_t out
     cdef feature_t f
+    cdef study_t *study = <study_t *>hp_lines(1, sizeof(study_t))
     cdef int64_t before, after, whole
+    if study == NULL:
+        raise MemoryError
+    memset(&out, 0, sizeof(out))
     with nogil:
-        feature_init(&f)
+        feature_init(&f, study, 60_000_000_000)
         before = hp_read_monotonic()
         for i in range(n):
             memcpy(&book, &source[i * sizeof(hp_book_t)], sizeof(hp_book_t))
             feature_update(&f, &book, &out)
         whole = hp_read_monotonic() - before
-        feature_init(&f)
+        feature_init(&f, study, 60_000_000_000)
         before = hp_read_monotonic()
         for i in range(n):
             memcpy(&book, &source[i * sizeof(hp_book_t)], sizeof(hp_book_t))
@@ -41,6 +48,7 @@ def features(books):
     last = numpy.zeros(sizeof(hp_features_t) // sizeof(float), numpy.float32)
     cdef float[::1] v = last
     memcpy(&v[0], &out, sizeof(out))
+    free(study)
     return times, whole / n, last
 
 

@@ -210,9 +210,57 @@ CREATE TABLE hftpipe.feature (
     depth_ratio       real NOT NULL,
     trade_rate        real NOT NULL,
     arrival           real NOT NULL,
+    best_bid          real NOT NULL,
+    best_ask          real NOT NULL,
+    mid               real NOT NULL,
+    spread            real NOT NULL,
+    bid_depth         real NOT NULL,
+    ask_depth         real NOT NULL,
+    close             real NOT NULL,
+    open              real NOT NULL,
+    high              real NOT NULL,
+    low               real NOT NULL,
+    rsi14             real NOT NULL,
+    macd_line         real NOT NULL,
+    macd_signal       real NOT NULL,
+    macd_histogram    real NOT NULL,
+    ema9              real NOT NULL,
+    ema21             real NOT NULL,
+    ema_difference    real NOT NULL,
+    sma50             real NOT NULL,
+    sma50_distance    real NOT NULL,
+    sma200            real NOT NULL,
+    bollinger_lower   real NOT NULL,
+    bollinger_middle  real NOT NULL,
+    bollinger_upper   real NOT NULL,
+    bollinger_b       real NOT NULL,
+    volume            real NOT NULL,
+    volume_change     real NOT NULL,
+    log_return        real NOT NULL,
+    momentum10        real NOT NULL,
+    ema12             real NOT NULL,
+    ema26             real NOT NULL,
+    wma20             real NOT NULL,
+    rsi28             real NOT NULL,
+    bollinger_width   real NOT NULL,
+    atr14             real NOT NULL,
+    atr14_percent     real NOT NULL,
+    stochastic_k      real NOT NULL,
+    stochastic_d      real NOT NULL,
+    obv               real NOT NULL,
+    mfi14             real NOT NULL,
+    vwap              real NOT NULL,
+    vwap_distance     real NOT NULL,
+    realised20        real NOT NULL,
+    parkinson20       real NOT NULL,
+    volume_ratio20    real NOT NULL,
+    bar_range         real NOT NULL,
+    bar_vwap          real NOT NULL,
+    bar_trades        real NOT NULL,
+    bars              real NOT NULL,
     PRIMARY KEY (run, stream, seq)
 );
-COMMENT ON TABLE hftpipe.feature IS 'The feature vector the model sees, in this order.';
+COMMENT ON TABLE hftpipe.feature IS 'Every feature, in this order.';
 COMMENT ON COLUMN hftpipe.feature.run IS 'Run it happened in: UTC ns of the run''s start.';
 COMMENT ON COLUMN hftpipe.feature.stream IS 'STREAM_*: the stage that made it.';
 COMMENT ON COLUMN hftpipe.feature.seq IS 'Its number in that stream, from 1, without gaps.';
@@ -239,6 +287,54 @@ COMMENT ON COLUMN hftpipe.feature.ask_queue_change IS 'Change of ask_qty over th
 COMMENT ON COLUMN hftpipe.feature.depth_ratio IS 'Log((1 + bid_depth) / (1 + ask_depth)), depths in whole units.';
 COMMENT ON COLUMN hftpipe.feature.trade_rate IS 'EMA over 64 states of 1 with the TRADE flag, 0 without, from 0.';
 COMMENT ON COLUMN hftpipe.feature.arrival IS 'Log1p of milliseconds by ts_recv since the state before, 0 when not later, capped at 1 h.';
+COMMENT ON COLUMN hftpipe.feature.best_bid IS 'Best bid.';
+COMMENT ON COLUMN hftpipe.feature.best_ask IS 'Best ask.';
+COMMENT ON COLUMN hftpipe.feature.mid IS '(bid + ask) / 2.';
+COMMENT ON COLUMN hftpipe.feature.spread IS 'Ask - bid.';
+COMMENT ON COLUMN hftpipe.feature.bid_depth IS 'Quantity of the best 5 bid levels, whole units.';
+COMMENT ON COLUMN hftpipe.feature.ask_depth IS 'Quantity of the best 5 ask levels, whole units.';
+COMMENT ON COLUMN hftpipe.feature.close IS 'Last price of the bar.';
+COMMENT ON COLUMN hftpipe.feature.open IS 'First price of the bar.';
+COMMENT ON COLUMN hftpipe.feature.high IS 'Highest price of the bar.';
+COMMENT ON COLUMN hftpipe.feature.low IS 'Lowest price of the bar.';
+COMMENT ON COLUMN hftpipe.feature.rsi14 IS 'Wilder''s RSI of closes over 14 bars, percent; before 50.';
+COMMENT ON COLUMN hftpipe.feature.macd_line IS 'EMA 12 - EMA 26 of closes as TA-Lib seeds them; before 0.';
+COMMENT ON COLUMN hftpipe.feature.macd_signal IS 'Its EMA over 9 bars; before 0.';
+COMMENT ON COLUMN hftpipe.feature.macd_histogram IS 'Macd_line - macd_signal; before 0.';
+COMMENT ON COLUMN hftpipe.feature.ema9 IS 'EMA of closes over 9 bars, seeded with their mean; before the close.';
+COMMENT ON COLUMN hftpipe.feature.ema21 IS 'The same over 21 bars; before the close.';
+COMMENT ON COLUMN hftpipe.feature.ema_difference IS 'Ema9 - ema21.';
+COMMENT ON COLUMN hftpipe.feature.sma50 IS 'Mean of 50 closes; before the close.';
+COMMENT ON COLUMN hftpipe.feature.sma50_distance IS '(close / sma50 - 1) * 100; before 0.';
+COMMENT ON COLUMN hftpipe.feature.sma200 IS 'Mean of 200 closes; before the close.';
+COMMENT ON COLUMN hftpipe.feature.bollinger_lower IS 'Mean of 20 closes less 2 population deviations; before the close.';
+COMMENT ON COLUMN hftpipe.feature.bollinger_middle IS 'Mean of 20 closes; before the close.';
+COMMENT ON COLUMN hftpipe.feature.bollinger_upper IS 'Mean of 20 closes plus 2 population deviations; before the close.';
+COMMENT ON COLUMN hftpipe.feature.bollinger_b IS 'Where the close stands between the bands, 0 lower, 1 upper; 0.5 when they meet and before.';
+COMMENT ON COLUMN hftpipe.feature.volume IS 'Quantity traded in the bar, whole units; before the first 0.';
+COMMENT ON COLUMN hftpipe.feature.volume_change IS 'Volume over that of the bar before, less 1; at the first 0.';
+COMMENT ON COLUMN hftpipe.feature.log_return IS 'Log(close / the close before); at the first 0.';
+COMMENT ON COLUMN hftpipe.feature.momentum10 IS '(close / the close 10 bars before - 1) * 100; before 0.';
+COMMENT ON COLUMN hftpipe.feature.ema12 IS 'EMA of closes over 12 bars, seeded with their mean; before the close.';
+COMMENT ON COLUMN hftpipe.feature.ema26 IS 'The same over 26 bars; before the close.';
+COMMENT ON COLUMN hftpipe.feature.wma20 IS 'Mean of 20 closes weighed 1 to 20, the newest most; before the close.';
+COMMENT ON COLUMN hftpipe.feature.rsi28 IS 'Wilder''s RSI of closes over 28 bars, percent; before 50.';
+COMMENT ON COLUMN hftpipe.feature.bollinger_width IS '(upper - lower) / middle; before 0.';
+COMMENT ON COLUMN hftpipe.feature.atr14 IS 'Wilder''s mean of the true range over 14 bars; before 0.';
+COMMENT ON COLUMN hftpipe.feature.atr14_percent IS 'Atr14 / close * 100; before 0.';
+COMMENT ON COLUMN hftpipe.feature.stochastic_k IS 'Place of the close in the range of 14 bars, mean of 3, percent; before 50.';
+COMMENT ON COLUMN hftpipe.feature.stochastic_d IS 'Mean of 3 of stochastic_k; before 50.';
+COMMENT ON COLUMN hftpipe.feature.obv IS 'On-balance volume since the first bar, whole units; before 0.';
+COMMENT ON COLUMN hftpipe.feature.mfi14 IS 'Money flow index over 14 bars, percent; before 50.';
+COMMENT ON COLUMN hftpipe.feature.vwap IS 'Volume-weighted price of the bars since UTC midnight.';
+COMMENT ON COLUMN hftpipe.feature.vwap_distance IS '(close / vwap - 1) * 100; before the first bar 0.';
+COMMENT ON COLUMN hftpipe.feature.realised20 IS 'Root mean square of 20 log returns; before 0.';
+COMMENT ON COLUMN hftpipe.feature.parkinson20 IS 'Parkinson''s volatility of 20 bars; before 0.';
+COMMENT ON COLUMN hftpipe.feature.volume_ratio20 IS 'Volume over its mean of 20 bars, this one included; before 1.';
+COMMENT ON COLUMN hftpipe.feature.bar_range IS '(high - low) / close * 100; before the first bar 0.';
+COMMENT ON COLUMN hftpipe.feature.bar_vwap IS 'Volume-weighted price of the bar.';
+COMMENT ON COLUMN hftpipe.feature.bar_trades IS 'Trades in the bar; before the first 0.';
+COMMENT ON COLUMN hftpipe.feature.bars IS 'Complete bars seen, at most 200.';
 
 CREATE TABLE hftpipe.signal (
     run        bigint NOT NULL,

@@ -356,18 +356,23 @@ cdef bint of_pair(risk_t *r, const hp_figure_t *f, int64_t until) noexcept nogil
     return known
 
 
+cdef void begin_day(risk_t *r, int64_t day) noexcept nogil:
+    """What counts per day begins anew (G4); the ledger's P&L of the day does so by itself."""
+    if r.day:
+        r.day_orders = 0
+        memset(r.executions, 0, sizeof(r.executions))
+        r.day_base = r.day_pnl = 0
+    r.day = day
+    risk_equity(r)
+
+
 cdef bint session(risk_t *r, exposure_t *x, const hp_figure_t *f, int64_t until,
                   hp_risk_event_t *e) noexcept nogil:
     """Trading hours of one instrument; 1 when a new day began (G4)."""
     x.session, x.session_until = <uint8_t>f.value, until
     if f.other <= r.day:
         return False
-    if r.day:
-        r.day_orders = 0
-        memset(r.executions, 0, sizeof(r.executions))
-        r.day_base = hp_sub_saturate(0, r.day_pnl)
-        risk_equity(r)
-    r.day = f.other
+    begin_day(r, f.other)
     e.kind, e.value = HP_RISK_EVENT_DAY, r.day
     return True
 
@@ -441,7 +446,10 @@ cdef bint risk_figure(risk_t *r, const hp_figure_t *f, int64_t now,
 
 cdef void risk_position(risk_t *r, const hp_position_t *p, int64_t now) noexcept nogil:
     cdef exposure_t *x
-    r.day_pnl = p.day_pnl
+    if p.day > r.day:
+        begin_day(r, p.day)
+    if p.day == 0 or p.day == r.day:            # else it still tells of the day before
+        r.day_pnl = p.day_pnl
     risk_equity(r)
     losses(r, now)
     if p.instrument >= r.count:

@@ -519,12 +519,13 @@ cdef inline double change_update(change_t *s, double x) noexcept nogil:
     return found
 
 
-cdef inline double realised_update(change_t *s, double x) noexcept nogil:
-    """Root mean square of the newest n log returns."""
-    cdef double change = change_update(s, x), total
-    if change != change:
+cdef inline double realised_update(change_t *s, double x, double *change) noexcept nogil:
+    """Root mean square of the newest n log returns; *change*: the newest."""
+    cdef double found = change_update(s, x), total
+    change[0] = found
+    if found != found:
         return NAN
-    total = sum_update(&s.window, change * change)
+    total = sum_update(&s.window, found * found)
     return sqrt(total * s.share) if s.window.full else NAN
 
 

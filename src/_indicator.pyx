@@ -603,7 +603,8 @@ cdef class Realised(Indicator):
 
     def update(self, double x):
         """Take one price; the volatility, NaN before there are n + 1."""
-        return realised_update(&self.s, positive(x))
+        cdef double change
+        return realised_update(&self.s, positive(x), &change)
 
     def update_many(self, x):
         """Take a column of prices; one column."""
@@ -611,7 +612,7 @@ cdef class Realised(Indicator):
         out = numpy.empty(len(x))
         cdef const double *a = values_of(x)
         cdef double *r = room_of(out)
-        cdef double poison = 0
+        cdef double poison = 0, change
         cdef bint bad = False
         cdef Py_ssize_t i, n = len(x)
         cdef change_t s = self.s
@@ -620,7 +621,7 @@ cdef class Realised(Indicator):
             for i in range(n):
                 poison += a[i] * 0.0
                 bad |= a[i] <= 0
-                r[i] = realised_update(&s, a[i])
+                r[i] = realised_update(&s, a[i], &change)
         if poison != 0 or bad:
             self.refuse(x=x, above=("x",))
         self.s = s

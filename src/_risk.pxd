@@ -248,7 +248,7 @@ cdef struct risk_t:
     uint64_t basis[2]                       # of the newest figures
     uint64_t basis_least                    # an older value at risk misses fills
     int64_t day                             # trading day, days since 1970; 0 = unknown
-    int64_t day_base                        # nanocash, P&L of the day before this run, or minus
+    int64_t day_base                        # nanocash, P&L of this day in runs before this one
     int64_t day_pnl                         # nanocash of the run, the ledger's word
     int64_t equity
     int64_t peak

@@ -6,7 +6,7 @@
 
 #define HP_SEQ_BITS 56
 #define HP_DEPTH 5
-#define HP_FEATURE_COUNT 16
+#define HP_FEATURE_COUNT 64
 
 /* Who made an event; the top byte of its identity. */
 enum {
@@ -427,8 +427,8 @@ _Static_assert(offsetof(hp_book_status_t, before) == 58, "book_status.before: of
 _Static_assert(offsetof(hp_book_status_t, after) == 59, "book_status.after: offset");
 _Static_assert(offsetof(hp_book_status_t, pad1) == 60, "book_status.pad1: offset");
 
-#define HP_FEATURES_ID UINT64_C(0x6f46da29eda413be)
-/* The feature vector the model sees, in this order. */
+#define HP_FEATURES_ID UINT64_C(0x4f8c8296c1b9900d)
+/* Every feature, in this order. */
 typedef struct {
   float    mid_return;    /*   0: Log(mid / mid of the state before). */
   float    mid_momentum_fast; /*   4: Log(mid / its EMA over 16 states). */
@@ -446,8 +446,56 @@ typedef struct {
   float    depth_ratio;   /*  52: Log((1 + bid_depth) / (1 + ask_depth)), depths in whole units. */
   float    trade_rate;    /*  56: EMA over 64 states of 1 with the TRADE flag, 0 without, from 0. */
   float    arrival;       /*  60: Log1p of milliseconds by ts_recv since the state before, 0 when not later, capped at 1 h. */
+  float    best_bid;      /*  64: Best bid. */
+  float    best_ask;      /*  68: Best ask. */
+  float    mid;           /*  72: (bid + ask) / 2. */
+  float    spread;        /*  76: Ask - bid. */
+  float    bid_depth;     /*  80: Quantity of the best 5 bid levels, whole units. */
+  float    ask_depth;     /*  84: Quantity of the best 5 ask levels, whole units. */
+  float    close;         /*  88: Last price of the bar. */
+  float    open;          /*  92: First price of the bar. */
+  float    high;          /*  96: Highest price of the bar. */
+  float    low;           /* 100: Lowest price of the bar. */
+  float    rsi14;         /* 104: Wilder's RSI of closes over 14 bars, percent; before 50. */
+  float    macd_line;     /* 108: EMA 12 - EMA 26 of closes as TA-Lib seeds them; before 0. */
+  float    macd_signal;   /* 112: Its EMA over 9 bars; before 0. */
+  float    macd_histogram; /* 116: Macd_line - macd_signal; before 0. */
+  float    ema9;          /* 120: EMA of closes over 9 bars, seeded with their mean; before the close. */
+  float    ema21;         /* 124: The same over 21 bars; before the close. */
+  float    ema_difference; /* 128: Ema9 - ema21. */
+  float    sma50;         /* 132: Mean of 50 closes; before the close. */
+  float    sma50_distance; /* 136: (close / sma50 - 1) * 100; before 0. */
+  float    sma200;        /* 140: Mean of 200 closes; before the close. */
+  float    bollinger_lower; /* 144: Mean of 20 closes less 2 population deviations; before the close. */
+  float    bollinger_middle; /* 148: Mean of 20 closes; before the close. */
+  float    bollinger_upper; /* 152: Mean of 20 closes plus 2 population deviations; before the close. */
+  float    bollinger_b;   /* 156: Where the close stands between the bands, 0 lower, 1 upper; 0.5 when they meet and before. */
+  float    volume;        /* 160: Quantity traded in the bar, whole units; before the first 0. */
+  float    volume_change; /* 164: Volume over that of the bar before, less 1; at the first 0. */
+  float    log_return;    /* 168: Log(close / the close before); at the first 0. */
+  float    momentum10;    /* 172: (close / the close 10 bars before - 1) * 100; before 0. */
+  float    ema12;         /* 176: EMA of closes over 12 bars, seeded with their mean; before the close. */
+  float    ema26;         /* 180: The same over 26 bars; before the close. */
+  float    wma20;         /* 184: Mean of 20 closes weighed 1 to 20, the newest most; before the close. */
+  float    rsi28;         /* 188: Wilder's RSI of closes over 28 bars, percent; before 50. */
+  float    bollinger_width; /* 192: (upper - lower) / middle; before 0. */
+  float    atr14;         /* 196: Wilder's mean of the true range over 14 bars; before 0. */
+  float    atr14_percent; /* 200: Atr14 / close * 100; before 0. */
+  float    stochastic_k;  /* 204: Place of the close in the range of 14 bars, mean of 3, percent; before 50. */
+  float    stochastic_d;  /* 208: Mean of 3 of stochastic_k; before 50. */
+  float    obv;           /* 212: On-balance volume since the first bar, whole units; before 0. */
+  float    mfi14;         /* 216: Money flow index over 14 bars, percent; before 50. */
+  float    vwap;          /* 220: Volume-weighted price of the bars since UTC midnight. */
+  float    vwap_distance; /* 224: (close / vwap - 1) * 100; before the first bar 0. */
+  float    realised20;    /* 228: Root mean square of 20 log returns; before 0. */
+  float    parkinson20;   /* 232: Parkinson's volatility of 20 bars; before 0. */
+  float    volume_ratio20; /* 236: Volume over its mean of 20 bars, this one included; before 1. */
+  float    bar_range;     /* 240: (high - low) / close * 100; before the first bar 0. */
+  float    bar_vwap;      /* 244: Volume-weighted price of the bar. */
+  float    bar_trades;    /* 248: Trades in the bar; before the first 0. */
+  float    bars;          /* 252: Complete bars seen, at most 200. */
 } __attribute__((aligned(64))) hp_features_t;
-_Static_assert(sizeof(hp_features_t) == 64, "features: size");
+_Static_assert(sizeof(hp_features_t) == 256, "features: size");
 _Static_assert(offsetof(hp_features_t, mid_return) == 0, "features.mid_return: offset");
 _Static_assert(offsetof(hp_features_t, mid_momentum_fast) == 4, "features.mid_momentum_fast: offset");
 _Static_assert(offsetof(hp_features_t, mid_momentum_slow) == 8, "features.mid_momentum_slow: offset");
@@ -464,6 +512,54 @@ _Static_assert(offsetof(hp_features_t, ask_queue_change) == 48, "features.ask_qu
 _Static_assert(offsetof(hp_features_t, depth_ratio) == 52, "features.depth_ratio: offset");
 _Static_assert(offsetof(hp_features_t, trade_rate) == 56, "features.trade_rate: offset");
 _Static_assert(offsetof(hp_features_t, arrival) == 60, "features.arrival: offset");
+_Static_assert(offsetof(hp_features_t, best_bid) == 64, "features.best_bid: offset");
+_Static_assert(offsetof(hp_features_t, best_ask) == 68, "features.best_ask: offset");
+_Static_assert(offsetof(hp_features_t, mid) == 72, "features.mid: offset");
+_Static_assert(offsetof(hp_features_t, spread) == 76, "features.spread: offset");
+_Static_assert(offsetof(hp_features_t, bid_depth) == 80, "features.bid_depth: offset");
+_Static_assert(offsetof(hp_features_t, ask_depth) == 84, "features.ask_depth: offset");
+_Static_assert(offsetof(hp_features_t, close) == 88, "features.close: offset");
+_Static_assert(offsetof(hp_features_t, open) == 92, "features.open: offset");
+_Static_assert(offsetof(hp_features_t, high) == 96, "features.high: offset");
+_Static_assert(offsetof(hp_features_t, low) == 100, "features.low: offset");
+_Static_assert(offsetof(hp_features_t, rsi14) == 104, "features.rsi14: offset");
+_Static_assert(offsetof(hp_features_t, macd_line) == 108, "features.macd_line: offset");
+_Static_assert(offsetof(hp_features_t, macd_signal) == 112, "features.macd_signal: offset");
+_Static_assert(offsetof(hp_features_t, macd_histogram) == 116, "features.macd_histogram: offset");
+_Static_assert(offsetof(hp_features_t, ema9) == 120, "features.ema9: offset");
+_Static_assert(offsetof(hp_features_t, ema21) == 124, "features.ema21: offset");
+_Static_assert(offsetof(hp_features_t, ema_difference) == 128, "features.ema_difference: offset");
+_Static_assert(offsetof(hp_features_t, sma50) == 132, "features.sma50: offset");
+_Static_assert(offsetof(hp_features_t, sma50_distance) == 136, "features.sma50_distance: offset");
+_Static_assert(offsetof(hp_features_t, sma200) == 140, "features.sma200: offset");
+_Static_assert(offsetof(hp_features_t, bollinger_lower) == 144, "features.bollinger_lower: offset");
+_Static_assert(offsetof(hp_features_t, bollinger_middle) == 148, "features.bollinger_middle: offset");
+_Static_assert(offsetof(hp_features_t, bollinger_upper) == 152, "features.bollinger_upper: offset");
+_Static_assert(offsetof(hp_features_t, bollinger_b) == 156, "features.bollinger_b: offset");
+_Static_assert(offsetof(hp_features_t, volume) == 160, "features.volume: offset");
+_Static_assert(offsetof(hp_features_t, volume_change) == 164, "features.volume_change: offset");
+_Static_assert(offsetof(hp_features_t, log_return) == 168, "features.log_return: offset");
+_Static_assert(offsetof(hp_features_t, momentum10) == 172, "features.momentum10: offset");
+_Static_assert(offsetof(hp_features_t, ema12) == 176, "features.ema12: offset");
+_Static_assert(offsetof(hp_features_t, ema26) == 180, "features.ema26: offset");
+_Static_assert(offsetof(hp_features_t, wma20) == 184, "features.wma20: offset");
+_Static_assert(offsetof(hp_features_t, rsi28) == 188, "features.rsi28: offset");
+_Static_assert(offsetof(hp_features_t, bollinger_width) == 192, "features.bollinger_width: offset");
+_Static_assert(offsetof(hp_features_t, atr14) == 196, "features.atr14: offset");
+_Static_assert(offsetof(hp_features_t, atr14_percent) == 200, "features.atr14_percent: offset");
+_Static_assert(offsetof(hp_features_t, stochastic_k) == 204, "features.stochastic_k: offset");
+_Static_assert(offsetof(hp_features_t, stochastic_d) == 208, "features.stochastic_d: offset");
+_Static_assert(offsetof(hp_features_t, obv) == 212, "features.obv: offset");
+_Static_assert(offsetof(hp_features_t, mfi14) == 216, "features.mfi14: offset");
+_Static_assert(offsetof(hp_features_t, vwap) == 220, "features.vwap: offset");
+_Static_assert(offsetof(hp_features_t, vwap_distance) == 224, "features.vwap_distance: offset");
+_Static_assert(offsetof(hp_features_t, realised20) == 228, "features.realised20: offset");
+_Static_assert(offsetof(hp_features_t, parkinson20) == 232, "features.parkinson20: offset");
+_Static_assert(offsetof(hp_features_t, volume_ratio20) == 236, "features.volume_ratio20: offset");
+_Static_assert(offsetof(hp_features_t, bar_range) == 240, "features.bar_range: offset");
+_Static_assert(offsetof(hp_features_t, bar_vwap) == 244, "features.bar_vwap: offset");
+_Static_assert(offsetof(hp_features_t, bar_trades) == 248, "features.bar_trades: offset");
+_Static_assert(offsetof(hp_features_t, bars) == 252, "features.bars: offset");
 
 #define HP_SIGNAL_ID UINT64_C(0xd23db2cfd718f0d5)
 /* What the model said. */
@@ -979,7 +1075,7 @@ typedef struct {
   int64_t  ts_in;         /*  32 [ns]: Hop time of the stage before, or 0. */
   uint64_t checksum;      /*  40: checksum() over the words of the body. */
   uint8_t  record;        /*  48: RECORD_*: what the body is. */
-  uint8_t  lines;         /*  49: 64-byte lines of the body: 1 or 2. */
+  uint8_t  lines;         /*  49: 64-byte lines of the body: 1 to 4. */
   uint16_t instrument;    /*  50: Index into the instrument table. */
   uint32_t pad0;          /*  52: Zero. */
   uint64_t aux;           /*  56: By record; INTENT: hop time of the book stage. */
@@ -1007,7 +1103,7 @@ typedef struct {
   int64_t  ts_in;         /*  32 [ns]: Hop time of the stage before, or 0. */
   uint64_t checksum;      /*  40: checksum() over the words of the body. */
   uint8_t  record;        /*  48: RECORD_*: what the body is. */
-  uint8_t  lines;         /*  49: 64-byte lines of the body: 1 or 2. */
+  uint8_t  lines;         /*  49: 64-byte lines of the body: 1 to 4. */
   uint16_t instrument;    /*  50: Index into the instrument table. */
   uint32_t pad0;          /*  52: Zero. */
   uint64_t aux;           /*  56: By record; INTENT: hop time of the book stage. */
@@ -1051,7 +1147,7 @@ typedef struct {
   int64_t  ts_in;         /*  32 [ns]: Hop time of the stage before, or 0. */
   uint64_t checksum;      /*  40: checksum() over the words of the body. */
   uint8_t  record;        /*  48: RECORD_*: what the body is. */
-  uint8_t  lines;         /*  49: 64-byte lines of the body: 1 or 2. */
+  uint8_t  lines;         /*  49: 64-byte lines of the body: 1 to 4. */
   uint16_t instrument;    /*  50: Index into the instrument table. */
   uint32_t pad0;          /*  52: Zero. */
   uint64_t aux;           /*  56: By record; INTENT: hop time of the book stage. */
@@ -1100,6 +1196,98 @@ _Static_assert(offsetof(hp_stored_wide_t, body12) == 160, "stored_wide.body12: o
 _Static_assert(offsetof(hp_stored_wide_t, body13) == 168, "stored_wide.body13: offset");
 _Static_assert(offsetof(hp_stored_wide_t, body14) == 176, "stored_wide.body14: offset");
 _Static_assert(offsetof(hp_stored_wide_t, body15) == 184, "stored_wide.body15: offset");
+
+#define HP_STORED_VECTOR_ID UINT64_C(0x48fb2dc68a94fc24)
+/* The same for bodies of up to four lines. */
+typedef struct {
+  uint64_t link_seq;      /*   0: The ring's own word. */
+  uint64_t event;         /*   8: Identity of this event. */
+  uint64_t cause;         /*  16: Identity of the market event that caused it; 0 = none. */
+  int64_t  ts;            /*  24 [ns]: Hop time: this stage published it, monotonic. */
+  int64_t  ts_in;         /*  32 [ns]: Hop time of the stage before, or 0. */
+  uint64_t checksum;      /*  40: checksum() over the words of the body. */
+  uint8_t  record;        /*  48: RECORD_*: what the body is. */
+  uint8_t  lines;         /*  49: 64-byte lines of the body: 1 to 4. */
+  uint16_t instrument;    /*  50: Index into the instrument table. */
+  uint32_t pad0;          /*  52: Zero. */
+  uint64_t aux;           /*  56: By record; INTENT: hop time of the book stage. */
+  uint64_t body0;         /*  64: Body. */
+  uint64_t body1;         /*  72: Body. */
+  uint64_t body2;         /*  80: Body. */
+  uint64_t body3;         /*  88: Body. */
+  uint64_t body4;         /*  96: Body. */
+  uint64_t body5;         /* 104: Body. */
+  uint64_t body6;         /* 112: Body. */
+  uint64_t body7;         /* 120: Body. */
+  uint64_t body8;         /* 128: Body. */
+  uint64_t body9;         /* 136: Body. */
+  uint64_t body10;        /* 144: Body. */
+  uint64_t body11;        /* 152: Body. */
+  uint64_t body12;        /* 160: Body. */
+  uint64_t body13;        /* 168: Body. */
+  uint64_t body14;        /* 176: Body. */
+  uint64_t body15;        /* 184: Body. */
+  uint64_t body16;        /* 192: Body. */
+  uint64_t body17;        /* 200: Body. */
+  uint64_t body18;        /* 208: Body. */
+  uint64_t body19;        /* 216: Body. */
+  uint64_t body20;        /* 224: Body. */
+  uint64_t body21;        /* 232: Body. */
+  uint64_t body22;        /* 240: Body. */
+  uint64_t body23;        /* 248: Body. */
+  uint64_t body24;        /* 256: Body. */
+  uint64_t body25;        /* 264: Body. */
+  uint64_t body26;        /* 272: Body. */
+  uint64_t body27;        /* 280: Body. */
+  uint64_t body28;        /* 288: Body. */
+  uint64_t body29;        /* 296: Body. */
+  uint64_t body30;        /* 304: Body. */
+  uint64_t body31;        /* 312: Body. */
+} __attribute__((aligned(64))) hp_stored_vector_t;
+_Static_assert(sizeof(hp_stored_vector_t) == 320, "stored_vector: size");
+_Static_assert(offsetof(hp_stored_vector_t, link_seq) == 0, "stored_vector.link_seq: offset");
+_Static_assert(offsetof(hp_stored_vector_t, event) == 8, "stored_vector.event: offset");
+_Static_assert(offsetof(hp_stored_vector_t, cause) == 16, "stored_vector.cause: offset");
+_Static_assert(offsetof(hp_stored_vector_t, ts) == 24, "stored_vector.ts: offset");
+_Static_assert(offsetof(hp_stored_vector_t, ts_in) == 32, "stored_vector.ts_in: offset");
+_Static_assert(offsetof(hp_stored_vector_t, checksum) == 40, "stored_vector.checksum: offset");
+_Static_assert(offsetof(hp_stored_vector_t, record) == 48, "stored_vector.record: offset");
+_Static_assert(offsetof(hp_stored_vector_t, lines) == 49, "stored_vector.lines: offset");
+_Static_assert(offsetof(hp_stored_vector_t, instrument) == 50, "stored_vector.instrument: offset");
+_Static_assert(offsetof(hp_stored_vector_t, pad0) == 52, "stored_vector.pad0: offset");
+_Static_assert(offsetof(hp_stored_vector_t, aux) == 56, "stored_vector.aux: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body0) == 64, "stored_vector.body0: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body1) == 72, "stored_vector.body1: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body2) == 80, "stored_vector.body2: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body3) == 88, "stored_vector.body3: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body4) == 96, "stored_vector.body4: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body5) == 104, "stored_vector.body5: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body6) == 112, "stored_vector.body6: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body7) == 120, "stored_vector.body7: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body8) == 128, "stored_vector.body8: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body9) == 136, "stored_vector.body9: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body10) == 144, "stored_vector.body10: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body11) == 152, "stored_vector.body11: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body12) == 160, "stored_vector.body12: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body13) == 168, "stored_vector.body13: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body14) == 176, "stored_vector.body14: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body15) == 184, "stored_vector.body15: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body16) == 192, "stored_vector.body16: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body17) == 200, "stored_vector.body17: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body18) == 208, "stored_vector.body18: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body19) == 216, "stored_vector.body19: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body20) == 224, "stored_vector.body20: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body21) == 232, "stored_vector.body21: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body22) == 240, "stored_vector.body22: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body23) == 248, "stored_vector.body23: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body24) == 256, "stored_vector.body24: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body25) == 264, "stored_vector.body25: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body26) == 272, "stored_vector.body26: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body27) == 280, "stored_vector.body27: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body28) == 288, "stored_vector.body28: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body29) == 296, "stored_vector.body29: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body30) == 304, "stored_vector.body30: offset");
+_Static_assert(offsetof(hp_stored_vector_t, body31) == 312, "stored_vector.body31: offset");
 
 enum {
   HP_METRIC_RECORDS_IN, /* hftpipe_records_in_total: Records taken from input links. */

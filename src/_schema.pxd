@@ -22,6 +22,7 @@ cdef extern from "_schema.h" nogil:
     const uint64_t HP_ENVELOPE_ID
     const uint64_t HP_STORED_ID
     const uint64_t HP_STORED_WIDE_ID
+    const uint64_t HP_STORED_VECTOR_ID
 
     enum:
         HP_SEQ_BITS
@@ -373,6 +374,54 @@ cdef extern from "_schema.h" nogil:
         float depth_ratio
         float trade_rate
         float arrival
+        float best_bid
+        float best_ask
+        float mid
+        float spread
+        float bid_depth
+        float ask_depth
+        float close
+        float open
+        float high
+        float low
+        float rsi14
+        float macd_line
+        float macd_signal
+        float macd_histogram
+        float ema9
+        float ema21
+        float ema_difference
+        float sma50
+        float sma50_distance
+        float sma200
+        float bollinger_lower
+        float bollinger_middle
+        float bollinger_upper
+        float bollinger_b
+        float volume
+        float volume_change
+        float log_return
+        float momentum10
+        float ema12
+        float ema26
+        float wma20
+        float rsi28
+        float bollinger_width
+        float atr14
+        float atr14_percent
+        float stochastic_k
+        float stochastic_d
+        float obv
+        float mfi14
+        float vwap
+        float vwap_distance
+        float realised20
+        float parkinson20
+        float volume_ratio20
+        float bar_range
+        float bar_vwap
+        float bar_trades
+        float bars
 
     ctypedef struct hp_signal_t:
         uint64_t link_seq
@@ -675,6 +724,51 @@ cdef extern from "_schema.h" nogil:
         uint64_t body13
         uint64_t body14
         uint64_t body15
+
+    ctypedef struct hp_stored_vector_t:
+        uint64_t link_seq
+        uint64_t event
+        uint64_t cause
+        int64_t ts
+        int64_t ts_in
+        uint64_t checksum
+        uint8_t record
+        uint8_t lines
+        uint16_t instrument
+        uint32_t pad0
+        uint64_t aux
+        uint64_t body0
+        uint64_t body1
+        uint64_t body2
+        uint64_t body3
+        uint64_t body4
+        uint64_t body5
+        uint64_t body6
+        uint64_t body7
+        uint64_t body8
+        uint64_t body9
+        uint64_t body10
+        uint64_t body11
+        uint64_t body12
+        uint64_t body13
+        uint64_t body14
+        uint64_t body15
+        uint64_t body16
+        uint64_t body17
+        uint64_t body18
+        uint64_t body19
+        uint64_t body20
+        uint64_t body21
+        uint64_t body22
+        uint64_t body23
+        uint64_t body24
+        uint64_t body25
+        uint64_t body26
+        uint64_t body27
+        uint64_t body28
+        uint64_t body29
+        uint64_t body30
+        uint64_t body31
 
     enum:
         HP_METRIC_RECORDS_IN

@@ -8,8 +8,8 @@ from ._clock cimport clock_now
 from ._control cimport Control, control_count, histogram_record
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
 from ._schema cimport (
-    HP_BOOK_FLAG_STALE, HP_BOOK_FLAG_TRADE, HP_HISTOGRAM_BOOK, HP_MARKET_EXECUTE,
-    HP_MARKET_FLAG_LAST, HP_MARKET_GAP, HP_MARKET_TRADE, HP_METRIC_CREDIT_STALLS, HP_METRIC_DROPS,
+    HP_BOOK_FLAG_STALE, HP_BOOK_FLAG_TRADE, HP_HISTOGRAM_BOOK, HP_MARKET_FLAG_LAST,
+    HP_MARKET_GAP, HP_METRIC_CREDIT_STALLS, HP_METRIC_DROPS,
     HP_METRIC_GAPS, HP_METRIC_RECORDS_IN, HP_METRIC_RECORDS_OUT, HP_RECORD_BOOK_STATUS,
     hp_book_status_t, hp_book_t, hp_market_t)
 from ._stage cimport hp_copy_words, stage_end, store_credit, store_put
@@ -111,10 +111,6 @@ cdef class BookStage(Stage):
                         out.ts_venue, out.instrument = m.ts_venue, m.instrument
                         out.pad0 = 0
                         out.pad1 = 0
-                        if m.kind == HP_MARKET_TRADE or m.kind == HP_MARKET_EXECUTE:
-                            out.flags |= HP_BOOK_FLAG_TRADE
-                        else:
-                            out.flags &= ~HP_BOOK_FLAG_TRADE
                         flags = out.flags & ~HP_BOOK_FLAG_TRADE
                     else:
                         hp_copy_words(<uint64_t *>out, <const uint64_t *>first, 1, 16)

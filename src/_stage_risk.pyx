@@ -2,16 +2,14 @@
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_relaxed, hp_store_release
-from ._board cimport BOARD_PAUSED, BOARD_RESTRICTED, Board
+from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_release
+from ._board cimport Board
 from ._breaker cimport BREAKER_LOG, breaker_change_t, breaker_tick
 from ._clock cimport clock_now
 from ._control cimport CONTROL_STAGES, Control, control_count, control_set, histogram_record
 from ._figure cimport risk_figure, risk_position
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
-from ._risk cimport (
-    STANDING_PAUSED, STANDING_RESTRICTED, risk_check, risk_mark, risk_order_event, risk_t,
-    risk_withdraw)
+from ._risk cimport risk_check, risk_mark, risk_order_event, risk_t, risk_withdraw
 from ._schema cimport (
     HP_BREAKER_CLOSED, HP_BREAKER_OPEN, HP_HISTOGRAM_RISK, HP_LIMIT_DRAWDOWN_ACT_BPS,
     HP_LIMIT_DRAWDOWN_HALT_BPS, HP_LIMIT_DRAWDOWN_WARN_BPS, HP_METRIC_ACK_EPOCH,
@@ -26,14 +24,15 @@ from ._stage cimport hp_copy_words, hp_saturate, stage_end, store_credit, store_
 
 from hftpipe import schema
 
-cdef int64_t SHOW_NS = 100_000_000      # between two writes to the board: they take the GIL
-SHOWN = ("breaker", "cause", "losses", "day", "day_orders", "day_pnl", "equity", "peak", "drawdown",
-         "latched")
 cdef extern from *:
     """
     static inline unsigned hp_lowest(unsigned long long v) { return __builtin_ctzll(v); }
     """
     unsigned int hp_lowest(uint64_t v) noexcept nogil
+
+cdef int64_t SHOW_NS = 100_000_000      # between two writes to the board: they take the GIL
+SHOWN = ("breaker", "cause", "losses", "day", "day_orders", "day_pnl", "equity", "peak", "drawdown",
+         "latched")
 
 
 cdef class RiskStage(Stage):
@@ -291,7 +290,6 @@ cdef class RiskStage(Stage):
 
     cdef object maintain(self):
         cdef int64_t now
-        cdef uint64_t i, standing
         if self.board is None:
             return
         now = clock_now()
@@ -301,8 +299,5 @@ cdef class RiskStage(Stage):
         state = self.risk.state()
         self.board.put_gate(now, [(use.limit, use.use) for use in self.risk.limits_use(now)],
                             **{name: state[name] for name in SHOWN})
-        for i in range(min(self.board.b.header.instruments, self.risk.r.count)):
-            standing = self.risk.r.table[i].standing
-            hp_store_relaxed(&self.board.b.flags[i], (
-                (BOARD_PAUSED if standing & STANDING_PAUSED else 0)
-                | (BOARD_RESTRICTED if standing & STANDING_RESTRICTED else 0)))
+        for i in range(self.board.instruments):
+            self.board.put_flags(i, self.risk.standing(i))

@@ -6,6 +6,7 @@ from ._ring cimport ring_t
 from ._schema cimport hp_book_t, hp_features_t, hp_instrument_t, hp_intent_t, hp_order_event_t
 from ._stage cimport Stage
 from ._strategy cimport hp_holding_t
+from ._study cimport study_t
 
 
 cdef enum:
@@ -22,6 +23,7 @@ cdef class SignalStage(Stage):
     cdef uint64_t instruments
     cdef hp_instrument_t *specs
     cdef feature_t *features
+    cdef study_t *studies       # NULL when no bars are kept
     cdef hp_features_t *vectors
     cdef uint8_t *warm
     cdef hp_book_t *newest

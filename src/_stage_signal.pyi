@@ -13,6 +13,6 @@ class SignalStage(Stage):
     def __init__(
         self, books: Ring, order_events: Ring | None, intents: Ring,
         strategies: Sequence[Strategy], instruments: Any, store: Ring | None = None,
-        control: Control | None = None, index: int = 2,
+        control: Control | None = None, index: int = 2, bar: str = "1min",
     ) -> None: ...
     def holding(self, instrument: int) -> dict[str, int]: ...

@@ -57,13 +57,17 @@ cdef class SignalStage(Stage):
         Producer end, INTENT.
     strategies : sequence of Strategy
     instruments : (n,) structured array, dtype of INSTRUMENT
+    bar : str
+        Window of the bars that features are made from, one of ``schema.BARS``; "" keeps none,
+        and what is made from bars stays 0.
     """
 
     def __init__(self, books, order_events, intents, strategies, instruments, store=None,
-                 Control control=None, int index=2):
+                 Control control=None, int index=2, str bar="1min"):
         cdef Strategy strategy
         cdef uint64_t i
-        self._setup("signal", control, index, store, schema.STREAM.SIGNAL, schema.STORED)
+        cdef int64_t window = schema.BARS[bar] if bar else 0
+        self._setup("signal", control, index, store, schema.STREAM.SIGNAL, schema.STORED_VECTOR)
         self.books = stage_end(self._keep, books, schema.BOOK, False)
         self.order_events = stage_end(self._keep, order_events, schema.ORDER_EVENT, False)
         self.intents = stage_end(self._keep, intents, schema.INTENT, True)
@@ -74,6 +78,10 @@ cdef class SignalStage(Stage):
         self.strategy_pointers = <void **>calloc(self.strategy_count or 1, sizeof(void *))
         self.specs = <hp_instrument_t *>hp_lines(n, sizeof(hp_instrument_t))
         self.features = <feature_t *>hp_lines(n, sizeof(feature_t))
+        if bar:
+            self.studies = <study_t *>hp_lines(n, sizeof(study_t))
+            if self.studies == NULL:
+                raise MemoryError
         self.vectors = <hp_features_t *>hp_lines(n, sizeof(hp_features_t))
         self.newest = <hp_book_t *>hp_lines(n, sizeof(hp_book_t))
         self.holdings = <hp_holding_t *>hp_lines(n, sizeof(hp_holding_t))
@@ -93,7 +101,7 @@ cdef class SignalStage(Stage):
         for i in range(self.instruments):
             # numpy aligns less than the struct asks for: not an assignment of one.
             memcpy(&self.specs[i], &bytes_[i * sizeof(hp_instrument_t)], sizeof(hp_instrument_t))
-            feature_init(&self.features[i])
+            feature_init(&self.features[i], &self.studies[i] if bar else NULL, window)
             self.newest[i].instrument = <uint16_t>i
             self.newest[i].flags = HP_BOOK_FLAG_STALE
 
@@ -101,6 +109,7 @@ cdef class SignalStage(Stage):
         free(self.strategy_pointers)
         free(self.specs)
         free(self.features)
+        free(self.studies)
         free(self.vectors)
         free(self.newest)
         free(self.holdings)
@@ -151,7 +160,7 @@ cdef class SignalStage(Stage):
                 continue
             now = clock_now()
             if context.features != NULL and not vector_stored:
-                store_put(&self.store, HP_RECORD_FEATURES, context.features, 1, 0, cause, now,
+                store_put(&self.store, HP_RECORD_FEATURES, context.features, 4, 0, cause, now,
                           ts_in, instrument, 0)
                 vector_stored = True
             if (<Strategy>self.strategy_pointers[k]).asked:

@@ -16,7 +16,6 @@ typedef __int128 hp_wide_t;                       /* 1e-18 of the quote currency
 static inline hp_wide_t hp_wide_of(int64_t v) { return v; }
 static inline hp_wide_t hp_wide_mul(int64_t a, int64_t b) { return (hp_wide_t)a * b; }
 static inline hp_wide_t hp_wide_cash(int64_t cash) { return (hp_wide_t)cash * HP_NANO; }
-static inline hp_wide_t hp_wide_times(hp_wide_t a, int64_t b) { return a * b; }
 static inline hp_wide_t hp_wide_over(hp_wide_t a, int64_t b) { return a / b; }
 static inline hp_wide_t hp_wide_add(hp_wide_t a, hp_wide_t b) { return a + b; }
 static inline hp_wide_t hp_wide_sub(hp_wide_t a, hp_wide_t b) { return a - b; }
@@ -93,6 +92,9 @@ static inline int64_t hp_bps_ceil(int64_t price, int64_t bps) {
   if (price <= INT64_MAX / 10000 - 1) return (price * bps + 9999) / 10000;
   return hp_wide_ceil((hp_wide_t)price * bps, 10000);
 }
+
+/* a * b where the caller knows that it fits: |a| < 2^96, |b| < 2^31. */
+static inline hp_wide_t hp_wide_times(hp_wide_t a, int64_t b) { return a * b; }
 
 /* a / b rounded half to even, b > 0; saturates. */
 static inline int64_t hp_wide_even(hp_wide_t a, int64_t b) {

@@ -124,7 +124,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
             stage = SignalStage(need(links.consumer("book.signal")),
                                 need(links.consumer("gateway.signal")),
                                 need(links.producer("signal.risk")),
-                                strategies() if strategies else [], table, **common)
+                                strategies() if strategies else [], table, **common,
+                                bar=config.features.window)
         elif name == "risk":
             stage = RiskStage(need(links.consumer("signal.risk")),
                               need(links.consumer("book.risk")),

@@ -26,7 +26,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import hftpipe
-from hftpipe import limits
+from hftpipe import limits, schema
 from hftpipe.errors import ConfigError, GuardError
 
 NANO = 10**9
@@ -289,6 +289,18 @@ def _list_of(kind: Kind, plural: str) -> Kind:
                 lambda s: [kind.from_text(p.strip()) for p in s.strip("[] ").split(",") if p])
 
 
+def _features() -> Kind:
+    """A set of features by its name, or a list of names; which exist is checked with the rest."""
+    def read(value: Any) -> str | tuple[str, ...]:
+        if isinstance(value, list | tuple):
+            return tuple(_text_of(v) for v in value)
+        return _text_of(value)
+    names = _list_of(text(), "names")
+    return Kind(f"one of {', '.join(map(quoted, schema.FEATURE_SETS))}, or a list of features",
+                read, lambda v: quoted(v) if isinstance(v, str) else names.show(v),
+                lambda s: names.from_text(s) if s.startswith("[") or "," in s else s)
+
+
 def _wall_clock() -> Kind:
     """A time of day."""
     return text(pattern=r"([01]\d|2[0-3]):[0-5]\d", wanted='a time of day such as "09:30"')
@@ -484,6 +496,27 @@ class Strategy:
     symbols: tuple[str, ...] = option(_list_of(text(), "symbols"), [],
                                    "Instruments it sees; empty = all.")
     params: Mapping[str, Any] = free("Its own parameters.")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What strategies and models look at."""
+
+    bar: str = option(text(*schema.BARS), "1min", "Window of the bars that features are made "
+                      "from; they begin at multiples of it, UTC.")
+    set: str | tuple[str, ...] = option(
+        _features(), "default", "Features that models may use: a set by its name, or a list of "
+        "names. Without one that is made from bars, no bars are kept.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features in their order."""
+        return schema.feature_names(self.set)
+
+    @property
+    def window(self) -> str:
+        """`bar`, or "" when no feature is made from bars."""
+        return self.bar if any(schema.FEATURE_BY_NAME[n].bars for n in self.names) else ""
 
 
 @dataclass(frozen=True)
@@ -710,6 +743,7 @@ class Config:
     layout: Layout = dataclasses.field(default_factory=Layout)
     strategy: tuple[Strategy, ...] = ()
     risk: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    features: Features = Features()
     session: Session = Session()
     analyst: Analyst = Analyst()
     gateway: Gateway = Gateway()
@@ -767,8 +801,8 @@ def _dump(config: Config) -> Iterator[str]:
                 yield f"{f.name} = {f.metadata['kind'].show(getattr(item, f.name))}"
 
     yield from keys(config)
-    for name in ("venue", "layout", "session", "analyst", "gateway", "account", "fees", "store",
-                 "observe"):
+    for name in ("venue", "layout", "features", "session", "analyst", "gateway", "account",
+                 "fees", "store", "observe"):
         yield f"\n[{name}]"
         yield from keys(getattr(config, name))
     for name in ("pin", "capacity"):
@@ -1075,9 +1109,10 @@ def _build(tree: dict[str, Any], path: Path | None) -> Config:
     scalars = [f.name for f in dataclasses.fields(Config) if "kind" in f.metadata]
     config = reader.section(Config, {k: tree[k] for k in scalars if k in tree}, "")
     values: dict[str, Any] = {}
-    for name, cls in (("venue", Venue), ("layout", Layout), ("session", Session),
-                      ("analyst", Analyst), ("gateway", Gateway), ("account", Account),
-                      ("fees", Fees), ("store", Store), ("observe", Observe)):
+    for name, cls in (("venue", Venue), ("layout", Layout), ("features", Features),
+                      ("session", Session), ("analyst", Analyst), ("gateway", Gateway),
+                      ("account", Account), ("fees", Fees), ("store", Store),
+                      ("observe", Observe)):
         values[name] = reader.section(cls, tree.get(name, {}), name)
     layout = tree.get("layout", {})
     values["layout"] = dataclasses.replace(
@@ -1198,6 +1233,10 @@ def _check(config: Config) -> Config:
         refuse("analyst.least", f"must be at most analyst.lookback {config.analyst.lookback}, "
                                 f"was {config.analyst.least}")
     try:
+        schema.feature_names(config.features.set)
+    except ValueError as e:
+        raise ConfigError(f"{config.where('features.set')}features.set: {e}") from None
+    try:
         limits.parse_limits(config.risk)
     except ConfigError as e:
         name, _, words = str(e).partition(": ")
@@ -1238,6 +1277,8 @@ SECTIONS: tuple[tuple[str, type, str], ...] = (
     ("layout", Layout, "Which core runs what. `hftpipe start --dry-run` shows the result."),
     ("strategy", Strategy, "One `[[strategy]]` table per decider. The first one in a file replaces "
                            "the two that are built in."),
+    ("features", Features, "What strategies and models look at. `docs/features.md` lists the "
+                           "features."),
     ("session", Session, "When the exchange trades."),
     ("analyst", Analyst, "Figures that risk takes from outside, made by a process that may "
                            "be slow."),

@@ -19,7 +19,7 @@ import numpy as np
 from hftpipe import _clock, schema
 from hftpipe.desk import Handler, Request
 from hftpipe.errors import BusyError, ConfigError, GuardError, HftpipeError, UsageError
-from hftpipe.limits import BY_NAME, parse_limits
+from hftpipe.limits import BY_NAME, LIMITS, parse_limits
 from hftpipe.rundir import RunDir
 from hftpipe.store.audit import Audit, Entry, wait
 
@@ -27,7 +27,7 @@ KIND = schema.FIGURE_KIND
 FIGURE = schema.dtype(schema.FIGURE)
 FILE = "risk.json"
 APPLIED = 1.0                   # s to wait for the gate to take a figure
-NUMBER = {name: limit.number for name, limit in BY_NAME.items()}
+NUMBER = {limit.name: i for i, limit in enumerate(LIMITS)}
 
 
 class Stage(Protocol):
@@ -48,7 +48,7 @@ class Link(Protocol):
 
 
 def loosens(name: str, old: int, new: int) -> bool:
-    """Whether limit *name* lets more pass at *new* than at *old*, both as they are compared."""
+    """Whether limit *name* lets more pass at *new* than at *old*."""
     return BY_NAME[name].loosens(old, new)
 
 

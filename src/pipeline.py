@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hftpipe import _control, build, limits, log, process, registry, schema, shm, topology, worker
+from hftpipe import _control, build, log, process, registry, schema, shm, topology, worker
 from hftpipe._stage_figure import FigureStage
 from hftpipe.desk import Desk
 from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError, MismatchError
+from hftpipe.limits import DECIMAL, LIMITS
 from hftpipe.officer import Officer
 from hftpipe.process import Child, Supervisor
 from hftpipe.store.audit import Audit
@@ -151,8 +152,8 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
         [row["symbol"].decode(), int(row["tick"]), int(row["lot"])] for row in table]}
     run, control, segments = process.create_run(
         run_dir, plan, profile=config.profile, info=info, instruments=len(table),
-        limits=[(limit.name, limit.unit, 10**9 if limit.unit in limits.DECIMAL else 1)
-                for limit in limits.LIMITS])
+        limits=[(limit.name, limit.unit, 10**9 if limit.unit in DECIMAL else 1)
+                for limit in LIMITS])
     logger = log.setup("supervisor", run=run.run, directory=run_dir.logs,
                        level=config.observe.log_level, stream=None)
     supervisor = Supervisor(run_dir, run, control, segments, logger)

@@ -146,7 +146,7 @@ def raw(slots: Any, slot: schema.Record) -> Any:
     slots : (n,) structured array
         A view of ring memory that leaves out each slot's first word.
     slot : schema.Record
-        STORED or STORED_WIDE.
+        one of schema.SLOTS.
     """
     import numpy
     out = numpy.zeros((len(slots), slot.size // 8), "<u8")

@@ -515,11 +515,19 @@ BOOK_STATUS = Record("book_status", 64, "A book's flags changed.", (
     Field("pad1", "u32", "", "Zero.", None),
 ))
 
-# The definitions; src/_feature.pyx is their arithmetic, tests/models/feature.py their naive
-# twin.  "State" is a usable state of this instrument's book: not stale, empty, crossed or
+# The definitions; src/_feature.pyx and src/_study.pyx are their arithmetic, tests/models/feature.py
+# their naive twin.
+#
+# Of a book.  "State" is a usable state of this instrument's book: not stale, empty, crossed or
 # malformed; others change nothing.  "Change" is against the state before, 0 at the first.
-# mid = (bid + ask) / 2.  An EMA over n weighs the newest value by 2 / (n + 1), takes it in
+# mid = (bid + ask) / 2.  An EMA over n states weighs the newest value by 2 / (n + 1), takes it in
 # before it is read, and starts at the first value (a mid, a size, a traded quantity) or at 0.
+#
+# Of bars.  "Bar" is the newest complete bar of the window in the configuration (`features.bar`),
+# see src/_bars.pxd; they change when a bar is complete and are computed from prices in the quote
+# currency and quantities in whole units.  Before the first bar every price, mean of prices and
+# band is the mid of the state, so models may be asked at once; "before" says what stands while
+# bars are too few.  Averages and oscillators are those of hftpipe.indicators.
 CATALOGUE = (
     Feature("mid_return", "log(mid / mid of the state before)"),
     Feature("mid_momentum_fast", "log(mid / its EMA over 16 states)"),
@@ -543,12 +551,76 @@ CATALOGUE = (
     Feature("trade_rate", "EMA over 64 states of 1 with the TRADE flag, 0 without, from 0"),
     Feature("arrival", "log1p of milliseconds by ts_recv since the state before, 0 when not "
             "later, capped at 1 h"),
+    Feature("best_bid", "best bid"),
+    Feature("best_ask", "best ask"),
+    Feature("mid", "(bid + ask) / 2"),
+    Feature("spread", "ask - bid"),
+    Feature("bid_depth", "quantity of the best 5 bid levels, whole units"),
+    Feature("ask_depth", "quantity of the best 5 ask levels, whole units"),
+    Feature("close", "last price of the bar", True),
+    Feature("open", "first price of the bar", True),
+    Feature("high", "highest price of the bar", True),
+    Feature("low", "lowest price of the bar", True),
+    Feature("rsi14", "Wilder's RSI of closes over 14 bars, percent; before 50", True),
+    Feature("macd_line", "EMA 12 - EMA 26 of closes as TA-Lib seeds them; before 0", True),
+    Feature("macd_signal", "its EMA over 9 bars; before 0", True),
+    Feature("macd_histogram", "macd_line - macd_signal; before 0", True),
+    Feature("ema9", "EMA of closes over 9 bars, seeded with their mean; before the close", True),
+    Feature("ema21", "the same over 21 bars; before the close", True),
+    Feature("ema_difference", "ema9 - ema21", True),
+    Feature("sma50", "mean of 50 closes; before the close", True),
+    Feature("sma50_distance", "(close / sma50 - 1) * 100; before 0", True),
+    Feature("sma200", "mean of 200 closes; before the close", True),
+    Feature("bollinger_lower", "mean of 20 closes less 2 population deviations; before the close",
+            True),
+    Feature("bollinger_middle", "mean of 20 closes; before the close", True),
+    Feature("bollinger_upper", "mean of 20 closes plus 2 population deviations; before the close",
+            True),
+    Feature("bollinger_b", "where the close stands between the bands, 0 lower, 1 upper; 0.5 when "
+            "they meet and before", True),
+    Feature("volume", "quantity traded in the bar, whole units; before the first 0", True),
+    Feature("volume_change", "volume over that of the bar before, less 1; at the first 0", True),
+    Feature("log_return", "log(close / the close before); at the first 0", True),
+    Feature("momentum10", "(close / the close 10 bars before - 1) * 100; before 0", True),
+    Feature("ema12", "EMA of closes over 12 bars, seeded with their mean; before the close", True),
+    Feature("ema26", "the same over 26 bars; before the close", True),
+    Feature("wma20", "mean of 20 closes weighed 1 to 20, the newest most; before the close", True),
+    Feature("rsi28", "Wilder's RSI of closes over 28 bars, percent; before 50", True),
+    Feature("bollinger_width", "(upper - lower) / middle; before 0", True),
+    Feature("atr14", "Wilder's mean of the true range over 14 bars; before 0", True),
+    Feature("atr14_percent", "atr14 / close * 100; before 0", True),
+    Feature("stochastic_k", "place of the close in the range of 14 bars, mean of 3, percent; "
+            "before 50", True),
+    Feature("stochastic_d", "mean of 3 of stochastic_k; before 50", True),
+    Feature("obv", "on-balance volume since the first bar, whole units; before 0", True),
+    Feature("mfi14", "money flow index over 14 bars, percent; before 50", True),
+    Feature("vwap", "volume-weighted price of the bars since UTC midnight", True),
+    Feature("vwap_distance", "(close / vwap - 1) * 100; before the first bar 0", True),
+    Feature("realised20", "root mean square of 20 log returns; before 0", True),
+    Feature("parkinson20", "Parkinson's volatility of 20 bars; before 0", True),
+    Feature("volume_ratio20", "volume over its mean of 20 bars, this one included; before 1", True),
+    Feature("bar_range", "(high - low) / close * 100; before the first bar 0", True),
+    Feature("bar_vwap", "volume-weighted price of the bar", True),
+    Feature("bar_trades", "trades in the bar; before the first 0", True),
+    Feature("bars", "complete bars seen, at most 200", True),
 )
-FEATURES = Record("features", 64, "The feature vector the model sees, in this order.", tuple(
+FEATURES = Record("features", 256, "Every feature, in this order.", tuple(
     Field(f.name, "f32", "", f.doc[0].upper() + f.doc[1:] + ".") for f in CATALOGUE))
 FEATURE_BY_NAME = {f.name: f for f in CATALOGUE}
 # Named sets: what a configuration, a model or a research script may ask for in one word.
-FEATURE_SETS: dict[str, tuple[str, ...]] = {"book": tuple(f.name for f in CATALOGUE)}
+_BOOK = tuple(f.name for f in CATALOGUE[:16])
+_CLASSIC = (
+    "close", "open", "high", "low", "rsi14", "macd_line", "macd_signal", "macd_histogram", "ema9",
+    "ema21", "ema_difference", "sma50", "sma50_distance", "sma200", "bollinger_lower",
+    "bollinger_middle", "bollinger_upper", "bollinger_b", "volume", "volume_change", "best_bid",
+    "best_ask", "mid", "spread", "spread_bps", "bid_depth", "ask_depth", "imbalance_depth",
+    "log_return", "momentum10")
+FEATURE_SETS: dict[str, tuple[str, ...]] = {
+    "book": _BOOK,              # microstructure alone: needs no bars
+    "classic": _CLASSIC,        # prices, indicators and the touch
+    "default": (*_CLASSIC, *(name for name in _BOOK if name not in _CLASSIC)),
+    "all": tuple(f.name for f in CATALOGUE),
+}
 # Windows of bars in ns.  Each begins at a multiple of its length since 1970-01-01T00:00 UTC.
 BARS = {"1s": 10**9, "5s": 5 * 10**9, "15s": 15 * 10**9, "30s": 30 * 10**9,
         "1min": 60 * 10**9, "5min": 300 * 10**9, "15min": 900 * 10**9, "30min": 1800 * 10**9,
@@ -750,7 +822,7 @@ ENVELOPE = Record("envelope", 64, "What every stored event carries before its bo
     Field("ts_in", "i64", "ns", "Hop time of the stage before, or 0."),
     Field("checksum", "u64", "", "checksum() over the words of the body."),
     Field("record", "u8", "", "RECORD_*: what the body is.", enum=RECORD),
-    Field("lines", "u8", "", "64-byte lines of the body: 1 or 2."),
+    Field("lines", "u8", "", "64-byte lines of the body: 1 to 4."),
     INSTRUMENT_INDEX,
     Field("pad0", "u32", "", "Zero.", None),
     Field("aux", "u64", "", "By record; INTENT: hop time of the book stage."),
@@ -761,10 +833,13 @@ STORED = Record("stored", 128, "One slot of a store link: envelope and a one-lin
     *ENVELOPE.fields, *(Field(f"body{i}", "u64", "", "Body.") for i in range(8))))
 STORED_WIDE = Record("stored_wide", 192, "The same for bodies of up to two lines.", (
     *ENVELOPE.fields, *(Field(f"body{i}", "u64", "", "Body.") for i in range(16))))
+STORED_VECTOR = Record("stored_vector", 320, "The same for bodies of up to four lines.", (
+    *ENVELOPE.fields, *(Field(f"body{i}", "u64", "", "Body.") for i in range(32))))
+SLOTS = (STORED, STORED_WIDE, STORED_VECTOR)
 
 RECORDS = (MARKET, BOOK, BOOK_STATUS, FEATURES, SIGNAL, INTENT, VERDICT, CHECKS, ORDER,
            UPDATE, ORDER_EVENT, POSITION, RISK_EVENT, TAKE, FIGURE, INSTRUMENT, BAR, ENVELOPE,
-           STORED, STORED_WIDE)
+           STORED, STORED_WIDE, STORED_VECTOR)
 BY_NAME = {r.name: r for r in RECORDS}
 # What may stand in a store link, by the number in its envelope.
 BODIES = {value: BY_NAME[name] for _, value, name in RECORD.members}
@@ -847,6 +922,22 @@ def nearest(what: str, name: str, known: Sequence[str]) -> ValueError:
     return ValueError(f"wanted {what}, found {name!r}: did you mean {near[0]!r}?")
 
 
+def feature_names(choice: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of a set in FEATURE_SETS, or of a sequence of names.
+
+    Raises
+    ------
+    ValueError
+        If there is no such set (naming the nearest), or as :func:`feature_index`.
+    """
+    if isinstance(choice, str):
+        if choice not in FEATURE_SETS:
+            raise nearest("a set of features", choice, list(FEATURE_SETS))
+        choice = FEATURE_SETS[choice]
+    feature_index(choice)
+    return tuple(choice)
+
+
 def feature_index(names: Sequence[str],
                   catalogue: Sequence[Feature] | None = None) -> list[int]:
     """Where each of *names* stands in FEATURES, or in another *catalogue*.
@@ -891,6 +982,11 @@ def feature_hash(names: Sequence[str], bar: str = "",
         raise nearest("a window of bars", bar, list(BARS))
     text = json.dumps([bar, [[f.name, f.doc] for f in chosen]])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def slot_of(record: Record) -> Record:
+    """The smallest slot of a store link that holds a body of *record*."""
+    return next(slot for slot in SLOTS if slot.size >= ENVELOPE.size + record.size)
 
 
 def descriptor(record: Record) -> dict[str, Any]:

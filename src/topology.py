@@ -87,7 +87,7 @@ LINKS = (
     Link("supervisor", "risk", "figure", 256),
     Link("feed", "store", "stored", 131072),
     Link("book", "store", "stored", 8192),
-    Link("signal", "store", "stored", 65536),
+    Link("signal", "store", "stored_vector", 32768),
     Link("risk", "store", "stored_wide", 32768),
     Link("gateway", "store", "stored", 32768),
     Link("updates", "store", "stored_wide", 16384),

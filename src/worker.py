@@ -151,9 +151,29 @@ def strategies(settings: config.Config, table: numpy.ndarray[Any, Any],
 
     def resolve(model: str, sha256: str | None) -> tuple[Path, str | None]:
         found = registry.resolve(model, sha256, settings.models, base)
+        offered(found.path, settings.features)
         return found.path, found.sha256
 
     return factory.make(settings.strategy, table, names=names, in_lots=in_lots, resolve=resolve)
+
+
+def offered(path: Path, features: config.Features) -> None:
+    """Refuse a model that wants features, or bars, which this run does not make.
+
+    A file that cannot be read, or is no packed model, is refused when it is loaded.
+    """
+    from hftpipe import card
+    try:
+        said = card.parse(card.metadata(path.read_bytes()))
+        card.check(said, features.bar)
+    except OSError:
+        return
+    except ConfigError as error:
+        raise ConfigError(f"model {path}: {error}") from None
+    outside = [name for name in said["features"] if name not in features.names]
+    if outside:
+        raise ConfigError(f"model {path}: wanted features of features.set, found {outside[0]}, "
+                          "which is not in it")
 
 
 def alpaca_wire(context: Context) -> Wire:

@@ -16,7 +16,7 @@ LAYERS = [
     # 1 parts: one job each, ignorant of one another
     {"_bars", "_board", "_book", "_breaker", "_control", "_flow", "_ledger", "_order", "_ring",
      "_wire", "card", "limits"},
-    {"_day"},
+    {"_day", "_study"},
     # 2 judgement: may read parts
     {"_feature", "_model", "_risk", "_match"}, {"_figure", "_usage"}, {"_gate"},
     # 3 joints: the socket of a strategy, parts joined into duty cycles

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hftpipe import config
+from hftpipe import config, schema
 from hftpipe.config import Secret, load, loads, locate
 from hftpipe.errors import ConfigError, Exit, GuardError
 from hftpipe.limits import parse_limits
@@ -402,3 +402,33 @@ def test_a_model_is_looked_for_beside_the_configuration(tmp_path, monkeypatch):
     assert config.model_path("m.onnx", tmp_path / "c") == tmp_path / "c/m.onnx"
     with pytest.raises(ConfigError, match=r"model no\.onnx: no such file in"):
         config.model_path("no.onnx")
+
+
+# ---------------------------------------------------------------- features
+
+@pytest.mark.parametrize(("text", "names"), [
+    ("", schema.FEATURE_SETS["default"]), ('set = "book"', schema.FEATURE_SETS["book"]),
+    ('set = ["rsi14", "arrival"]', ("rsi14", "arrival"))])
+def test_a_feature_set_is_a_name_or_a_list(text, names):
+    made = loads(f"[features]\n{text}\nbar = \"5min\"")
+    assert made.features.names == names
+    assert made.features.window == ("" if names == schema.FEATURE_SETS["book"] else "5min")
+    assert loads(made.dump()).features == made.features
+    assert loads("", sets=[f"features.set={','.join(names)}"]).features.names == names
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ('set = "defualt"', "a:2: features.set: wanted a set of features, found 'defualt': did you "
+     "mean 'default'?"),
+    ('set = ["rsi41"]', "a:2: features.set: wanted a feature, found 'rsi41': did you mean "
+     "'rsi14'?"),
+    ('set = ["mid", "mid"]', "a:2: features.set: wanted each feature once, found 'mid' twice"),
+    ("set = []", "a:2: features.set: wanted at least one feature, found none"),
+    ("set = 3", 'a:2: features.set must be one of "book", "classic", "default", "all", or a list '
+     "of features, was 3"),
+    ('bar = "2min"', 'a:2: features.bar must be one of "1s", "5s", "15s", "30s", "1min", "5min", '
+     '"15min", "30min", "1h", "4h", "1d", was "2min"')])
+def test_features_that_are_not_are_refused(text, message):
+    with pytest.raises(ConfigError) as caught:
+        loads(f"[features]\n{text}", "a")
+    assert str(caught.value) == message

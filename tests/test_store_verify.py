@@ -26,7 +26,7 @@ def stored(pg):
     """``(conninfo, recorded)`` with 40 events in streams SIGNAL (four kinds) and UPDATES."""
     conninfo, links, recorded = fresh(pg), {}, {}
     for stream in (schema.STREAM.SIGNAL, schema.STREAM.UPDATES):
-        record = schema.STORED_WIDE if naive.is_wide(stream) else schema.STORED
+        record = naive.slot_record(stream)
         producer, links[stream] = pair(record, 64)
         raws = [naive.random_slot(stream, n) for n in range(1, COUNT + 1)]
         for raw in raws:

@@ -39,7 +39,7 @@ class Story:
             values["event"] = event
         number = next(n for n, r in schema.BODIES.items() if r is rec)
         self.slots[stream].append(naive.slot(
-            number, stream, seq, naive.pack(rec, values), wide=naive.is_wide(stream), ts=ts,
+            number, stream, seq, naive.pack(rec, values), inside=naive.slot_record(stream), ts=ts,
             aux=aux, cause=values.get("cause", 0), instrument=values.get("instrument", 0)))
         return event
 
@@ -106,8 +106,7 @@ def told():
     with server() as p:
         conninfo, links, recorded = fresh(p), {}, {}
         for stream, raws in s.slots.items():
-            producer, links[stream] = pair(
-                schema.STORED_WIDE if naive.is_wide(stream) else schema.STORED, 64)
+            producer, links[stream] = pair(naive.slot_record(stream), 64)
             for raw in raws:
                 assert producer.push(raw)
             recorded[stream] = len(raws), sum(

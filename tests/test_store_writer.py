@@ -43,7 +43,7 @@ def db(pg):
 
 
 def record_of(stream):
-    return schema.STORED_WIDE if naive.is_wide(stream) else schema.STORED
+    return naive.slot_record(stream)
 
 
 class Feed:
@@ -394,7 +394,8 @@ for line in sys.stdin:
     if pid == 0:
         links = {}
         for s in range(1, 8):
-            record = schema.STORED_WIDE if s in (4, 6, 7) else schema.STORED
+            record = {3: schema.STORED_VECTOR, 4: schema.STORED_WIDE, 6: schema.STORED_WIDE,
+                      7: schema.STORED_WIDE}.get(s, schema.STORED)
             with open(f"{path}/{s}", "r+b") as f:
                 links[s] = Ring(mmap.mmap(f.fileno(), 0), record, producer=False)
         writer = StoreWriter(links, conninfo, Run(run, 5, "test"))

@@ -172,7 +172,8 @@ class Verification:
     first_difference: str = ""
 
 
-def verify_intents(path: str | Path, strategies: Strategies) -> Verification:
+def verify_intents(path: str | Path, strategies: Strategies,
+                   config: Config | None = None) -> Verification:
     """Drive a live run's recording, with its recorded venue answers, and compare the intents.
 
     Parameters
@@ -181,6 +182,9 @@ def verify_intents(path: str | Path, strategies: Strategies) -> Verification:
         A recording that a live run wrote.
     strategies : callable
         Makes the run's strategies again; see ``Recording.config``.
+    config : Config, optional
+        The run's: which features it made, and of which bars.  Default: what a run has without
+        any configuration.
 
     Raises
     ------
@@ -206,7 +210,7 @@ def verify_intents(path: str | Path, strategies: Strategies) -> Verification:
     links = build.PrivateLinks({"feed.book": 16384}, store=False)
     from hftpipe.config import Config
     feed, book, signal = build.stages(
-        ("feed", "book", "signal"), links, Config(), found.instruments,
+        ("feed", "book", "signal"), links, config or Config(), found.instruments,
         strategies=lambda: strategies(found.instruments))
     feeder, out = links.producer("gateway.signal"), links.consumer("signal.risk")
     assert feeder is not None and out is not None

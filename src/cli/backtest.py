@@ -45,7 +45,7 @@ def command(settings: Settings, data: str, symbols: str | None, latency: float,
                              f"configuration")
         made = config.loads(text, "recording", env={})
         began = time.perf_counter()
-        found = verify_intents(data, lambda table: worker.strategies(made, table))
+        found = verify_intents(data, lambda table: worker.strategies(made, table), made)
         seconds = time.perf_counter() - began
         if settings.json:
             print(json.dumps({

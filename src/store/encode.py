@@ -32,14 +32,14 @@ READ = {"i64": "<u8", "f32": "<u4", "f64": "<u8", "s16": f"V{TEXT}"}
 
 
 class Encoder:
-    """Rows of one record's table from and to slots of *slot* (STORED or STORED_WIDE).
+    """Rows of one record's table from and to slots of *slot*, one of ``schema.SLOTS``.
 
     Parameters
     ----------
     record : schema.Record
         What the bodies are.
     slot : schema.Record
-        ``schema.STORED`` or ``schema.STORED_WIDE``: what the slots are.
+        What the slots are.
     """
 
     def __init__(self, record: schema.Record, slot: schema.Record) -> None:
@@ -73,7 +73,7 @@ class Encoder:
 
         Parameters
         ----------
-        slots : (n,) array of STORED or STORED_WIDE
+        slots : (n,) array of slots
             As they lie in the ring, any strides, with or without ``link_seq`` in front.
         run : int
             Run id, the first column.

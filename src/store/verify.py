@@ -174,7 +174,7 @@ def _stream(c: psycopg.Connection, run: int, stream: int, counts: dict[int, int]
 
     for number in counts:
         record = schema.BODIES[number]
-        e, name = encoder(number, schema.STORED_WIDE), TABLES[record.name]
+        e, name = encoder(number, schema.slot_of(record)), TABLES[record.name]
         for slots in _rows(c, e, run, stream):
             made = checksum(e.words(slots))
             sums = (sums + total(made)) & MASK

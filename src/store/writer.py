@@ -49,7 +49,7 @@ SILENCE = 12.0                  # s after which a connection without an answer i
 
 
 class Link(Protocol):
-    """What the writer needs of a consumer ``Ring`` of STORED or STORED_WIDE."""
+    """What the writer needs of a consumer ``Ring`` of one of schema.SLOTS."""
 
     @property
     def record(self) -> schema.Record: ...
@@ -158,7 +158,7 @@ class StoreWriter:
                  observe: Callable[[Totals], None] | None = None, *,
                  silence: float = SILENCE) -> None:
         for stream, link in links.items():
-            if link.record not in (schema.STORED, schema.STORED_WIDE):
+            if link.record not in schema.SLOTS:
                 raise ValueError(f"link of {schema.STREAM.label(stream)} must carry stored "
                                  f"records, carries {link.record.name}")
         self.links = dict(links)

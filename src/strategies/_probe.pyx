@@ -55,7 +55,7 @@ cdef class Probe:
         ----------
         book : BOOK record
             Newest state; names the instrument.
-        features : (16,) array or FEATURES record, optional
+        features : (n,) array of the first n features, the others 0, or FEATURES record, optional
             None: not warm.
         qty, open_buy, open_sell : int, nanoqty
             What is held, and what of our orders is open.
@@ -91,8 +91,10 @@ cdef class Probe:
         memset(&context, 0, sizeof(context))
         if features is not None:
             array = numpy.asarray(features)
-            if array.dtype == numpy.float32 and array.shape == (len(schema.FEATURES.fields),):
-                array = numpy.ascontiguousarray(array).view(schema.dtype(schema.FEATURES))
+            if (array.dtype == numpy.float32 and array.ndim == 1
+                    and len(array) <= len(schema.FEATURES.fields)):
+                array = numpy.pad(array, (0, len(schema.FEATURES.fields) - len(array))).view(
+                    schema.dtype(schema.FEATURES))
             _fill(&vector, schema.FEATURES, array)
             context.features = &vector
         if order_event is not None:

@@ -30,7 +30,7 @@ def make(path: Path) -> None:
     instruments["tick"], instruments["lot"] = 10_000_000, 1_000_000_000
     with recording.Writer(path, instruments, run=1234, utc_offset=99, profile="golden") as out:
         for number, record in schema.BODIES.items():
-            slot = schema.STORED_WIDE if record.size > 64 else schema.STORED
+            slot = schema.slot_of(record)
             slots = numpy.zeros((3, slot.size), "u1")
             head = fill(schema.ENVELOPE, 3, number)
             head["record"], head["lines"] = number, record.size // 64

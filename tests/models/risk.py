@@ -350,7 +350,7 @@ class NaiveRisk:
                 if self.day:
                     self.day_orders = 0
                     self.executions.clear()
-                    self.day_base = -self.day_pnl
+                    self.day_base = self.day_pnl = 0
                 self.day = other
         elif kind == "correlation":
             if other >= self.count or other == instrument:

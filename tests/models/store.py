@@ -23,13 +23,12 @@ def pack(record: schema.Record, values: dict) -> bytes:
                          for f in record.fields))
 
 
-def slot(number: int, stream: int, seq: int, body: bytes, *, wide: bool = False,
-         **envelope: int) -> bytes:
+def slot(number: int, stream: int, seq: int, body: bytes, *,
+         inside: schema.Record = schema.STORED, **envelope: int) -> bytes:
     """One slot of a store link as its bytes, link_seq zero."""
     head = {"event": schema.event_id(stream, seq), "checksum": checksum(body), "record": number,
             "lines": len(body) // 64} | envelope
-    size = schema.STORED_WIDE.size if wide else schema.STORED.size
-    return (pack(schema.ENVELOPE, head) + body).ljust(size, b"\0")
+    return (pack(schema.ENVELOPE, head) + body).ljust(inside.size, b"\0")
 
 
 def random_body(record: schema.Record, rng: random.Random) -> bytes:
@@ -48,8 +47,10 @@ STREAM_OF = {"market": 1, "book_status": 2, "features": 3, "signal": 3, "intent"
 KINDS = {s: [n for n, r in schema.BODIES.items() if STREAM_OF[r.name] == s] for s in range(1, 9)}
 
 
-def is_wide(stream: int) -> bool:
-    return stream in (schema.STREAM.RISK, schema.STREAM.UPDATES, schema.STREAM.LEDGER)
+def slot_record(stream: int) -> schema.Record:
+    """What a slot of the stream's store link is: its longest body fits."""
+    size = max((schema.BODIES[n].size for n in KINDS.get(stream, ())), default=64)
+    return next(s for s in schema.SLOTS if s.size >= 64 + size)
 
 
 def random_slot(stream: int, seq: int, seed: int = 0) -> bytes:
@@ -61,7 +62,7 @@ def random_slot(stream: int, seq: int, seed: int = 0) -> bytes:
     if "event" in record.offsets and record.name not in ("book_status", "signal"):
         at = record.offsets["event"]                # its own identity
         body = body[:at] + schema.event_id(stream, seq).to_bytes(8, "little") + body[at + 8:]
-    return slot(number, stream, seq, body, wide=is_wide(stream),
+    return slot(number, stream, seq, body, inside=slot_record(stream),
                 ts=rng.getrandbits(62), ts_in=rng.getrandbits(62), cause=rng.getrandbits(63),
                 aux=rng.getrandbits(64), instrument=rng.getrandbits(16))
 
