@@ -1185,7 +1185,7 @@ DECLARE
 BEGIN
     FOREACH name IN ARRAY ARRAY['market_event', 'book_status', 'feature', 'signal', 'intent',
         'verdict', 'order_event', 'update_event', 'position_event', 'risk_event',
-        'take_event', 'figure', 'checks'] LOOP
+        'take_event', 'figure', 'checks', 'model_reload'] LOOP
         EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON '
             'hftpipe.%I FOR EACH STATEMENT EXECUTE FUNCTION hftpipe.refuse()', name);
         EXECUTE format('ALTER TABLE hftpipe.%I ENABLE ALWAYS TRIGGER append_only', name);

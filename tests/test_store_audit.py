@@ -86,10 +86,9 @@ def store(conninfo, run, stream, record, bodies):
     for seq, (ts, values) in enumerate(bodies, 1):
         values = {"event": schema.event_id(stream, seq), **values}
         slots.append(naive.slot(number, stream, seq, naive.pack(schema.BY_NAME[record], values),
-                                wide=naive.is_wide(stream), ts=ts,
+                                inside=naive.slot_record(stream), ts=ts,
                                 instrument=values.get("instrument", 0)))
-    producer, consumer = pair(
-        schema.STORED_WIDE if naive.is_wide(stream) else schema.STORED, 256)
+    producer, consumer = pair(naive.slot_record(stream), 256)
     for slot in slots:
         assert producer.push(slot)
     with StoreWriter({stream: consumer}, conninfo, run) as writer:
