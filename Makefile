@@ -32,19 +32,23 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian: python3-venv)"; exit 1; }
 
+# What an extra asks for; installing hftpipe once more for it would compile everything again.
+EXTRA = $(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))\
+["project"]["optional-dependencies"][sys.argv[1]], sep="\n")'
+
 SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.h') setup.py pyproject.toml
 
 $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install -q -e .
 	@touch $@
 $(VENV)/.test: $(VENV)/.installed
-	$(BIN)/python -m pip install -q -e '.[test]'
+	$(EXTRA) test | $(BIN)/python -m pip install -q -r /dev/stdin
 	@touch $@
 $(VENV)/.lint: $(VENV)/.installed
-	$(BIN)/python -m pip install -q -e '.[lint]'
+	$(EXTRA) lint | $(BIN)/python -m pip install -q -r /dev/stdin
 	@touch $@
 $(VENV)/.bench: $(VENV)/.test
-	$(BIN)/python -m pip install -q -e '.[bench]'
+	$(EXTRA) bench | $(BIN)/python -m pip install -q -r /dev/stdin
 	@touch $@
 
 dist: $(VENV)/bin/python               ## sdist and wheel, installed and used on each Python found
