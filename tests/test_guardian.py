@@ -299,7 +299,8 @@ def test_stages_that_hang_are_halted_and_their_orders_cancelled(scene, fake):
     fake.add()
     run.gateway.heartbeat = _clock.now_ns()
     until(lambda: run.control.trading == "halted", "halted")
-    assert run.directory.latch().halt["reason"].startswith("gateway has not beaten for 1.")
+    until(lambda: run.directory.latch().halted, "latched")      # the latch comes after the gate
+    assert run.directory.latch().halt["reason"].startswith("gateway has not beaten for ")
     until(lambda: not fake.orders, "cancelled")
     assert run.block.counter("settled_epoch") < 2, "it may still wake up and send"
     fake.add()                                      # which it does
@@ -422,6 +423,7 @@ def test_a_venue_out_of_reach_halts(scene, fake):
     fake.status = 503
     until(lambda: run.directory.latch().halted, "halted")
     assert run.control.trading == "halted"
+    until(lambda: run.directory.latch().halted, "latched")
     assert "the venue has not answered the guardian for" in run.directory.latch().halt["reason"]
 
 
