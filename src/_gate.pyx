@@ -10,8 +10,8 @@ from libc.string cimport memcpy, memset
 from ._breaker cimport breaker_init, breaker_restore
 from ._control cimport CONTROL_STAGES, Control
 from ._figure cimport risk_figure, risk_limit, risk_position, risk_settle
+from ._index cimport hp_index_free, hp_index_init
 from ._memory cimport hp_lines
-from ._order cimport index_free, index_init
 from ._risk cimport (
     RISK_FILLS, RISK_PAIRED, approval_t, exposure_t, fill_t, hp_wide_ceil, reservation_t,
     risk_check, risk_mark, risk_order_event, risk_refresh, risk_token)
@@ -126,13 +126,15 @@ cdef class Risk:
         self.r.approvals = <approval_t *>hp_lines(size, sizeof(approval_t))
         self.r.ring = <uint32_t *>hp_lines(2 * capacity, sizeof(uint32_t))
         self.r.table = <exposure_t *>hp_lines(self.r.count, sizeof(exposure_t))
-        self.r.orders = <reservation_t *>hp_lines(2 * capacity, sizeof(reservation_t))
+        self.r.orders = <reservation_t *>hp_lines(2 * capacity + 1, sizeof(reservation_t))
         self.r.fills = <fill_t *>hp_lines(RISK_FILLS, sizeof(fill_t))
+        if self.r.orders != NULL:
+            self.r.orders += 1                  # the first is for what has no neighbour
         if self.r.approvals == NULL or self.r.ring == NULL or self.r.table == NULL \
                 or self.r.orders == NULL or self.r.fills == NULL:
             raise MemoryError(f"no memory for {self.r.count} instruments, {capacity} orders")
-        index_init(&self.r.index, 2 * capacity)
-        index_init(&self.r.recent, size)
+        if hp_index_init(&self.r.index, 2 * capacity) or hp_index_init(&self.r.recent, size):
+            raise MemoryError(f"no memory for an index of {capacity} orders, {size} approvals")
         if self.r.count <= RISK_PAIRED:
             self.r.pairs.words = (self.r.count + 63) // 64
             pairs = self.r.count * (self.r.count - 1) // 2
@@ -172,15 +174,16 @@ cdef class Risk:
         free(self.r.approvals)
         free(self.r.ring)
         free(self.r.table)
-        free(self.r.orders)
+        if self.r.orders != NULL:
+            free(self.r.orders - 1)
         free(self.r.fills)
         free(self.r.pairs.bad)
         free(self.r.pairs.value)
         free(self.r.pairs.expires)
         free(self.r.pairs.until)
         free(self.r.pairs.held)
-        index_free(&self.r.index)
-        index_free(&self.r.recent)
+        hp_index_free(&self.r.index)
+        hp_index_free(&self.r.recent)
 
     cdef exposure_t *exposure_at(self, int64_t instrument) except NULL:
         if not 0 <= instrument < <int64_t>self.r.count:

@@ -25,49 +25,8 @@ What holds, whatever order the venue's messages come in and however often
 """
 from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from ._index cimport hp_index_t
 from ._schema cimport HP_ORDER_STATE_FILLED, hp_order_event_t, hp_order_t, hp_update_t
-
-# ---- an index: 64-bit keys' tags -> slot numbers; open addressing, linear probing
-
-cdef struct index_t:
-    uint64_t *cells             # tag << 32 | slot + 1; 0 = free
-    uint64_t mask               # cells - 1; a power of two, at least twice the slots
-    uint32_t shift              # 32 - log2(cells)
-
-
-cdef inline uint32_t index_tag(uint64_t key) noexcept nogil:
-    """Fibonacci hashing: consecutive identities spread evenly."""
-    return <uint32_t>(key * 0x9E3779B97F4A7C15ULL >> 32)
-
-cdef inline uint64_t index_home(const index_t *x, uint32_t tag) noexcept nogil:
-    return tag >> x.shift
-
-cdef inline void index_put(index_t *x, uint32_t tag, uint32_t slot) noexcept nogil:
-    cdef uint64_t i = index_home(x, tag)
-    while x.cells[i]:
-        i = (i + 1) & x.mask
-    x.cells[i] = <uint64_t>tag << 32 | (slot + 1)
-
-cdef inline void index_remove(index_t *x, uint32_t tag, uint32_t slot) noexcept nogil:
-    """Remove what was put and close the hole: later cells of the run move back."""
-    cdef uint64_t cell = <uint64_t>tag << 32 | (slot + 1)
-    cdef uint64_t i = index_home(x, tag)
-    cdef uint64_t j, home
-    while x.cells[i] != cell:
-        i = (i + 1) & x.mask
-    j = i
-    while True:
-        j = (j + 1) & x.mask
-        if x.cells[j] == 0:
-            break
-        home = index_home(x, <uint32_t>(x.cells[j] >> 32))
-        if ((j - home) & x.mask) >= ((j - i) & x.mask):
-            x.cells[i] = x.cells[j]
-            i = j
-    x.cells[i] = 0
-
-cdef int index_init(index_t *x, uint64_t slots) except -1
-cdef void index_free(index_t *x) noexcept
 
 # ---- orders
 
@@ -105,11 +64,11 @@ cdef struct orders_t:
     uint64_t tail               # an order that ends puts its slot here
     uint64_t mask               # slots - 1
     uint64_t capacity           # live orders at most; slots = 2 * capacity
-    index_t index
+    hp_index_t index
     execution_t *executions     # ring of the last ones
     uint64_t execution_head     # executions ever accepted
     uint64_t execution_mask
-    index_t seen
+    hp_index_t seen
     uint64_t live               # orders not in a terminal state
     uint64_t unknown            # of them in state UNKNOWN
     uint64_t fills              # executions accepted

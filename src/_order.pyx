@@ -3,6 +3,9 @@ cimport cython
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
+from ._index cimport (
+    hp_entries_t, hp_index_free, hp_index_init, hp_index_next, hp_index_put, hp_index_remove,
+    hp_index_tag, hp_index_walk)
 from ._memory cimport hp_lines
 from ._schema cimport (
     HP_ORDER_EVENT_ACKED, HP_ORDER_EVENT_CANCEL_REJECTED, HP_ORDER_EVENT_CANCEL_SENT,
@@ -20,44 +23,23 @@ import numpy
 from hftpipe import schema
 
 
-cdef int index_init(index_t *x, uint64_t slots) except -1:
-    cdef uint64_t cells = 8
-    cdef uint32_t bits = 3
-    while cells < 2 * slots:
-        cells *= 2
-        bits += 1
-    x.cells = <uint64_t *>hp_lines(cells, sizeof(uint64_t))
-    if x.cells == NULL:
-        raise MemoryError(f"no memory for an index of {cells} cells")
-    x.mask = cells - 1
-    x.shift = 32 - bits
-    return 0
-
-
-cdef void index_free(index_t *x) noexcept:
-    free(x.cells)
-    x.cells = NULL
-
-
 # ---------------------------------------------------------------- executions seen
 
 cdef inline uint32_t execution_tag(uint64_t order, uint64_t high, uint64_t low) noexcept nogil:
-    return index_tag(order ^ (high << 23 | high >> 41) ^ (low * 0xC2B2AE3D27D4EB4FULL))
+    return hp_index_tag(order ^ (high << 23 | high >> 41) ^ (low * 0xC2B2AE3D27D4EB4FULL))
 
 
 cdef inline bint execution_seen(const orders_t *o, uint64_t order, uint64_t high,
                                 uint64_t low) noexcept nogil:
     cdef uint32_t tag = execution_tag(order, high, low)
-    cdef uint64_t i = index_home(&o.seen, tag)
-    cdef uint64_t cell = o.seen.cells[i]
+    cdef hp_entries_t same = hp_index_walk(&o.seen, tag)
+    cdef int64_t slot = hp_index_next(&o.seen, &same, tag)
     cdef const execution_t *e
-    while cell:
-        if cell >> 32 == tag:
-            e = &o.executions[<uint32_t>cell - 1]
-            if e.order == order and e.high == high and e.low == low:
-                return True
-        i = (i + 1) & o.seen.mask
-        cell = o.seen.cells[i]
+    while slot >= 0:
+        e = &o.executions[slot]
+        if e.order == order and e.high == high and e.low == low:
+            return True
+        slot = hp_index_next(&o.seen, &same, tag)
     return False
 
 
@@ -66,23 +48,22 @@ cdef inline void execution_add(orders_t *o, uint64_t order, uint64_t high,
     cdef uint32_t slot = <uint32_t>(o.execution_head & o.execution_mask)
     cdef execution_t *e = &o.executions[slot]
     if e.order:                                     # the oldest makes room
-        index_remove(&o.seen, execution_tag(e.order, e.high, e.low), slot)
+        hp_index_remove(&o.seen, execution_tag(e.order, e.high, e.low), slot)
     e.order, e.high, e.low = order, high, low
-    index_put(&o.seen, execution_tag(order, high, low), slot)
+    hp_index_put(&o.seen, execution_tag(order, high, low), slot)
     o.execution_head += 1
 
 
 # ---------------------------------------------------------------- orders
 
 cdef order_t *order_find(orders_t *o, uint64_t order) noexcept nogil:
-    cdef uint32_t tag = index_tag(order)
-    cdef uint64_t i = index_home(&o.index, tag)
-    cdef uint64_t cell = o.index.cells[i]
-    while cell:
-        if cell >> 32 == tag and o.table[<uint32_t>cell - 1].order == order:
-            return &o.table[<uint32_t>cell - 1]
-        i = (i + 1) & o.index.mask
-        cell = o.index.cells[i]
+    cdef uint32_t tag = hp_index_tag(order)
+    cdef hp_entries_t same = hp_index_walk(&o.index, tag)
+    cdef int64_t slot = hp_index_next(&o.index, &same, tag)
+    while slot >= 0:
+        if o.table[slot].order == order:
+            return &o.table[slot]
+        slot = hp_index_next(&o.index, &same, tag)
     return NULL
 
 
@@ -94,14 +75,14 @@ cdef order_t *order_new(orders_t *o, const hp_order_t *order) noexcept nogil:
     cdef order_t *t = &o.table[slot]
     o.head += 1
     if t.order:                                     # ended long ago: forgotten now
-        index_remove(&o.index, index_tag(t.order), slot)
+        hp_index_remove(&o.index, hp_index_tag(t.order), slot)
     memset(t, 0, sizeof(order_t))
     t.order, t.cause, t.ts_recv = order.order, order.cause, order.ts_recv
     t.price, t.qty = order.price, order.qty
     t.instrument, t.side, t.type, t.tif = order.instrument, order.side, order.type, order.tif
     t.strategy = order.strategy
     t.state = HP_ORDER_STATE_CREATED
-    index_put(&o.index, index_tag(t.order), slot)
+    hp_index_put(&o.index, hp_index_tag(t.order), slot)
     o.live += 1
     return t
 
@@ -308,8 +289,8 @@ cdef class Orders:
         self.o.executions = <execution_t *>hp_lines(executions, sizeof(execution_t))
         if self.o.table == NULL or self.o.ring == NULL or self.o.executions == NULL:
             raise MemoryError(f"no memory for {capacity} orders and {executions} executions")
-        index_init(&self.o.index, 2 * capacity)
-        index_init(&self.o.seen, executions)
+        if hp_index_init(&self.o.index, 2 * capacity) or hp_index_init(&self.o.seen, executions):
+            raise MemoryError(f"no memory for {capacity} orders and {executions} executions")
         for i in range(2 * capacity):
             self.o.ring[i] = <uint32_t>i
 
@@ -317,8 +298,8 @@ cdef class Orders:
         free(self.o.table)
         free(self.o.ring)
         free(self.o.executions)
-        index_free(&self.o.index)
-        index_free(&self.o.seen)
+        hp_index_free(&self.o.index)
+        hp_index_free(&self.o.seen)
 
     def new(self, order) -> bool:
         """Add an ORDER record in state CREATED; ``False`` when full or already known."""

@@ -60,7 +60,7 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, 
 
 from ._breaker cimport breaker_t
 from ._control cimport control_header_t, stage_block_t
-from ._order cimport index_t
+from ._index cimport hp_index_t
 from ._schema cimport (
     HP_FIGURE_SECTOR, HP_FIGURE_UNIT_VAR_95, hp_book_t, hp_intent_t, hp_order_event_t, hp_order_t,
     hp_verdict_t)
@@ -114,7 +114,7 @@ cdef struct exposure_t:                     # one instrument; six lines
     int64_t min_qty                         # nanoqty
     int64_t reference                       # nanoprice; 0 = never marked
     int64_t bid                             # nanoprice; 0 = none
-    int64_t ask
+    int64_t ask                             # beside bid: judge() picks by place
     int64_t mark_ts                         # ns, ts_recv of the newest state of the book
     uint8_t flags                           # BOOK_FLAG_* of it
     uint8_t shortable
@@ -197,18 +197,18 @@ cdef struct risk_t:
     uint64_t limits_version
     exposure_t *table
     uint64_t count                          # instruments
-    reservation_t *orders
+    reservation_t *orders                   # [-1] is nobody's: what has no neighbour writes there
     uint32_t *ring                          # slots to use next: unused, then ended, oldest first
     uint64_t head
     uint64_t tail
     uint64_t mask                           # slots - 1; slots = 2 * capacity
     uint64_t capacity
     uint64_t live
-    index_t index
+    hp_index_t index
     approval_t *approvals                   # ring of what was approved
     uint64_t approved                       # ever
     uint64_t approval_mask
-    index_t recent                          # of the newest approval of each key
+    hp_index_t recent                          # of the newest approval of each key
     int64_t until                           # ns, all global figures needed are fresh until then
     uint64_t sessions                       # bit set of 1 << SESSION_* that may trade
     uint8_t hours                           # whether sessions count
@@ -280,14 +280,17 @@ cdef inline bint risk_spread_wide(const exposure_t *x, int64_t bps) noexcept nog
     return hp_wide_less(hp_wide_add(hp_wide_mul(x.ask, bps), hp_wide_mul(x.bid, bps)),
                         hp_wide_mul(hp_sub_saturate(x.ask, x.bid), 20000))
 
-cdef inline void risk_move(risk_t *r, exposure_t *x) noexcept nogil:
-    """After a change of open orders or of fills that the value at risk does not know."""
-    cdef int64_t moving = hp_wide_nanocash(
-        hp_wide_add(x.since, hp_wide_add(x.open_value[0], x.open_value[1])))
+cdef inline void risk_moved(risk_t *r, exposure_t *x, int64_t moving) noexcept nogil:
+    """*moving* is what is at risk of the instrument now, besides what is held."""
     cdef int64_t more = moving - x.moving
     r.moving[0] = hp_wide_add(r.moving[0], hp_wide_mul(more, x.unit_var[0]))
     r.moving[1] = hp_wide_add(r.moving[1], hp_wide_mul(more, x.unit_var[1]))
     x.moving = moving
+
+cdef inline void risk_move(risk_t *r, exposure_t *x) noexcept nogil:
+    """After a change of open orders or of fills that the value at risk does not know."""
+    risk_moved(r, x, hp_wide_nanocash(
+        hp_wide_add(x.since, hp_wide_add(x.open_value[0], x.open_value[1]))))
 
 cdef inline void risk_refresh(risk_t *r, exposure_t *x) noexcept nogil:
     """After any change of qty, reference or reservations: the instrument's share of the total."""

@@ -9,7 +9,9 @@ from libc.string cimport memset
 from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_prefetch_write
 from ._breaker cimport (
     breaker_answer, breaker_approved, breaker_passes, breaker_step, breaker_tick)
-from ._order cimport index_home, index_put, index_remove, index_tag
+from ._index cimport (
+    hp_entries_t, hp_index_home, hp_index_next, hp_index_put, hp_index_remove, hp_index_tag,
+    hp_index_walk)
 from ._schema cimport (
     HP_ACTION_CANCEL, HP_ACTION_DENIED, HP_ACTION_NEW, HP_BOOK_FLAG_CROSSED, HP_BOOK_FLAG_EMPTY,
     HP_BOOK_FLAG_HALTED, HP_BOOK_FLAG_STALE, HP_BREAKER_CLOSED, HP_FIGURE_CORRELATION,
@@ -49,53 +51,58 @@ cdef enum:
     MS = 1000000
     BPS = 10000
 
-cdef int64_t MINUTE = 60000000000
-cdef uint64_t SEQ_MASK = (1ULL << HP_SEQ_BITS) - 1
-cdef uint8_t UNUSABLE = (HP_BOOK_FLAG_STALE | HP_BOOK_FLAG_CROSSED | HP_BOOK_FLAG_HALTED
-                         | HP_BOOK_FLAG_EMPTY)
+cdef extern from *:                         # constants in the code, not words to be loaded
+    """
+    #define MINUTE INT64_C(60000000000)
+    #define SEQ_MASK ((UINT64_C(1) << HP_SEQ_BITS) - 1)
+    #define UNUSABLE (HP_BOOK_FLAG_STALE | HP_BOOK_FLAG_CROSSED | HP_BOOK_FLAG_HALTED \
+                      | HP_BOOK_FLAG_EMPTY)
+    """
+    const int64_t MINUTE
+    const uint64_t SEQ_MASK
+    const uint8_t UNUSABLE
 
 cdef struct quote_t:                        # what the checks found out about an order
     int64_t price                           # side * price it can trade at (for the wash check)
     int64_t worth                           # nanoprice
     uint32_t tag                            # of its instrument, side, price and quantity
     bint reduces
+    bint moved                              # the value at risk was asked, so `moving` is known:
+    int64_t moving                          # nanocash at risk of its instrument with it
     approval_t *twin                        # newest approval of the same; NULL = none
 
 
 # ---------------------------------------------------------------- reservations
 
 cdef inline reservation_t *order_find(const risk_t *r, uint64_t order) noexcept nogil:
-    cdef uint32_t tag = index_tag(order)
-    cdef uint64_t i = index_home(&r.index, tag)
-    cdef uint64_t cell = r.index.cells[i]
-    while cell:
-        if cell >> 32 == tag and r.orders[<uint32_t>cell - 1].order == order:
-            return &r.orders[<uint32_t>cell - 1]
-        i = (i + 1) & r.index.mask
-        cell = r.index.cells[i]
+    cdef uint32_t tag = hp_index_tag(order)
+    cdef hp_entries_t same = hp_index_walk(&r.index, tag)
+    cdef int64_t slot = hp_index_next(&r.index, &same, tag)
+    while slot >= 0:
+        if r.orders[slot].order == order:
+            return &r.orders[slot]
+        slot = hp_index_next(&r.index, &same, tag)
     return NULL
 
 
 cdef inline uint32_t order_key(const hp_intent_t *i) noexcept nogil:
     """Tag of what makes two orders the same."""
-    return index_tag(<uint64_t>i.price * 0xC2B2AE3D27D4EB4FULL ^ <uint64_t>i.qty
+    return hp_index_tag(<uint64_t>i.price * 0xC2B2AE3D27D4EB4FULL ^ <uint64_t>i.qty
                      ^ <uint64_t>i.instrument << 48 ^ <uint64_t>(i.side < 0) << 47)
 
 
 cdef inline approval_t *same_find(const risk_t *r, const hp_intent_t *i,
                                   uint32_t tag) noexcept nogil:
     """The newest approval of an order like this one."""
-    cdef uint64_t at = index_home(&r.recent, tag)
-    cdef uint64_t cell = r.recent.cells[at]
+    cdef hp_entries_t same = hp_index_walk(&r.recent, tag)
+    cdef int64_t slot = hp_index_next(&r.recent, &same, tag)
     cdef approval_t *a
-    while cell:
-        if cell >> 32 == tag:
-            a = &r.approvals[<uint32_t>cell - 1]
-            if a.price == i.price and a.qty == i.qty and a.instrument == i.instrument \
-                    and a.side == i.side:
-                return a
-        at = (at + 1) & r.recent.mask
-        cell = r.recent.cells[at]
+    while slot >= 0:
+        a = &r.approvals[slot]
+        if a.price == i.price and a.qty == i.qty and a.instrument == i.instrument \
+                and a.side == i.side:
+            return a
+        slot = hp_index_next(&r.recent, &same, tag)
     return NULL
 
 
@@ -107,14 +114,14 @@ cdef inline void remember(risk_t *r, const hp_intent_t *i, const quote_t *q,
     if r.approved:                              # a clock that stands still or steps back
         now = max(now, r.approvals[(r.approved - 1) & r.approval_mask].at)
     if a.indexed:
-        index_remove(&r.recent, a.tag, <uint32_t>slot)
+        hp_index_remove(&r.recent, a.tag, <uint32_t>slot)
         a.indexed = 0
     if q.twin != NULL and q.twin.indexed:
-        index_remove(&r.recent, q.twin.tag, <uint32_t>(q.twin - r.approvals))
+        hp_index_remove(&r.recent, q.twin.tag, <uint32_t>(q.twin - r.approvals))
         q.twin.indexed = 0
     a.at, a.price, a.qty, a.instrument, a.side = now, i.price, i.qty, i.instrument, i.side
     a.tag, a.indexed = q.tag, 1
-    index_put(&r.recent, q.tag, <uint32_t>slot)
+    hp_index_put(&r.recent, q.tag, <uint32_t>slot)
     r.approved += 1
     r.day_orders += 1
     r.executions[i.strategy] += 1
@@ -131,23 +138,24 @@ cdef inline void reserve(risk_t *r, exposure_t *x, const hp_intent_t *i, const q
     cdef int way = risk_way(i.side)
     r.head += 1
     if t.order:                                 # ended long ago: forgotten now (R4)
-        index_remove(&r.index, index_tag(t.order), slot)
+        hp_index_remove(&r.index, hp_index_tag(t.order), slot)
     t.order, t.qty, t.cum_qty, t.at = i.event, i.qty, 0, now
     t.price, t.worth = q.price, q.worth
     t.instrument, t.side, t.type, t.open = i.instrument, i.side, i.type, 1
     t.answered, t.reduces = 0, q.reduces
-    index_put(&r.index, index_tag(t.order), slot)
+    hp_index_put(&r.index, hp_index_tag(t.order), slot)
     r.live += 1
     x.open_qty[way] += i.qty
     x.open_value[way] = hp_wide_add(x.open_value[way], hp_wide_mul(q.worth, i.qty))
     x.best[way] = max(x.best[way], q.price)
     t.next, t.previous = x.first[way], 0
-    if t.next:
-        r.orders[t.next - 1].previous = slot + 1
+    r.orders[<int64_t>t.next - 1].previous = slot + 1
     x.first[way] = slot + 1
     x.open_orders += 1
     hp_prefetch_write(&r.orders[r.ring[r.head & r.mask]])       # the next order's
-    if r.at_risk:
+    if q.moved:
+        risk_moved(r, x, q.moving)
+    elif r.at_risk:
         risk_move(r, x)
     risk_refresh(r, x)
 
@@ -163,14 +171,13 @@ cdef void release(risk_t *r, exposure_t *x, reservation_t *t) noexcept nogil:
     """The order has ended: give back the rest, leave the lists, be remembered."""
     cdef uint32_t at
     cdef int way = risk_way(t.side)
+    cdef uint32_t *before = &r.orders[<int64_t>t.previous - 1].next
     unreserve(x, t, risk_remaining(t))
     t.open = 0
-    if t.next:
-        r.orders[t.next - 1].previous = t.previous
-    if t.previous:
-        r.orders[t.previous - 1].next = t.next
-    else:
-        x.first[way] = t.next
+    r.orders[<int64_t>t.next - 1].previous = t.previous
+    if t.previous == 0:
+        before = &x.first[way]
+    before[0] = t.next
     if t.price == x.best[way]:                  # looked for anew only when the best one went
         x.best[way] = INT64_MIN
         at = x.first[way]
@@ -266,14 +273,18 @@ cdef uint8_t pair_refuses(const risk_t *r, uint64_t i, uint64_t word, uint64_t b
 cdef inline uint8_t correlated(risk_t *r, uint64_t i, int64_t now, hp_verdict_t *v) noexcept nogil:
     """Whether *i* moves too much, or nobody knows how much, with another instrument held."""
     cdef pairs_t *p = &r.pairs
-    cdef uint64_t k
+    cdef uint64_t k, any_bad = 0
     cdef const uint64_t *bad = &p.bad[i * p.words]
     if now > p.until[i]:
         pairs_end(r, i, now)
-    for k in range(p.words):
-        if bad[k] & p.held[k]:
-            return pair_refuses(r, i, k, bad[k] & p.held[k], now, v)
-    return HP_REASON_NONE
+    for k in range(p.words):                    # no way out of it: then it is done in vectors
+        any_bad |= bad[k] & p.held[k]
+    if any_bad == 0:
+        return HP_REASON_NONE
+    k = 0
+    while not bad[k] & p.held[k]:
+        k += 1
+    return pair_refuses(r, i, k, bad[k] & p.held[k], now, v)
 
 
 cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t halt,
@@ -283,9 +294,9 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
     cdef const int64_t *limit = r.limit
     cdef const exposure_t *x
     cdef int64_t k, touch, at, held, after, distance
-    cdef bint buy = i.side > 0
     cdef bint market = i.type == HP_ORDER_TYPE_MARKET
     cdef int way = risk_way(i.side)
+    cdef int64_t sell = -<int64_t>(i.side <= 0)     # all bits of a sell, none of a buy
     cdef bint reducing
     cdef uint8_t reason
     cdef hp_wide_t value, side, total, more
@@ -300,7 +311,7 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
     x = &r.table[i.instrument]
     v.reference = x.reference
     # Positive is the side of the order from here on.
-    held = x.qty if buy else -x.qty
+    held = (x.qty ^ sell) - sell
     q.reduces = reducing = held < 0
 
     if not reducing and not breaker_passes(&r.breaker):
@@ -310,7 +321,7 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
         return refuse(v, HP_REASON_PAUSED if x.standing & STANDING_PAUSED
                       else HP_REASON_RESTRICTED, 0, 1)
 
-    touch = x.ask if buy else x.bid
+    touch = (&x.bid)[1 + sell]
     if x.reference <= 0 or x.flags & UNUSABLE or (market and touch <= 0):
         return refuse(v, HP_REASON_STALE_DATA, 0, x.flags)
     if hp_sub_saturate(now, x.mark_ts) > limit[HP_LIMIT_MAX_DATA_AGE_MS] * MS:
@@ -351,13 +362,13 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
 
     if market:
         at = touch
-        q.price = INT64_MAX if buy else 0
+        q.price = INT64_MAX & ~sell
         if hp_add_overflow(touch, hp_bps_ceil(touch, limit[HP_LIMIT_PRICE_COLLAR_BPS]), &q.worth):
             return refuse(v, HP_REASON_OVERFLOW, 0, touch)
     else:
         at = i.price
-        q.price = at if buy else -at
-        q.worth = max(at, 0 if buy else x.bid)
+        q.price = (at ^ sell) - sell
+        q.worth = max(at, x.bid & sell)
     if not reducing:
         if at < limit[HP_LIMIT_MIN_PRICE]:
             return refuse(v, HP_REASON_PRICE_RANGE, limit[HP_LIMIT_MIN_PRICE], at)
@@ -393,9 +404,9 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
         return refuse(v, HP_REASON_OVERFLOW, x.position_qty, INT64_MAX)
     if reducing:
         if after > 0:
-            return refuse(v, HP_REASON_CROSSES_ZERO, 0, after if buy else -after)
+            return refuse(v, HP_REASON_CROSSES_ZERO, 0, (after ^ sell) - sell)
     else:
-        if not buy and not (limit[HP_LIMIT_ALLOW_SHORT] and x.shortable):
+        if way > ((limit[HP_LIMIT_ALLOW_SHORT] != 0) & (x.shortable != 0)):
             return refuse(v, HP_REASON_SHORT_NOT_ALLOWED, 0, -after)
         if after > x.position_qty:
             return refuse(v, HP_REASON_POSITION_SIZE, x.position_qty, after)
@@ -437,9 +448,10 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
             return refuse_cash(v, HP_REASON_SECTOR, hp_wide_floor(r.sector_cap, NANO),
                                hp_wide_add(r.sectors[x.sector], more))
         if r.at_risk:
-            k = hp_wide_nanocash(hp_wide_add(
+            q.moving = hp_wide_nanocash(hp_wide_add(
                 value, hp_wide_add(x.since, hp_wide_add(x.open_value[0], x.open_value[1]))))
-            k -= x.moving
+            q.moved = True
+            k = q.moving - x.moving
             side = hp_wide_add(r.moving[0], hp_wide_mul(k, x.unit_var[0]))
             if hp_wide_less(r.var_cap[0], side):
                 return refuse(v, HP_REASON_VAR_95, limit[HP_LIMIT_MAX_VAR_95], hp_add_saturate(
@@ -535,8 +547,18 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
         hp_prefetch_write(&x.value)
         hp_prefetch_write(&x.until)
         hp_prefetch_write(&x.unit_var)
-        hp_prefetch_write(&r.index.cells[index_home(&r.index, index_tag(i.event))])
-        hp_prefetch_write(&r.recent.cells[index_home(&r.recent, order_key(i))])
+        hp_prefetch_write(hp_index_home(&r.index, hp_index_tag(i.event)))
+        hp_prefetch_write(hp_index_home(&r.recent, order_key(i)))
+        if r.paired:
+            hp_prefetch_write(&r.pairs.until[i.instrument])
+            hp_prefetch_write(&r.pairs.bad[i.instrument * r.pairs.words])
+            if r.pairs.words > 8:
+                hp_prefetch_write(&r.pairs.bad[i.instrument * r.pairs.words + 8])
+        # And what an approval forgets to make room.
+        hp_prefetch_write(hp_index_home(
+            &r.recent, r.approvals[r.approved & r.approval_mask].tag))
+        hp_prefetch_write(hp_index_home(
+            &r.index, hp_index_tag(r.orders[r.ring[r.head & r.mask]].order)))
     if r.header != NULL:
         # Armed first: a halt between the two loads is seen (control_armed, with the values).
         armed = hp_load_acquire(&r.header.armed_epoch)
