@@ -138,7 +138,9 @@ def work(count: int, batch: int) -> dict[str, Any]:
 
     demo = Model(DEMO, backend="c")
     inputs = numpy.array(demo.card["parity"]["inputs"], numpy.float32)
-    many = inputs[random.integers(0, len(inputs), count)]
+    vectors = numpy.zeros((len(inputs), demo.width), numpy.float32)
+    vectors[:, schema.feature_index(demo.card["features"])] = inputs
+    many = vectors[random.integers(0, len(inputs), count)]
     result["demo"] = h.percentiles(m.infer(demo, many)[0])
     walk = numpy.zeros(16 << 20, numpy.uint8)
     for name, warm in (("demo after 16 MB of other things", 0), ("the same, warmed once", 1)):

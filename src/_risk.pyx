@@ -50,17 +50,16 @@ cdef enum:
     NANO = 1000000000
     MS = 1000000
     BPS = 10000
+    UNUSABLE = (HP_BOOK_FLAG_STALE | HP_BOOK_FLAG_CROSSED | HP_BOOK_FLAG_HALTED
+                | HP_BOOK_FLAG_EMPTY)
 
 cdef extern from *:                         # constants in the code, not words to be loaded
     """
     #define MINUTE INT64_C(60000000000)
     #define SEQ_MASK ((UINT64_C(1) << HP_SEQ_BITS) - 1)
-    #define UNUSABLE (HP_BOOK_FLAG_STALE | HP_BOOK_FLAG_CROSSED | HP_BOOK_FLAG_HALTED \
-                      | HP_BOOK_FLAG_EMPTY)
     """
     const int64_t MINUTE
     const uint64_t SEQ_MASK
-    const uint8_t UNUSABLE
 
 cdef struct quote_t:                        # what the checks found out about an order
     int64_t price                           # side * price it can trade at (for the wash check)
@@ -88,7 +87,7 @@ cdef inline reservation_t *order_find(const risk_t *r, uint64_t order) noexcept 
 cdef inline uint32_t order_key(const hp_intent_t *i) noexcept nogil:
     """Tag of what makes two orders the same."""
     return hp_index_tag(<uint64_t>i.price * 0xC2B2AE3D27D4EB4FULL ^ <uint64_t>i.qty
-                     ^ <uint64_t>i.instrument << 48 ^ <uint64_t>(i.side < 0) << 47)
+                        ^ <uint64_t>i.instrument << 48 ^ <uint64_t>(i.side < 0) << 47)
 
 
 cdef inline approval_t *same_find(const risk_t *r, const hp_intent_t *i,
