@@ -7,7 +7,7 @@ from hftpipe._schema cimport (
     hp_intent_t)
 from hftpipe._strategy cimport (
     STRATEGY_BOOK, STRATEGY_IDLE, STRATEGY_VERSION, Strategy, hp_context_t, hp_out_t,
-    strategy_add)
+    strategy_add, strategy_answer)
 
 
 cdef class Always(Strategy):
@@ -33,9 +33,8 @@ cdef class Always(Strategy):
         began = clock_now()
         if self.model.infer(&c.features.mid_return, p) != 0:
             return 0
-        self.asked = True
-        self.signal.elapsed = clock_now() - began
-        self.signal.p_down, self.signal.p_flat, self.signal.p_up = p[0], p[1], p[2]
+        self.signal.elapsed, self.signal.model = clock_now() - began, self.model.id
+        strategy_answer(self, p[0], p[1], p[2])
         intent = strategy_add(out)
         if intent != NULL:
             intent.side = 1             # the model is asked; the order goes either way

@@ -1,8 +1,9 @@
 """A feature update: below 200 ns, deterministic, the same from Python in bulk.
 
-Hot path: feature_update, the whole catalogue with bars of a minute, on the BOOK records of one instrument of the local venue (quotes,
-trades and their arrivals), copied from an array into an aligned record first.  One thread,
-pinned to the last core; the figure of the bare loop is the target's, the percentiles include
+Hot path: feature_update, the whole catalogue with bars of a minute, on the BOOK records of one
+instrument of the local venue (quotes, trades and their arrivals), copied from an array into an
+aligned record first.  One thread, pinned to the last core; the figure of the bare loop is the
+target's, the percentiles include
 one clock read each, whose cost stands beside them.
 
     python -m pytest bench/bench_feature.py --benchmark-only
@@ -87,12 +88,14 @@ def work(count: int) -> dict[str, Any]:
         plain.append(naive(books[:2_000]))
     row = books[-1:]
     return {
-        "states": count, "features": len(names), "usable": int((warm | (wanted != 0).any(axis=1)).sum()),
+        "states": count, "features": len(names),
+        "usable": int((warm | (wanted != 0).any(axis=1)).sum()),
         "ns per update": h.target(statistics.median(bare), LIMIT),
         "percentiles, clock included": h.percentiles(numpy.concatenate(times)),
         "clock": m.clock(100_000),
         "Python: update_many, per state": statistics.median(bulk),
-        "Python: update, per call": h.call_ns("f(r)", {"f": Features(names).update, "r": row}, 2_000),
+        "Python: update, per call": h.call_ns(
+            "f(r)", {"f": Features(names).update, "r": row}, 2_000),
         "Python scalars, eight of the features": statistics.median(plain),
         "ratio to those": 1 / h.median_ratio(plain, bare),
     }
