@@ -56,7 +56,7 @@ def events(stream, count):
 
 
 def full_ring(stream=1, count=BATCH):
-    producer, consumer = pair(schema.STORED, BATCH)
+    producer, consumer = pair(schema.STORED if stream == 1 else schema.STORED_VECTOR, BATCH)
     for raw in events(stream, count):
         assert producer.push(raw)
     return consumer
@@ -78,7 +78,7 @@ def test_checksum(benchmark):
 @pytest.mark.parametrize("stream", [1, 3], ids=["market", "signal"])
 def test_end_to_end(benchmark, conninfo, stream):
     """Each round stores one full batch; filling the ring is not part of it."""
-    producer, consumer = pair(schema.STORED, BATCH)
+    producer, consumer = pair(schema.STORED if stream == 1 else schema.STORED_VECTOR, BATCH)
     run = Run(RUN.run + stream, 5, "bench")
     made, recorded = 0, 0
     block = events(stream, BATCH * (BATCHES + 2))

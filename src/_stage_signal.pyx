@@ -16,8 +16,9 @@ from ._schema cimport (
     HP_ORDER_EVENT_PARTIAL_FILL, HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_REPLACED,
     HP_ORDER_STATE_FILLED, HP_PER_COUNT, HP_PER_STRATEGY_ANSWERS, HP_PER_STRATEGY_FAILURES,
     HP_PER_STRATEGY_HALTS, HP_PER_STRATEGY_LATE, HP_PER_STRATEGY_ORDERS,
-    HP_RECORD_FEATURES, HP_RECORD_INTENT, HP_RECORD_SIGNAL, HP_RECORD_TAKE, HP_SIGNAL_FLAG_LATE,
-    HP_SIGNAL_FLAG_SHADOW, hp_signal_t, hp_take_t)
+    HP_PER_STRATEGY_RELOADS, HP_RECORD_FEATURES, HP_RECORD_INTENT, HP_RECORD_RELOAD,
+    HP_RECORD_SIGNAL, HP_RECORD_TAKE, HP_SIGNAL_FLAG_LATE,
+    HP_SIGNAL_FLAG_SHADOW, hp_reload_t, hp_signal_t, hp_take_t)
 from ._stage cimport hp_copy_words, hp_saturate, stage_end, store_credit, store_next, store_put
 from ._strategy cimport (
     STRATEGY_BOOK, STRATEGY_HALT, STRATEGY_IDLE, STRATEGY_ORDER, STRATEGY_TRADE, STRATEGY_VERSION,
@@ -423,6 +424,36 @@ cdef class SignalStage(Stage):
                 encoded = name.encode()[:sizeof(b.name) - 1]
                 memcpy(b.name, <char *><bytes>encoded, len(encoded))
         self.named = True
+
+    def exchange(self, int strategy, int member, prepared):
+        """Give a strategy another model, from the next event on.
+
+        Only between two calls of ``work``, in their thread: nothing is lost, nothing waits.
+
+        Parameters
+        ----------
+        strategy, member : int
+            Which of ``strategies``, and which of its parts: 0 is itself.
+        prepared
+            What its ``prepare`` returned.
+
+        Returns
+        -------
+        event : int
+            Identity of the RELOAD record; 0 when there was no room for it and nothing was done.
+        """
+        cdef hp_reload_t record
+        cdef Strategy part = self.strategies[strategy].parts[member]
+        if store_credit(&self.store) == 0:
+            return 0
+        memset(&record, 0, sizeof(record))
+        record.event, record.before = store_next(&self.store), part.model.id
+        record.after, record.taken = self.taken, self.orders_taken
+        record.strategy, record.member = <uint8_t>strategy, <uint8_t>member
+        part.exchange(prepared)
+        record.model = part.model.id
+        part.figures[HP_PER_STRATEGY_RELOADS] += 1
+        return store_put(&self.store, HP_RECORD_RELOAD, &record, 1, 1, 0, clock_now(), 0, 0, 0)
 
     def notices(self):
         """What there is for the log: ``[(strategy, level, text)]``; each is told once."""

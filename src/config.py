@@ -744,6 +744,10 @@ PARAMS: dict[str, dict[str, tuple[Kind, Any, str]]] = {
                     "trading."),
         "stale_age": (duration("1us", "1h"), "5ms", "How old an event may be by then, for "
                       "on_miss stale."),
+        "warn_accuracy": (number(0.0, 1.0), 0.52, "Accuracy of the last 100 predictions below "
+                          "which the log is told; 0 = never."),
+        "warn_shift": (number(0.0, 1.0), 0.25, "Distance of a feature from training above which "
+                       "the log is told; 1 = never."),
         **COMMON},
 }
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from hftpipe.errors import Exit, HftpipeError, NotRunningError
 
-NAME = "control.sock"
+NAME = "control.sock"           # of the supervisor
 LINE = 8192                     # bytes of a request and of an answer, the newline included
 PATIENCE = 5.0                  # s that a client may take to send its line
 GUESTS = 8                      # connections at once
@@ -75,8 +75,8 @@ def _short(directory: str) -> Iterator[str]:
 # ---------------------------------------------------------------- the client
 
 def ask(directory: str, command: str, timeout: float = 10.0,
-        values: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    """Ask the run of *directory*; its answer.
+        values: Mapping[str, Any] | None = None, at: str = NAME, **more: Any) -> dict[str, Any]:
+    """Ask the run of *directory*, at its socket *at*; the answer.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def ask(directory: str, command: str, timeout: float = 10.0,
         s.settimeout(timeout)
         try:
             with _short(directory) as short:
-                s.connect(f"{short}/{NAME}")
+                s.connect(f"{short}/{at}")
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             raise NotRunningError(f"no run in {directory} listens") from None
         try:
@@ -133,11 +133,14 @@ class Desk:
         Told of every request, with who, command, outcome.
     uid : int, optional
         Who may ask; default this process's user.
+    name : str
+        Of the socket in the directory.
     """
 
     def __init__(self, directory: str, handlers: Mapping[str, Handler],
                  log: Callable[..., object] = lambda event, **values: None, *,
-                 uid: int | None = None) -> None:
+                 uid: int | None = None, name: str = NAME) -> None:
+        self.name = name
         self.handlers = dict(handlers)
         self._log = log
         self._uid = os.geteuid() if uid is None else uid
@@ -150,11 +153,11 @@ class Desk:
             os.fchmod(self._socket.fileno(), 0o600)
             with _short(directory) as short:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(f"{short}/{NAME}")
-                self._socket.bind(f"{short}/{NAME}")
-                mode = os.lstat(f"{short}/{NAME}").st_mode
+                    os.unlink(f"{short}/{name}")
+                self._socket.bind(f"{short}/{name}")
+                mode = os.lstat(f"{short}/{name}").st_mode
             if not stat.S_ISSOCK(mode) or mode & 0o077:
-                raise HftpipeError(f"{directory}/{NAME} must be a socket of mode 0600, "
+                raise HftpipeError(f"{directory}/{name} must be a socket of mode 0600, "
                                    f"was {mode & 0o777:04o}")
             self._socket.listen(16)
         except BaseException:
@@ -171,7 +174,7 @@ class Desk:
         self._thread.join()
         self._socket.close()
         with contextlib.suppress(OSError), _short(self._directory) as short:
-            os.unlink(f"{short}/{NAME}")
+            os.unlink(f"{short}/{self.name}")
 
     def _serve(self) -> None:
         while not self._closed.is_set():

@@ -279,6 +279,31 @@ def resolve(model: str, sha256: str | None = None, registry: str = "",
     return Found(version.path, version.sha256, version.reference)
 
 
+def by_id(number: int, settings: configuration.Config) -> Path:
+    """The file of the model whose SIGNAL.model is *number*.
+
+    The demo, one that the configuration names, or any version of the registry.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    base = settings.path.parent if settings.path else None
+    folder = default(settings.models, base)
+    wanted = number.to_bytes(8, "little").hex()
+    paths = [DEMO, *(resolve(item.params["model"], None, str(folder), base).path
+                     for item in settings.strategy if item.kind == "onnx")]
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if hashlib.sha256(path.read_bytes()).hexdigest().startswith(wanted):
+                return path
+    for version in Registry(folder).versions():
+        if version.sha256.startswith(wanted):
+            return version.path
+    raise ConfigError(f"model with sha256 {wanted}...: wanted in the registry {folder}, found none")
+
+
 def pin(settings: configuration.Config) -> configuration.Config:
     """*settings* with every model named for good: absolute path or version, and sha256.
 

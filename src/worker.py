@@ -206,6 +206,7 @@ def credentials(context: Context) -> tuple[Any, Any]:
 
 def pipeline(context: Context) -> Exit:
     """Compiled stages in one loop."""
+    from hftpipe import reloader
     from hftpipe._host import WAIT_SLEEP, WAIT_SPIN, WAIT_YIELD, Host
     from hftpipe._stage_signal import SignalStage
     sources: list[Any] = []
@@ -224,9 +225,15 @@ def pipeline(context: Context) -> Exit:
         sources.append(made)
         return made
 
+    asked: list[Strategy] = []
+
+    def all_strategies() -> list[Strategy]:
+        asked.extend(strategies(context.config, context.table))
+        return asked
+
     made = build.stages(
         context.stages, context.links, context.config, context.table, control=context.control,
-        strategies=lambda: strategies(context.config, context.table),
+        strategies=all_strategies,
         wire=lambda _: alpaca_wire(context), source=source if "feed" in context.stages else None,
         board=context.board)
     waits = {topology.SPIN: WAIT_SPIN, topology.YIELD: WAIT_YIELD, topology.SLEEP: WAIT_SLEEP}
@@ -235,14 +242,24 @@ def pipeline(context: Context) -> Exit:
     gc.collect()
     gc.freeze()                 # a collection with large libraries loaded costs milliseconds
     context.log.info("running", stages=list(context.stages), core=context.core)
-    signals = [stage for stage in made if isinstance(stage, SignalStage)]
+    signal_stage = next((stage for stage in made if isinstance(stage, SignalStage)), None)
+    if signal_stage is None:
+        Host(made, context.control, waits[context.wait], after).run()
+        return Exit.OK
+    desk = reloader.Reloader(
+        str(context.run_dir.path), signal_stage, asked,
+        lambda path: offered(path, context.config.features), context.config.features.window,
+        context.core, context.log.info)
 
     def every() -> None:
-        for stage in signals:
-            for name, level, words in stage.notices():
-                getattr(context.log, level)(words, strategy=name)
+        for name, level, words in signal_stage.notices():
+            getattr(context.log, level)(words, strategy=name)
+        desk.turn()
 
-    Host(made, context.control, waits[context.wait], after, every if signals else None).run()
+    try:
+        Host(made, context.control, waits[context.wait], after, every).run()
+    finally:
+        desk.close()
     for one in sources:
         one.close()
     return Exit.OK

@@ -18,7 +18,7 @@ LAYERS = [
      "_wire", "card", "limits"},
     {"_day", "_study"},
     # 2 judgement: may read parts
-    {"_feature", "_model", "_risk", "_match"}, {"_figure", "_usage"}, {"_gate"},
+    {"_drift", "_feature", "_model", "_risk", "_match"}, {"_figure", "_usage"}, {"_gate"},
     # 3 joints: the socket of a strategy, parts joined into duty cycles
     {"_strategy"}, {"_stage"},
     {"_stage_feed", "_stage_book", "_stage_signal", "_stage_risk", "_stage_gateway",
@@ -30,6 +30,7 @@ LAYERS = [
     {"desk", "process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another
     {"alpaca", "venue", "store", "backtest", "strategies", "analyst"},
+    {"reloader"},
     # 6 the program
     {"worker", "guardian", "officer"}, {"pipeline"}, {"cli"}, {"__main__"},
 ]

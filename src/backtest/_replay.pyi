@@ -28,4 +28,5 @@ class Inline:
 def replay_intents(
     feed: FeedStage, book: BookStage, signal: SignalStage, order_events: Ring, intents: Ring,
     markets: Any, events: Any, takes: Any, others: Sequence[Ring] = (),
+    reloads: Sequence[tuple[int, int, int, int, Any]] = (),
 ) -> Iterator[bytes]: ...

@@ -168,7 +168,7 @@ cdef class Inline:
 
 def replay_intents(FeedStage feed not None, BookStage book not None, SignalStage signal not None,
                    Ring order_events not None, Ring intents not None, markets, events, takes,
-                   others=()):
+                   others=(), reloads=()):
     """Drive recorded inputs through book and signal in the order they were taken.
 
     Parameters
@@ -185,6 +185,9 @@ def replay_intents(FeedStage feed not None, BookStage book not None, SignalStage
         Where among the books it took them, and for how many intents there was room.
     others : sequence of Ring
         Consumer ends that the book fills too; emptied unread.
+    reloads : sequence of (after, taken, strategy, member, prepared)
+        Models that the run exchanged, in order: what it had taken by then, books and order events,
+        and what :meth:`SignalStage.exchange` takes.
 
     Yields
     ------
@@ -208,11 +211,17 @@ def replay_intents(FeedStage feed not None, BookStage book not None, SignalStage
     total = len(markets)
     first = 0
     books = 0
+    changes = list(reloads)
+    _exchanged(signal, changes, 0, 0)
     while True:
         while sent < len(after) and after[sent] == books:
             yield from _taken(signal, order_events, intents, rows[sent], rooms[sent])
             sent += 1
+            _exchanged(signal, changes, books, sent)
         if first >= total:
+            if changes:
+                raise DataError(f"the recording exchanged a model after {changes[0][0]} books, "
+                                f"the replay made {books}")
             break
         last = first
         while not flags[last] & HP_MARKET_FLAG_LAST and last + 1 < total:
@@ -225,13 +234,21 @@ def replay_intents(FeedStage feed not None, BookStage book not None, SignalStage
             while signal.do_work(1):
                 books += 1
                 yield from _popped(intents)
+                _exchanged(signal, changes, books, sent)
                 while sent < len(after) and after[sent] == books:
                     yield from _taken(signal, order_events, intents, rows[sent], rooms[sent])
                     sent += 1
+                    _exchanged(signal, changes, books, sent)
         first = last + 1
         for ring in others:
             ring.release(len(ring.peek(1 << 20)))
             ring.flush()
+
+
+def _exchanged(SignalStage signal, changes, books, sent):
+    """Exchange the models that the run exchanged here, the first of *changes*."""
+    while changes and changes[0][0] == books and changes[0][1] == sent:
+        signal.exchange(*changes.pop(0)[2:])
 
 
 def _taken(SignalStage signal, Ring order_events, Ring intents, row, uint64_t room):

@@ -172,8 +172,8 @@ class Verification:
     first_difference: str = ""
 
 
-def verify_intents(path: str | Path, strategies: Strategies,
-                   config: Config | None = None) -> Verification:
+def verify_intents(path: str | Path, strategies: Strategies, config: Config | None = None,
+                   model: Callable[[int], Path] | None = None) -> Verification:
     """Drive a live run's recording, with its recorded venue answers, and compare the intents.
 
     Parameters
@@ -185,6 +185,8 @@ def verify_intents(path: str | Path, strategies: Strategies,
     config : Config, optional
         The run's: which features it made, and of which bars.  Default: what a run has without
         any configuration.
+    model : callable, optional
+        The file of a model by its id, for runs in which one was exchanged.
 
     Raises
     ------
@@ -215,6 +217,14 @@ def verify_intents(path: str | Path, strategies: Strategies,
             mine = late[(late["strategy"] == k) & (late["member"] == n)]
             mine = mine[mine["event"].argsort(kind="stable")]
             part.replay(mine["event"].tolist(), mine["flags"].tolist())
+    _, reloads = found.collect(schema.RELOAD, schema.STREAM.SIGNAL)
+    changes = []
+    for r in reloads:
+        if model is None:
+            raise DataError(f"{path}: the run exchanged models, and nobody says where they are")
+        part = made[r["strategy"]].parts[r["member"]]
+        changes.append((int(r["after"]), int(r["taken"]), int(r["strategy"]), int(r["member"]),
+                        part.prepare(str(model(int(r["model"]))))))
     links = build.PrivateLinks({"feed.book": 16384}, store=False)
     from hftpipe.config import Config
     feed, book, signal = build.stages(
@@ -228,7 +238,7 @@ def verify_intents(path: str | Path, strategies: Strategies,
     count = 0
 
     for data in replay_intents(feed, book, signal, feeder, out,  # type: ignore[arg-type]
-                               markets, taken, takes, [r for r in other if r]):
+                               markets, taken, takes, [r for r in other if r], changes):
         got = numpy.frombuffer(data, dtype)[0]
         want = next(rows, None)
         if want is None:

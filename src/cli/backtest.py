@@ -34,7 +34,7 @@ def command(settings: Settings, data: str, symbols: str | None, latency: float,
     Strategies trade whole lots of the recording's own instruments: quantities of the
     configuration are lots here.  Risk limits are those of the configuration.
     """
-    from hftpipe import config, worker
+    from hftpipe import config, registry, worker
     from hftpipe.backtest.run import backtest, verify_intents
     from hftpipe.errors import UsageError
     if verify:
@@ -45,7 +45,8 @@ def command(settings: Settings, data: str, symbols: str | None, latency: float,
                              f"configuration")
         made = config.loads(text, "recording", env={})
         began = time.perf_counter()
-        found = verify_intents(data, lambda table: worker.strategies(made, table), made)
+        found = verify_intents(data, lambda table: worker.strategies(made, table), made,
+                               lambda number: registry.by_id(number, settings.load()))
         seconds = time.perf_counter() - began
         if settings.json:
             print(json.dumps({

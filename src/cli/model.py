@@ -85,7 +85,8 @@ def _about(version: Version) -> dict[str, Any]:
              epilog="Example: hftpipe model check demo",
              help="""Models: pack an ONNX file with its card, check, list and promote versions.
 
-A strategy takes one by `model = "NAME"` (the current version) or `"NAME@VERSION"`.""")
+A strategy takes one by `model = "NAME"` (the current version) or `"NAME@VERSION"`.
+`reload` gives a running pipeline another one.""")
 @shared
 def command() -> None:
     pass
@@ -273,3 +274,30 @@ def promote(settings: Settings, name: str, version: int, registry: str | None) -
     found = shelf.promote(name, version)
     emit(settings, _about(found), [f"{found.name} is now {found.reference}  "
                                    f"sha256 {found.sha256[:16]}..."])
+
+
+@command.command("reload", epilog="Example: hftpipe model reload mlp@3 --strategy trend")
+@click.argument("model")
+@click.option("--strategy", default="", metavar="NAME",
+              help="Whose model; needed when several strategies have one.")
+@click.option("--sha256", metavar="HEX", help="Refuse any other file.")
+@_registry
+@shared
+@click.pass_obj
+def reload_(settings: Settings, model: str, strategy: str, sha256: str | None,
+            registry: str | None) -> None:
+    """Give a strategy of the running pipeline MODEL (a path, NAME, NAME@VERSION or demo).
+
+    It is loaded and checked beside the loop; the next event after that is the first it sees, and
+    no event is lost.  Refused (exit code 4), the old one stays.  The next start takes what the
+    configuration says again.
+    """
+    from hftpipe import registry as shelves
+    from hftpipe import reloader, rundir
+    from hftpipe.desk import ask
+    found = shelves.resolve(model, sha256, str(_open(settings, registry).path))
+    answer = ask(rundir.default(settings.run_dir), "reload", 60.0, at=reloader.SOCKET, values={
+        "strategy": strategy, "path": str(found.path), "sha256": found.sha256 or ""})
+    emit(settings, {"model": found.reference, **answer}, [
+        f"{answer['strategy']}: {found.reference} since event {answer['event']:#x}   "
+        f"sha256 {answer['sha256'][:16]}...   before {answer['before'][:16]}..."])

@@ -5,9 +5,13 @@ O1  An inference that took longer than `budget` is late.  Its answer is stored e
     it is about is younger than `stale_age` (stale), or never again without an operator (halt).
 O2  Late is what the clock of a live run says.  In a backtest the clock stands still while a
     strategy thinks, so nothing is late; a replay is told which answers were (`replay`).
+O3  A model is exchanged by the stage between two events (`exchange`).  Everything that takes time
+    is in `prepare`, which any thread may call: it touches nothing that the stage uses.  What is
+    counted about drift begins anew with the new model.
 """
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from .._drift cimport Drift
 from .._model cimport Model
 from .._strategy cimport Strategy, hp_context_t, hp_out_t
 from ._taker cimport taker_t
@@ -29,6 +33,13 @@ cdef class Onnx(Strategy):
     cdef int count                      # instruments
     cdef taker_t *takers
     cdef uint64_t complain              # late answers at which the log is told again
+    cdef readonly Drift drift
+    cdef uint64_t matured               # predictions of the models before this one
+    cdef readonly double warn_accuracy  # below it the log is told
+    cdef readonly double warn_shift     # above it likewise
+    cdef bint wrong, moved              # whether either is so now
+    cdef uint64_t bad[2]                # how often each began, and ...
+    cdef uint64_t tell[2]               # ... at how many the log is told again
     cdef bint replayed                  # lateness is told, not measured
     cdef uint64_t *late_events          # ascending
     cdef uint8_t *late_flags

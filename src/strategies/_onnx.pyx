@@ -3,13 +3,18 @@ cimport cython
 from libc.stdlib cimport calloc, free, realloc
 
 from .._clock cimport clock_now
-from .._model cimport MODEL_OK
+from .._control cimport HP_UNKNOWN
+from .._drift cimport Drift
+from .._model cimport MODEL_OK, Model
 from .._schema cimport (
-    HP_PER_STRATEGY_LATE, HP_PER_STRATEGY_MODEL, HP_SIGNAL_FLAG_LATE, HP_SIGNAL_FLAG_UNUSED)
+    HP_PER_STRATEGY_ACCURACY, HP_PER_STRATEGY_LATE, HP_PER_STRATEGY_MODEL,
+    HP_PER_STRATEGY_PREDICTIONS, HP_PER_STRATEGY_SHIFT, HP_PER_STRATEGY_SHIFT_FEATURE,
+    HP_PER_STRATEGY_STABILITY, HP_SIGNAL_FLAG_LATE, HP_SIGNAL_FLAG_UNUSED)
 from .._strategy cimport (
     STRATEGY_BOOK, STRATEGY_HALT, STRATEGY_IDLE, STRATEGY_TRADE, STRATEGY_VERSION)
 from ._taker cimport TAKER_UNTRADABLE, taker_ready, taker_take
 
+from hftpipe._drift import Drift as _Drift
 from hftpipe._model import Model as _Model
 from hftpipe.errors import ConfigError, HftpipeError
 from hftpipe.models import DEMO
@@ -18,7 +23,9 @@ from hftpipe.strategies.params import read, within
 
 ON_MISS = ("skip", "stale", "halt")
 DEFAULTS = {"model": "demo", "sha256": None, "threshold": 0.6, "leave": 0.45, "budget": 0,
-            "on_miss": "skip", "stale_age": 5_000_000, **sizes.DEFAULTS}
+            "on_miss": "skip", "stale_age": 5_000_000, "warn_accuracy": 0.52, "warn_shift": 0.25,
+            **sizes.DEFAULTS}
+PPB = 10**9
 
 
 @cython.final
@@ -36,8 +43,9 @@ cdef class Onnx(Strategy):
         ``model`` ("demo", the one that ships, or a path), ``sha256`` (refuse any other file),
         ``threshold`` (0 to 1, 0.6), ``leave`` (0 to 1, 0.45), ``budget`` (ns of one inference;
         0 = the card's), ``on_miss`` ("skip", "stale" or "halt") and ``stale_age`` (ns, 5 ms): O1
-        of ``_onnx.pxd``; and those of `hftpipe.strategies.sizes`: ``qty``, ``max_qty``,
-        ``cooldown``, ``allow_short``.
+        of ``_onnx.pxd``; ``warn_accuracy`` (0.52; 0 = never) and ``warn_shift`` (0.25; 1 = never):
+        when the log is told of drift; and those of `hftpipe.strategies.sizes`: ``qty``,
+        ``max_qty``, ``cooldown``, ``allow_short``.
     instruments : (n,) array, dtype ``schema.dtype(schema.INSTRUMENT)``
 
     Raises
@@ -55,6 +63,8 @@ cdef class Onnx(Strategy):
         p = read("onnx", params, DEFAULTS)
         within("onnx", "threshold", p["threshold"], 0, 1)
         within("onnx", "leave", p["leave"], 0, 1)
+        within("onnx", "warn_accuracy", p["warn_accuracy"], 0, 1)
+        within("onnx", "warn_shift", p["warn_shift"], 0, 1)
         within("onnx", "budget", p["budget"], 0, 10 * 10**9)
         within("onnx", "stale_age", p["stale_age"], 0, 3600 * 10**9)
         if p["on_miss"] not in ON_MISS:
@@ -64,13 +74,11 @@ cdef class Onnx(Strategy):
         self.params, self.threshold, self.leave = p, p["threshold"], p["leave"]
         if p["model"] == "":
             raise ConfigError("strategy onnx: model must be \"demo\" or a path, was empty")
-        self.model = _Model(DEMO if p["model"] == "demo" else p["model"], sha256=p["sha256"])
-        self.model.warm(1000)
-        self.figures[HP_PER_STRATEGY_MODEL] = self.model.id
-        self.budget = p["budget"] or round(self.model.card["budget"]["p99_us"] * 1_000)
-        self.complain = 1
+        self.warn_accuracy, self.warn_shift = p["warn_accuracy"], p["warn_shift"]
+        self.complain = self.tell[0] = self.tell[1] = 1
         self.on_miss, self.stale_age = ON_MISS.index(p["on_miss"]), p["stale_age"]
         self.count = len(rows)
+        self.exchange(self.prepare(p["model"], p["sha256"]))
         self.takers = <taker_t *>calloc(self.count or 1, sizeof(taker_t))
         if self.takers == NULL:
             raise MemoryError
@@ -81,6 +89,35 @@ cdef class Onnx(Strategy):
     def from_config(cls, params, instruments):
         """The strategy that *params* describe, for *instruments*."""
         return cls(params, instruments)
+
+    def prepare(self, path, sha256=None, bar=None):
+        """Load and check another model; what :meth:`exchange` takes.
+
+        Raises
+        ------
+        ConfigError
+            Everything that :class:`hftpipe._model.Model` refuses.
+        """
+        model = _Model(DEMO if path == "demo" else path, sha256=sha256, bar=bar)
+        model.warm(1000)
+        return (model, _Drift(model.card, self.count),
+                self.params["budget"] or round(model.card["budget"]["p99_us"] * 1_000))
+
+    def exchange(self, prepared):
+        """Ask another model from the next event on; what was there before, for the caller to free.
+
+        The caller is the stage, between two events, or nothing runs yet.
+        """
+        cdef Model model
+        cdef Drift drift
+        before = self.model, self.drift, self.budget
+        model, drift, budget = prepared
+        if self.drift is not None:
+            self.matured += self.drift.matured
+        self.model, self.drift, self.budget = model, drift, budget
+        self.figures[HP_PER_STRATEGY_MODEL] = model.id
+        self.wrong = self.moved = False
+        return before
 
     def __dealloc__(self):
         free(self.takers)
@@ -137,6 +174,7 @@ cdef class Onnx(Strategy):
             return 0
         if c.features == NULL or c.instrument >= self.count:
             return 0
+        self.drift.state(c.instrument, c.book)
         if c.book.flags & TAKER_UNTRADABLE:
             return 0
         cdef float p[3]
@@ -144,6 +182,7 @@ cdef class Onnx(Strategy):
         if self.model.infer(&c.features.mid_return, p) != MODEL_OK:
             return self._failed()
         self.signal.elapsed = clock_now() - before
+        self.drift.answer(c.instrument, c.book, &c.features.mid_return, p)
         self.signal.p_down, self.signal.p_flat, self.signal.p_up = p[0], p[1], p[2]
         cdef int decision = 0
         cdef float top = p[1]
@@ -180,6 +219,37 @@ cdef class Onnx(Strategy):
                                             f"{self.budget / 1000:g} us: "
                                             f"{ON_MISS[self.on_miss]}"))
             self.complain = 2 * late
+        self.drift.step()
+        self.figures[HP_PER_STRATEGY_PREDICTIONS] = self.matured + self.drift.matured
+        accuracy, shift = self.drift.accuracy, self.drift.shift
+        self.figures[HP_PER_STRATEGY_ACCURACY] = (
+            HP_UNKNOWN if accuracy is None else round(accuracy * PPB))
+        wrong = accuracy is not None and accuracy < self.warn_accuracy
+        if wrong and not self.wrong:
+            self._warn(0, f"accuracy of the last 100 predictions is {accuracy:.2f}, wanted "
+                          f"{self.warn_accuracy:g}")
+        self.wrong, moved = wrong, False
+        if shift is None:
+            self.figures[HP_PER_STRATEGY_SHIFT] = HP_UNKNOWN
+            self.figures[HP_PER_STRATEGY_SHIFT_FEATURE] = HP_UNKNOWN
+            self.figures[HP_PER_STRATEGY_STABILITY] = HP_UNKNOWN
+        else:
+            distance, feature, index = shift
+            self.figures[HP_PER_STRATEGY_SHIFT] = round(distance * PPB)
+            self.figures[HP_PER_STRATEGY_SHIFT_FEATURE] = feature
+            self.figures[HP_PER_STRATEGY_STABILITY] = round(index * PPB)
+            moved = distance > self.warn_shift
+            if moved and not self.moved:
+                self._warn(1, f"{self.model.card['features'][feature]} is {distance:.2f} away from "
+                              f"training (Kolmogorov-Smirnov), wanted at most {self.warn_shift:g}")
+        self.moved = moved
+
+    def _warn(self, int which, words):
+        """Tell the log at the 1st, 2nd, 4th, ... time."""
+        self.bad[which] += 1
+        if self.bad[which] >= self.tell[which]:
+            self.notices.append(("warning", words))
+            self.tell[which] = 2 * self.bad[which]
 
     cdef int _failed(self) noexcept nogil:
         with gil:
