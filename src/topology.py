@@ -457,7 +457,8 @@ def _hot_cores(machine: Machine, candidates: Sequence[int], house: Collection[in
 
 
 def plan(machine: Machine, cores: Sequence[int], *, oversubscribe: bool = False,
-         spin: bool = True, fuse_feed: bool = False, pin: Mapping[str, int] | None = None,
+         spin: bool = True, fuse_feed: bool = False, feed_in_loop: bool = True,
+         pin: Mapping[str, int] | None = None,
          capacity: Mapping[str, int] | None = None,
          where: Callable[[str], str] = lambda name: "") -> Plan:
     """Put the stages on *cores*.
@@ -473,6 +474,8 @@ def plan(machine: Machine, cores: Sequence[int], *, oversubscribe: bool = False,
         Whether hot processes that have a core of their own spin; otherwise they sleep.
     fuse_feed : bool
         Receive market data inside the loop of the fused process, so that it needs no own core.
+    feed_in_loop : bool
+        Whether a loop can receive the data stream; otherwise the feed's own process sleeps.
     pin : mapping of process or stage to core
         Over the planner's choice.
     capacity : mapping of link name to records
@@ -554,6 +557,8 @@ def plan(machine: Machine, cores: Sequence[int], *, oversubscribe: bool = False,
             wait = YIELD
         else:
             affinity, wait = (cores[0],), SLEEP
+        if stages == ("feed",) and not feed_in_loop:
+            wait = SLEEP
         built.append(Process(name, stages, affinity, wait, True, True))
     for name, stages in cold:
         affinity = (pins[name],) if name in pins else (tuple(cores) if oversubscribe else floor)

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from hftpipe._control import Control
     from hftpipe._ring import Ring
     from hftpipe._stage_feed import FeedStage
+    from hftpipe._stage_signal import SignalStage
     from hftpipe._stage_updates import UpdatesStage
     from hftpipe._strategy import Strategy
     from hftpipe._wire import Wire
+    from hftpipe.alpaca._source import SocketSource
+    from hftpipe.log import Logger
     from hftpipe.rundir import Run
 
 PRIVATE = "private.json"        # in the run directory, 0600: what must not be in run.json
@@ -117,7 +120,8 @@ def run(run_dir: str | os.PathLike[str], process: str) -> Exit:
     try:
         if context.stages == ("store",):
             return store(context)
-        if context.stages == ("feed",):
+        if context.stages == ("feed",) and (
+                context.wait == topology.SLEEP or not context.config.feed_in_loop):
             return feed(context)
         if context.stages == ("updates",):
             return updates(context)
@@ -204,14 +208,46 @@ def credentials(context: Context) -> tuple[Any, Any]:
     return context.config.venue.key, context.config.venue.secret
 
 
+def source_news(source: SocketSource, log: Logger) -> Callable[[], None]:
+    """What a loop calls now and then so that the log tells what becomes of its market data."""
+    down, said, complain = False, None, 1
+
+    def tell() -> None:
+        nonlocal down, said, complain
+        errors = source.figures()["errors"]
+        if errors >= complain:      # at 1, 2, 4, ...: a flood does not fill the disk
+            log.warning("malformed market data", messages=errors)
+            complain = 2 * errors
+        if source.connected:
+            if down:
+                log.info("market data are back", reconnects=source.connections - 1)
+            down = False
+        elif not down or source.closed != said:
+            said = source.closed
+            log.warning("no connection for market data" if down else "market data lost",
+                        cause=said)
+            down = True
+
+    return tell
+
+
+def strategy_news(stage: SignalStage, log: Logger) -> Callable[[], None]:
+    """The same for what strategies have to tell."""
+    def tell() -> None:
+        for name, level, words in stage.notices():
+            getattr(log, level)(words, strategy=name)
+
+    return tell
+
+
 def pipeline(context: Context) -> Exit:
     """Compiled stages in one loop."""
     from hftpipe import reloader
     from hftpipe._host import WAIT_SLEEP, WAIT_SPIN, WAIT_YIELD, Host
     from hftpipe._stage_signal import SignalStage
-    sources: list[Any] = []
+    sources: list[SocketSource] = []
 
-    def source() -> Any:
+    def source() -> SocketSource:
         from hftpipe.alpaca import session
         from hftpipe.alpaca._codec import Decoder
         from hftpipe.alpaca._source import SocketSource
@@ -242,26 +278,27 @@ def pipeline(context: Context) -> Exit:
     gc.collect()
     gc.freeze()                 # a collection with large libraries loaded costs milliseconds
     context.log.info("running", stages=list(context.stages), core=context.core)
-    signal_stage = next((stage for stage in made if isinstance(stage, SignalStage)), None)
-    if signal_stage is None:
-        Host(made, context.control, waits[context.wait], after).run()
-        return Exit.OK
-    desk = reloader.Reloader(
-        str(context.run_dir.path), signal_stage, asked,
-        lambda path: offered(path, context.config.features), context.config.features.window,
-        context.core, context.log.info)
+    turns: list[Callable[[], object]] = [source_news(one, context.log) for one in sources]
+    desk = None
+    for stage in made:
+        if isinstance(stage, SignalStage):
+            desk = reloader.Reloader(
+                str(context.run_dir.path), stage, asked,
+                lambda path: offered(path, context.config.features),
+                context.config.features.window, context.core, context.log.info)
+            turns += [strategy_news(stage, context.log), desk.turn]
 
     def every() -> None:
-        for name, level, words in signal_stage.notices():
-            getattr(context.log, level)(words, strategy=name)
-        desk.turn()
+        for turn in turns:
+            turn()
 
     try:
-        Host(made, context.control, waits[context.wait], after, every).run()
+        Host(made, context.control, waits[context.wait], after, every if turns else None).run()
     finally:
-        desk.close()
-    for one in sources:
-        one.close()
+        if desk is not None:
+            desk.close()
+        for one in sources:
+            one.close()
     return Exit.OK
 
 
@@ -283,7 +320,10 @@ async def _beat(context: Context, name: str, done: Callable[[], bool],
 
 
 def feed(context: Context) -> Exit:
-    """Market data through picows, in a process that sleeps between frames."""
+    """Market data through picows, in a process that sleeps between frames.
+
+    For plans where the feed has no core of its own, and for JSON, which no loop decodes.
+    """
     from hftpipe.alpaca._codec import Decoder
     from hftpipe.alpaca.feed import Feed
     (stage,) = build.stages(("feed",), context.links, context.config, context.table,

@@ -33,7 +33,8 @@ class Page(dict):
 
 def context(page):
     said = []
-    log = SimpleNamespace(warning=lambda event, **more: said.append((event, more)),
+    log = SimpleNamespace(info=lambda event, **more: said.append((event, more)),
+                          warning=lambda event, **more: said.append((event, more)),
                           error=lambda event, **more: said.append((event, more)))
     table = numpy.zeros(1, schema.dtype(schema.INSTRUMENT))
     table["symbol"] = b"AAPL"
@@ -85,3 +86,19 @@ def test_malformed_market_data_is_said_at_1_2_4_and_so_on():
     assert page["errors"] == 9
     assert [more["messages"] for event, more in said] == [1, 2, 4, 8]
     assert {event for event, _ in said} == {"malformed market data"}
+
+
+def test_what_becomes_of_a_feed_in_the_loop_is_said_once_each():
+    said, made = context(Page(0))
+    source = SimpleNamespace(connected=True, closed=None, connections=1, errors=0)
+    source.figures = lambda: {"errors": source.errors}
+    tell = worker.source_news(source, made.log)
+    for change in ({}, {"connected": False, "closed": "lost"}, {}, {"closed": "refused"},
+                   {"connected": True, "connections": 2}, {}, {"errors": 1}, {"errors": 3}, {}):
+        vars(source).update(change)
+        tell()
+    assert said == [
+        ("market data lost", {"cause": "lost"}),
+        ("no connection for market data", {"cause": "refused"}),
+        ("market data are back", {"reconnects": 1}),
+        ("malformed market data", {"messages": 1}), ("malformed market data", {"messages": 3})]

@@ -289,13 +289,29 @@ def test_eight_processes_on_two_cores_do_the_same(tmp_path):
         for name in hot:
             assert os.sched_getaffinity(pids[name]) <= set(cores)
         waits = {p["name"]: p["wait"] for p in live.record.processes}
-        assert {waits[n] for n in ("book", "signal", "risk", "gateway", "ledger")} == {"yield"}
+        assert {waits[n] for n in hot[:6]} == {"yield"}
+        assert not sleeps(pids["feed"]) and sleeps(pids["updates"])
         live.popen.terminate()
         assert live.end() == 0
         assert live.document["verified"] and live.document["fills"] > 0
         assert live.document["rows_stored"] == sum(live.recorded().values())
         with database(live.path) as c:
             check_rows(c, live.run, live.recorded())
+
+
+def sleeps(pid):
+    """Whether a process waits for its sockets in the kernel: it has an event loop."""
+    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    assert any(link.startswith("socket:") for link in links)
+    return "anon_inode:[eventpoll]" in links
+
+
+def test_a_feed_in_json_has_a_process_that_sleeps(run):
+    live = run("--oversubscribe", "--set", "venue.encoding=json").up().trades()
+    waits = {p["name"]: p["wait"] for p in live.record.processes}
+    assert (waits["feed"], waits["book"]) == ("sleep", "yield") and sleeps(live.pid("feed"))
+    live.popen.terminate()
+    assert live.end() == 0 and live.document["verified"]
 
 
 def test_on_one_core_nothing_spins_and_a_demo_ends_by_itself(tmp_path):
@@ -458,16 +474,18 @@ def secure_venue(authority, tmp_path):
             yield options, {"ALPACA_API_KEY": venue["key"], "ALPACA_SECRET_KEY": venue["secret"]}
 
 
-def test_everything_over_tls(tmp_path, run, authority):
-    """Market data and orders are decrypted and encrypted inside the fused loop."""
+@pytest.mark.parametrize("layout", [("--set", "layout.fuse_feed=yes"), ("--oversubscribe",)],
+                         ids=["fused", "processes"])
+def test_everything_over_tls(tmp_path, run, authority, layout):
+    """Market data and orders are decrypted and encrypted inside the loops that need them."""
     with secure_venue(authority, tmp_path) as (options, keys):
-        live = run(*options, "--set", "layout.fuse_feed=yes",
-                   SSL_CERT_FILE=str(authority.file), **keys)
+        live = run(*options, *layout, SSL_CERT_FILE=str(authority.file), **keys)
         live.up().trades(5)
         live.popen.terminate()
         assert live.end() == 0 and live.document["verified"]
-    (hot,) = [p for p in live.record.processes if "risk" in p["stages"]]
-    assert "feed" in hot["stages"] and "gateway" in hot["stages"]
+    for stage in ("feed", "gateway"):
+        (hot,) = [p for p in live.record.processes if stage in p["stages"]]
+        assert hot["wait"] != "sleep" and ("risk" in hot["stages"]) == ("--set" in layout)
     with database(live.path) as c:
         check_rows(c, live.run, live.recorded())
 

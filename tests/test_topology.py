@@ -131,6 +131,12 @@ def test_eight_cores_give_each_hot_stage_its_own():
         "updates", "store", "monitor", "supervisor", "analyst", "guardian"}
 
 
+def test_a_feed_that_no_loop_can_receive_sleeps_on_its_core():
+    for options in ({}, {"oversubscribe": True}):
+        made = table(auto(Machine.of(8), feed_in_loop=False, **options))
+        assert made["feed"][2] == "sleep" and made["book"][2] != "sleep"
+
+
 @pytest.mark.parametrize("count", range(1, 65))
 @pytest.mark.parametrize("fuse_feed", [False, True])
 @pytest.mark.parametrize("spin", [False, True])

@@ -117,8 +117,9 @@ cdef class SocketSource(Source):
                 ws_send(self.socket, WS_PING, NULL, 0)
                 self._asked = now
             elif self._asked > self.socket.ts_tail and now - self._asked > self._ping:
-                self._lose()
-            return None
+                self._lose()            # and go on: `closed` is never older than the loss
+            if self.socket != NULL:
+                return None
         if self._thread is None:
             if self.receiver is not None:
                 ended = self.receiver.ended

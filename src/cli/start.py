@@ -59,8 +59,8 @@ def plan_of(loaded: Config, cores: str | None = None, oversubscribe: bool = Fals
         layout.fuse_feed == "auto" and len(chosen) == 2 and loaded.feed_in_loop
         and "feed" not in layout.pin)
     return plan(machine, chosen, oversubscribe=oversubscribe or layout.oversubscribe,
-                spin=layout.spin, fuse_feed=fuse, pin=layout.pin,
-                capacity=layout.capacity, where=loaded.where)
+                spin=layout.spin, fuse_feed=fuse, feed_in_loop=loaded.feed_in_loop,
+                pin=layout.pin, capacity=layout.capacity, where=loaded.where)
 
 
 def describe(loaded: Config, made: Plan) -> dict[str, Any]:
