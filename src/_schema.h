@@ -1374,13 +1374,13 @@ enum {
   HP_METRIC_STORE_LAG, /* hftpipe_store_lag: Events waiting in store links. */
   HP_METRIC_ACK_EPOCH, /* hftpipe_ack_epoch: Halt epoch this stage has acknowledged. */
   HP_METRIC_CONNECTED, /* hftpipe_connected: 1 while the stage's connection is authorised. */
-  HP_METRIC_LAST_DATA, /* hftpipe_last_data_ns: Monotonic time of the last data message. */
+  HP_METRIC_LAST_DATA, /* hftpipe_last_data_seconds: The host's monotonic clock at the last data message. */
   HP_METRIC_WORK_PASSES, /* hftpipe_work_passes_total: Passes of the duty cycle that found work. */
   HP_METRIC_IDLE_PASSES, /* hftpipe_idle_passes_total: Passes that found none. */
   HP_METRIC_BOOKS, /* hftpipe_books: Instruments that ever had a fresh book. */
   HP_METRIC_BOOKS_STALE, /* hftpipe_books_stale: Of them, books that are stale. */
   HP_METRIC_BOOKS_CROSSED, /* hftpipe_books_crossed: Of them, books that are crossed or locked. */
-  HP_METRIC_JUMP_BPS, /* hftpipe_jump_bps: Largest distance of a mid from its mean of about a minute. */
+  HP_METRIC_JUMP_BPS, /* hftpipe_jump_ratio: Largest distance of a mid from its mean of about a minute. */
   HP_METRIC_VENUE_ORDERS, /* hftpipe_venue_orders: Open orders as the venue last said. */
   HP_METRIC_SWEEPS, /* hftpipe_sweeps_total: Times the venue was asked to cancel every open order. */
   HP_METRIC_SWEPT, /* hftpipe_swept_total: Open orders that those found. */
@@ -1393,16 +1393,16 @@ enum {
   HP_METRIC_COUNT
 };
 enum {
-  HP_HISTOGRAM_FEED, /* hftpipe_feed_ns: Frame read to market record published. */
-  HP_HISTOGRAM_BOOK, /* hftpipe_book_ns: Market record published to book state published. */
-  HP_HISTOGRAM_SIGNAL, /* hftpipe_signal_ns: Book state published to intent published. */
-  HP_HISTOGRAM_MODEL, /* hftpipe_model_ns: One inference. */
-  HP_HISTOGRAM_RISK, /* hftpipe_risk_ns: Intent published to verdict. */
-  HP_HISTOGRAM_GATEWAY, /* hftpipe_gateway_ns: Verdict to request handed to the socket. */
-  HP_HISTOGRAM_TICK_TO_ORDER, /* hftpipe_tick_to_order_ns: Frame read to request handed to the socket. */
-  HP_HISTOGRAM_SEND, /* hftpipe_send_ns: The send() call itself. */
-  HP_HISTOGRAM_ORDER_TO_ACK, /* hftpipe_order_to_ack_ns: Request handed to the socket to its answer. */
-  HP_HISTOGRAM_ORDER_TO_FILL, /* hftpipe_order_to_fill_ns: Request handed to the socket to the first fill. */
+  HP_HISTOGRAM_FEED, /* hftpipe_feed_seconds: Frame read to market record published. */
+  HP_HISTOGRAM_BOOK, /* hftpipe_book_seconds: Market record published to book state published. */
+  HP_HISTOGRAM_SIGNAL, /* hftpipe_signal_seconds: Book state published to intent published. */
+  HP_HISTOGRAM_MODEL, /* hftpipe_model_seconds: One inference. */
+  HP_HISTOGRAM_RISK, /* hftpipe_risk_seconds: Intent published to verdict. */
+  HP_HISTOGRAM_GATEWAY, /* hftpipe_gateway_seconds: Verdict to request handed to the socket. */
+  HP_HISTOGRAM_TICK_TO_ORDER, /* hftpipe_tick_to_order_seconds: Frame read to request handed to the socket. */
+  HP_HISTOGRAM_SEND, /* hftpipe_send_seconds: The send() call itself. */
+  HP_HISTOGRAM_ORDER_TO_ACK, /* hftpipe_order_to_ack_seconds: Request handed to the socket to its answer. */
+  HP_HISTOGRAM_ORDER_TO_FILL, /* hftpipe_order_to_fill_seconds: Request handed to the socket to the first fill. */
   HP_HISTOGRAM_COUNT
 };
 enum {
@@ -1414,10 +1414,10 @@ enum {
   HP_PER_STRATEGY_RELOADS, /* hftpipe_strategy_reloads_total: Models exchanged while running. */
   HP_PER_STRATEGY_MODEL, /* hftpipe_strategy_model: First 8 bytes of the model file's sha256. */
   HP_PER_STRATEGY_PREDICTIONS, /* hftpipe_strategy_predictions_total: Predictions whose horizon has passed. */
-  HP_PER_STRATEGY_ACCURACY, /* hftpipe_strategy_accuracy_ppb: Of the last 100 of them, those that came true. */
-  HP_PER_STRATEGY_SHIFT, /* hftpipe_strategy_shift_ppb: Largest Kolmogorov-Smirnov distance of a feature from training, over the deciles. */
+  HP_PER_STRATEGY_ACCURACY, /* hftpipe_strategy_accuracy_ratio: Of the last 100 of them, those that came true. */
+  HP_PER_STRATEGY_SHIFT, /* hftpipe_strategy_shift_ratio: Largest Kolmogorov-Smirnov distance of a feature from training, over the deciles. */
   HP_PER_STRATEGY_SHIFT_FEATURE, /* hftpipe_strategy_shift_feature: Which of the model's features that is, from 0. */
-  HP_PER_STRATEGY_STABILITY, /* hftpipe_strategy_stability_ppb: Largest population stability index of a feature. */
+  HP_PER_STRATEGY_STABILITY, /* hftpipe_strategy_stability_ratio: Largest population stability index of a feature. */
   HP_PER_COUNT
 };
 #endif

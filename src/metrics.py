@@ -1,8 +1,9 @@
-"""The control page as Prometheus metrics: names, units and help from ``schema``, one label, stage.
+"""The control page as Prometheus metrics: names, units and help from ``schema``.
 
 Only what the page holds is rendered, so a scrape costs the hot stages nothing and works after
-their death.  Histogram buckets are powers of two of nanoseconds, which are bounds of the page's
-finer buckets, so no count is ever split.
+their death.  Here, and only here, ns become seconds and parts ratios.  Histogram buckets are
+powers of two of nanoseconds, which are bounds of the page's finer buckets, so no count is ever
+split.
 """
 from __future__ import annotations
 
@@ -18,13 +19,13 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from hftpipe import _clock, _control, schema
 from hftpipe._control import Control, Histogram
+from hftpipe.schema import PAGE_METRICS
 
 BOUNDS = tuple((1 << power) - 1 for power in range(6, 35))      # 63 ns to 17 s
-NANO = 10**9
 
 
 def buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    """Cumulative counts at :data:`BOUNDS`, as Prometheus wants them."""
+    """Cumulative counts at :data:`BOUNDS` in seconds, as Prometheus wants them."""
     fine = histogram.buckets()
     out: list[tuple[str, float]] = []
     at = total = 0
@@ -32,7 +33,7 @@ def buckets(histogram: Histogram) -> list[tuple[str, float]]:
         while at < len(fine) and fine[at][0] <= bound:
             total += fine[at][1]
             at += 1
-        out.append((str(bound), total))
+        out.append((repr(bound / 10**9), total))
     out.append(("+Inf", histogram.count))
     return out
 
@@ -58,7 +59,7 @@ class PageCollector(Collector):
                       if metric.kind == "counter"
                       else GaugeMetricFamily(name, metric.doc, labels=["stage"]))
             for stage in stages:
-                family.add_metric([stage.name], stage.counter(metric.name))
+                family.add_metric([stage.name], metric.exported(stage.counter(metric.name)))
             yield family
         for metric in schema.HISTOGRAMS:
             if metric.name not in control.histogram_names:
@@ -67,7 +68,8 @@ class PageCollector(Collector):
             for stage in stages:
                 found = stage.histogram(metric.name)
                 if found.count:
-                    histograms.add_metric([stage.name], buckets(found), found.sum)
+                    histograms.add_metric([stage.name], buckets(found),
+                                          metric.exported(found.sum))
             yield histograms
         strategies = control.strategies
         for metric in schema.STRATEGY_METRICS:
@@ -75,7 +77,7 @@ class PageCollector(Collector):
                 continue
             name = metric.prometheus
             if metric.name == "strategy_model":     # 64 bits do not fit a sample: it is a label
-                family = GaugeMetricFamily(name, metric.doc, labels=["strategy", "model"])
+                family = GaugeMetricFamily(name, metric.doc, labels=metric.labels)
                 for label, figures in strategies.items():
                     family.add_metric([label, f"{figures[metric.name] or 0:016x}"], 1)
                 yield family
@@ -86,34 +88,27 @@ class PageCollector(Collector):
             for label, figures in strategies.items():
                 value = figures[metric.name]
                 if value is not None:               # not known yet
-                    family.add_metric([label], value)
+                    family.add_metric([label], metric.exported(value))
             yield family
         yield from self._page(control)
 
     def _page(self, control: Control) -> Iterable[Metric]:
         """What belongs to the run or to every stage."""
         now = _clock.now_ns()
-        armed = GaugeMetricFamily("hftpipe_armed", "1 while orders may pass.")
-        armed.add_metric([], int(control.armed))
-        yield armed
-        epoch = GaugeMetricFamily("hftpipe_halt_epoch", "Halts so far.")
-        epoch.add_metric([], control.halt_epoch)
-        yield epoch
-        started = GaugeMetricFamily("hftpipe_started_seconds", "Start of the run, UTC.")
-        started.add_metric([], control.started / NANO)
-        yield started
-        up = GaugeMetricFamily("hftpipe_stage_up", "1 while the stage runs.", labels=["stage"])
-        age = GaugeMetricFamily("hftpipe_heartbeat_age_ns", "Time since the stage last beat.",
-                                labels=["stage"])
-        full = GaugeMetricFamily("hftpipe_store_full", "1 while its store link has no room.",
-                                 labels=["stage"])
+        family = {m.name: GaugeMetricFamily(m.prometheus, m.doc, labels=m.labels)
+                  for m in PAGE_METRICS}
+        unit = {m.name: m.exported for m in PAGE_METRICS}
+        family["armed"].add_metric([], int(control.armed))
+        family["halt_epoch"].add_metric([], control.halt_epoch)
+        family["started"].add_metric([], unit["started"](control.started))
         for stage in control.stages:
             if stage.state == _control.VOID:
                 continue
-            up.add_metric([stage.name], int(stage.state == _control.RUNNING))
-            age.add_metric([stage.name], max(now - stage.heartbeat, 0))
-            full.add_metric([stage.name], int(stage.store_full))
-        yield from (up, age, full)
+            family["stage_up"].add_metric([stage.name], int(stage.state == _control.RUNNING))
+            family["heartbeat_age"].add_metric(
+                [stage.name], unit["heartbeat_age"](max(now - stage.heartbeat, 0)))
+            family["store_full"].add_metric([stage.name], int(stage.store_full))
+        yield from family.values()
 
 
 def registry(attach: Callable[[], Control]) -> CollectorRegistry:

@@ -30,7 +30,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,17 +151,34 @@ class Feature:
     bars: bool = False      # computed from bars, so the window is part of its meaning
 
 
+# What Prometheus wants for a unit of ours, and how many of ours are one of it.
+PROMETHEUS_UNITS = {"ns": ("seconds", 10**9), "ppb": ("ratio", 10**9), "bps": ("ratio", 10**4)}
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     name: str               # subject, then action: ring_push, order_reject
-    kind: str               # "counter" | "gauge"
-    unit: str
+    kind: str               # "counter" | "gauge" | "histogram"
+    unit: str               # on the page; "bps" also ends the name
     doc: str
+    labels: tuple[str, ...] = ("stage",)
+
+    @property
+    def exported_unit(self) -> str:
+        """Unit in what Prometheus reads: seconds and ratios, never parts of them."""
+        return PROMETHEUS_UNITS.get(self.unit, (self.unit, 1))[0]
 
     @property
     def prometheus(self) -> str:
-        parts = ["hftpipe", self.name, self.unit, "total" if self.kind == "counter" else ""]
+        """Name there."""
+        parts = ["hftpipe", self.name.removesuffix("_bps"), self.exported_unit,
+                 "total" if self.kind == "counter" else ""]
         return "_".join(p for p in parts if p)
+
+    def exported(self, value: int) -> float:
+        """A value of the page in :attr:`exported_unit`."""
+        scale = PROMETHEUS_UNITS.get(self.unit, ("", 1))[1]
+        return value if scale == 1 else value / scale
 
 
 # ---------------------------------------------------------------- enumerations
@@ -913,13 +930,14 @@ METRICS = (
     Metric("store_lag", "gauge", "", "Events waiting in store links."),
     Metric("ack_epoch", "gauge", "", "Halt epoch this stage has acknowledged."),
     Metric("connected", "gauge", "", "1 while the stage's connection is authorised."),
-    Metric("last_data", "gauge", "ns", "Monotonic time of the last data message."),
+    Metric("last_data", "gauge", "ns", "The host's monotonic clock at the last data message."),
     Metric("work_passes", "counter", "", "Passes of the duty cycle that found work."),
     Metric("idle_passes", "counter", "", "Passes that found none."),
     Metric("books", "gauge", "", "Instruments that ever had a fresh book."),
     Metric("books_stale", "gauge", "", "Of them, books that are stale."),
     Metric("books_crossed", "gauge", "", "Of them, books that are crossed or locked."),
-    Metric("jump_bps", "gauge", "", "Largest distance of a mid from its mean of about a minute."),
+    Metric("jump_bps", "gauge", "bps",
+           "Largest distance of a mid from its mean of about a minute."),
     Metric("venue_orders", "gauge", "", "Open orders as the venue last said."),
     Metric("sweeps", "counter", "", "Times the venue was asked to cancel every open order."),
     Metric("swept", "counter", "", "Open orders that those found."),
@@ -932,7 +950,7 @@ METRICS = (
 )
 
 # What the page tells of each strategy, and of each member of an ensemble; the signal stage's.
-STRATEGY_METRICS = (
+_OF_STRATEGIES = (
     Metric("strategy_answers", "counter", "", "Answers of the model or strategy."),
     Metric("strategy_late", "counter", "", "Of them over the budget."),
     Metric("strategy_orders", "counter", "", "Intents published; of a shadow, its wishes."),
@@ -948,6 +966,9 @@ STRATEGY_METRICS = (
     Metric("strategy_stability", "gauge", "ppb",
            "Largest population stability index of a feature."),
 )
+STRATEGY_METRICS = tuple(
+    replace(m, labels=("strategy", "model") if m.name == "strategy_model" else ("strategy",))
+    for m in _OF_STRATEGIES)
 
 # Latency histograms; each is written by the stage named first.
 HISTOGRAMS = (
@@ -961,6 +982,16 @@ HISTOGRAMS = (
     Metric("send", "histogram", "ns", "The send() call itself."),
     Metric("order_to_ack", "histogram", "ns", "Request handed to the socket to its answer."),
     Metric("order_to_fill", "histogram", "ns", "Request handed to the socket to the first fill."),
+)
+
+# What belongs to the run, and what the page keeps of every stage beside its counters.
+PAGE_METRICS = (
+    Metric("armed", "gauge", "", "1 while orders may pass.", ()),
+    Metric("halt_epoch", "gauge", "", "Halts so far.", ()),
+    Metric("started", "gauge", "ns", "Start of the run, Unix time.", ()),
+    Metric("stage_up", "gauge", "", "1 while the stage runs."),
+    Metric("heartbeat_age", "gauge", "ns", "Time since the stage last beat."),
+    Metric("store_full", "gauge", "", "1 while its store link has no room."),
 )
 
 
@@ -1134,8 +1165,25 @@ def pxd() -> str:
     return "\n".join(out) + "\n"
 
 
+def metrics_page() -> str:
+    """``docs/operate/metrics.md``: what ``/metrics`` shows."""
+    out = ["# Metrics", "",
+           "<!-- GENERATED by src/schema.py; edit that, then `make schema`. -->", "",
+           "What `/metrics` of the monitor (`observe.prometheus`) shows. Times are seconds, shares",
+           "are 0 to 1, nanocash is 1e-9 of the currency. A histogram has `_bucket`, `_sum` and",
+           "`_count`; its bounds are (2^n - 1) ns, n = 6 to 34."]
+    for title, group in (("The run", PAGE_METRICS), ("Stages", METRICS),
+                         ("Latency", HISTOGRAMS), ("Strategies", STRATEGY_METRICS)):
+        out += ["", f"## {title}", "", "| Name | Type | Unit | Labels | What |",
+                "|---|---|---|---|---|"]
+        out += [f"| `{m.prometheus}` | {m.kind} | {m.exported_unit or '-'} | "
+                f"{', '.join(m.labels) or '-'} | {m.doc} |" for m in group]
+    return "\n".join(out) + "\n"
+
+
 def outputs() -> dict[Path, str]:
-    return {ROOT / "src/_schema.h": c_header(), ROOT / "src/_schema.pxd": pxd()}
+    return {ROOT / "src/_schema.h": c_header(), ROOT / "src/_schema.pxd": pxd(),
+            ROOT / "docs/operate/metrics.md": metrics_page()}
 
 
 def main(argv: list[str]) -> int:

@@ -3,6 +3,7 @@ import http.client
 import json
 import mmap
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -142,7 +143,8 @@ def test_every_metric_of_the_schema_is_rendered_with_its_value(page):
     found = scrape(control)
     for n, metric in enumerate(schema.METRICS):
         for stage in control.stages:
-            assert found[metric.prometheus, stage.name, None] == 100 * stage.index + n
+            scale = {"ns": 1e9, "bps": 1e4}.get(metric.unit, 1)
+            assert found[metric.prometheus, stage.name, None] == (100 * stage.index + n) / scale
     assert found["hftpipe_armed", None, None] == 1
     assert found["hftpipe_stage_up", "risk", None] == 1
 
@@ -161,7 +163,7 @@ def test_histogram_buckets_count_exactly_what_is_at_or_below_their_bound(values)
         control.stage(0).record("gateway", value)
     found = dict(metrics.buckets(control.stage(0).histogram("gateway")))
     for bound in metrics.BOUNDS:
-        assert found[str(bound)] == sum(v <= bound for v in values)
+        assert found[repr(bound / 1e9)] == sum(v <= bound for v in values)
     assert found["+Inf"] == len(values)
 
 
@@ -170,9 +172,25 @@ def test_histograms_have_sum_and_count(page):
     for value in (100, 300, 5000):
         control.stage(4).record("tick_to_order", value)
     found = scrape(control)
-    assert found["hftpipe_tick_to_order_ns_sum", "gateway", None] == 5400
-    assert found["hftpipe_tick_to_order_ns_count", "gateway", None] == 3
-    assert found["hftpipe_tick_to_order_ns_bucket", "gateway", "511"] == 2
+    assert found["hftpipe_tick_to_order_seconds_sum", "gateway", None] == 5.4e-6
+    assert found["hftpipe_tick_to_order_seconds_count", "gateway", None] == 3
+    assert found["hftpipe_tick_to_order_seconds_bucket", "gateway", "5.11e-07"] == 2
+
+
+def test_names_end_in_base_units_and_nothing_is_shown_that_is_not_declared(page):
+    """The tables of docs/operate/metrics.md are made of the same declarations."""
+    _, control = page
+    for stage in control.stages:
+        for metric in schema.HISTOGRAMS:
+            stage.record(metric.name, 1)
+    declared = {m.prometheus for group in (schema.METRICS, schema.HISTOGRAMS, schema.PAGE_METRICS,
+                                           schema.STRATEGY_METRICS) for m in group}
+    shown = {re.sub("_(bucket|sum|count)$", "", name) if "_seconds_" in name else name
+             for name, _, _ in scrape(control)}
+    assert shown <= declared
+    assert {m.prometheus for m in schema.METRICS + schema.HISTOGRAMS + schema.PAGE_METRICS} <= shown
+    assert not [n for n in declared if re.search("_(ns|ppb|bps|ms|us|percent)(_|$)", n)]
+    assert "hftpipe_jump_ratio" in declared and "hftpipe_strategy_accuracy_ratio" in declared
 
 
 # ---------------------------------------------------------------- over HTTP
