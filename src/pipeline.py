@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from hftpipe import (
@@ -27,7 +26,7 @@ from hftpipe import (
 from hftpipe._stage_figure import FigureStage
 from hftpipe.desk import Desk, Request
 from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError, MismatchError
-from hftpipe.limits import DECIMAL, LIMITS
+from hftpipe.limits import DECIMAL, LIMITS, OFF, parse_limits
 from hftpipe.officer import Officer
 from hftpipe.process import Child, Supervisor
 from hftpipe.store.audit import Audit
@@ -181,8 +180,9 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
             private = {"conninfo": conninfo, "venue": venue,
                        "config": worker.shared_config(config), "record": record,
                        guardian.NAME: {**dataclasses.asdict(config.halt),
-                                       **{k: int(Decimal(str(config.risk[k])) * 10**9) for k in
-                                          ("max_daily_loss", "max_order_notional")},
+                                       **{k: limit if limit != OFF else 0
+                                          for k, limit in parse_limits(config.risk).items()
+                                          if k in ("max_daily_loss", "max_order_notional")},
                                        "alerts": [a.removeprefix("webhook:")
                                                   for a in config.observe.alerts if a != "log"],
                                        "key": config.venue.key.reference,

@@ -43,8 +43,8 @@ class Limits:
     jump: int = 1000
     window: int = 60 * SECOND
     confirm: int = 3
-    max_daily_loss: int = 0         # of [risk]
-    max_order_notional: int = 0     # of [risk]
+    max_daily_loss: int = 0         # of [risk]; 0 = off there, so it cannot be judged here
+    max_order_notional: int = 0     # of [risk]; 0 = off: only the mean is normal
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Limits:
@@ -78,6 +78,7 @@ class Triggers:
             blocks["book"], blocks["gateway"], blocks["ledger"])
         self._window: deque[Sample] = deque()
         self._normal = 0.0              # mean value of all positions
+        self._first = 0                 # time of the first look
         self._last = 0
         self._seen: dict[str, int] = {}     # trigger -> samples in a row
 
@@ -97,6 +98,7 @@ class Triggers:
 
     def _look(self, now: int) -> dict[str, str]:
         limits, found = self.limits, {}
+        self._first = self._first or now
         loss = -self._ledger.counter("day_pnl")
         most = limits.max_daily_loss * limits.daily_loss
         if most and loss * 10_000 > most:
@@ -105,6 +107,8 @@ class Triggers:
                 f"{_money(limits.max_daily_loss)}")
         gross = self._ledger.counter("gross_notional")
         normal = max(int(self._normal), limits.max_order_notional)
+        if not limits.max_order_notional and now - self._first < MEMORY * SECOND:
+            normal = 0                  # nobody knows yet
         if limits.position and normal and gross > normal * limits.position:
             found["position"] = (f"positions of {_money(gross)} are above {limits.position} times "
                                  f"the normal {_money(normal)}")

@@ -32,7 +32,7 @@ LAYERS = [
     {"alpaca", "venue", "store", "backtest", "strategies", "analyst"},
     {"reloader"},
     # 6 the program
-    {"worker", "guardian", "officer"}, {"pipeline"}, {"cli"}, {"__main__"},
+    {"worker", "guardian", "officer"}, {"pipeline"}, {"drill"}, {"cli"}, {"__main__"},
 ]
 OWN = {"__version__", "get_include"}   # of the package itself, which imports nothing
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -115,3 +115,17 @@ def test_a_silent_analyst_closes_the_gate_until_it_speaks_again(run):
     assert live.end() == 0 and live.document["verified"]
     assert live.document["denied"]["old_figure"] > 0        # that of the session
     assert live.control.trading == "armed"
+
+
+def test_a_run_starts_and_trades_with_every_check_off_that_may_be(run, tmp_path):
+    """And with each of the others at its default."""
+    from hftpipe.limits import LIMITS
+    off = [limit.name for limit in LIMITS if limit.off is not None]
+    path = tmp_path / "off.toml"
+    path.write_text("[risk]\n" + "".join(f'{name} = "off: a test of it"\n' for name in off))
+    live = run("-C", path).up().trades(1)
+    code, out, _ = live.hp("risk", "show", "-o", "json")
+    assert code == 0
+    assert {x["name"] for x in json.loads(out)["limits"] if x["limit"] is None} == set(off)
+    live.popen.terminate()
+    assert live.end() == 0 and live.document["verified"]

@@ -148,3 +148,15 @@ def test_after_a_resume_it_begins_anew():
     assert page.look(3)
     page.triggers.forget()
     assert page.look(10) == ""
+
+
+def test_a_limit_that_is_off_is_no_bound():
+    """No loss is too large; without the value of an order, what is normal takes an hour."""
+    page = Page(max_daily_loss=0)
+    page.set("ledger", "day_pnl", -10**18)
+    assert page.look(20) == ""
+    page = Page(max_order_notional=0)
+    for seconds, gross, halts in ((10, 10**9, False), (10, 10**12, False), (3700, 10**9, False),
+                                  (10, 5 * 10**9, False), (10, 10**12, True)):
+        page.set("ledger", "gross_notional", gross)
+        assert bool(page.look(seconds)) == halts, (seconds, gross)

@@ -32,6 +32,7 @@ COMMANDS = {
     "venue": "Run the built-in exchange alone.",
     "backtest": "Drive the same stages over a recording.",
     "record": "Write a recording of a market data feed.",
+    "drill": "Measure and prove what is promised about halting.",
     "model": "Pack, check, list and promote models.",
     "db": "Look after the PostgreSQL schema.",
 }

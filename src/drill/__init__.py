@@ -1,0 +1,1 @@
+"""Drills: what is promised about halting, measured on real processes."""

@@ -1,0 +1,9 @@
+from typing import Any, final
+
+from hftpipe._control import Control
+
+@final
+class Flag:
+    def __init__(self, control: Control) -> None: ...
+    def gate(self, rounds: int) -> int: ...
+    def halter(self, rounds: int, out: Any, hold: int) -> None: ...
