@@ -11,13 +11,15 @@ from ._breaker cimport breaker_init, breaker_restore
 from ._control cimport CONTROL_STAGES, Control
 from ._figure cimport risk_figure, risk_limit, risk_position, risk_settle
 from ._index cimport hp_index_free, hp_index_init
+from ._margin cimport risk_margins
 from ._memory cimport hp_lines
 from ._risk cimport (
     RISK_FILLS, RISK_PAIRED, approval_t, exposure_t, fill_t, hp_wide_ceil, reservation_t,
     risk_check, risk_mark, risk_order_event, risk_refresh, risk_token)
 from ._schema cimport (
-    HP_BOOK_FLAG_STALE, HP_LIMIT_MAX_ORDERS_PER_MINUTE, hp_book_t, hp_figure_t, hp_instrument_t,
-    hp_intent_t, hp_order_event_t, hp_order_t, hp_position_t, hp_risk_event_t, hp_verdict_t)
+    HP_BOOK_FLAG_STALE, HP_LIMIT_MAX_ORDERS_PER_MINUTE, hp_book_t, hp_checks_t, hp_figure_t,
+    hp_instrument_t, hp_intent_t, hp_order_event_t, hp_order_t, hp_position_t, hp_risk_event_t,
+    hp_verdict_t)
 from ._usage cimport usage_step
 
 from collections import namedtuple
@@ -249,6 +251,16 @@ cdef class Risk:
         load(intent, &i, sizeof(i))
         cdef int reason = risk_check(&self.r, &i, now, &v, &o)
         return reason, v.limit, v.value, v.detail, o.token
+
+    def margins(self, intent, verdict, int64_t now):
+        """The CHECKS record of an INTENT right after its VERDICT at *now*; see ``_margin.pxd``."""
+        cdef hp_intent_t i
+        cdef hp_verdict_t v
+        cdef hp_checks_t c
+        load(intent, &i, sizeof(i))
+        load(verdict, &v, sizeof(v))
+        risk_margins(&self.r, &i, &v, now, &c)
+        return record_of(schema.CHECKS, &c)
 
     def mark(self, book):
         """Take a BOOK record: reference price, touch, last trade, age and flags."""

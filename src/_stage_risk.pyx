@@ -8,18 +8,19 @@ from ._breaker cimport BREAKER_LOG, breaker_change_t, breaker_tick
 from ._clock cimport clock_now
 from ._control cimport CONTROL_STAGES, Control, control_count, control_set, histogram_record
 from ._figure cimport risk_figure, risk_position
+from ._margin cimport risk_margins
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
 from ._risk cimport risk_check, risk_mark, risk_order_event, risk_t, risk_withdraw
 from ._schema cimport (
-    HP_BREAKER_CLOSED, HP_BREAKER_OPEN, HP_HISTOGRAM_RISK, HP_LIMIT_DRAWDOWN_ACT_BPS,
-    HP_LIMIT_DRAWDOWN_HALT_BPS, HP_LIMIT_DRAWDOWN_WARN_BPS, HP_METRIC_ACK_EPOCH,
-    HP_METRIC_APPROVED, HP_METRIC_CREDIT_STALLS, HP_METRIC_DENIED, HP_METRIC_RECORDS_IN,
-    HP_REASON_BREAKER, HP_REASON_DRAWDOWN, HP_REASON_HALTED, HP_REASON_NONE, HP_REASON_REPEATED,
-    HP_REASON_STORE_FULL, HP_RECORD_RISK_EVENT, HP_RECORD_VERDICT, HP_RISK_EVENT_BREAKER,
-    HP_RISK_EVENT_CANCEL, HP_RISK_EVENT_DRAWDOWN, HP_RISK_EVENT_HALT_SEEN, HP_RISK_EVENT_LATCHED,
-    HP_RISK_EVENT_RESUME_SEEN, HP_RISK_EVENT_STORE_FULL, HP_RISK_EVENT_STORE_OK, hp_book_t,
-    hp_figure_t, hp_intent_t, hp_order_event_t, hp_order_t, hp_position_t, hp_risk_event_t,
-    hp_verdict_t)
+    HP_ACTION_CANCEL, HP_BREAKER_CLOSED, HP_BREAKER_OPEN, HP_HISTOGRAM_RISK,
+    HP_LIMIT_DRAWDOWN_ACT_BPS, HP_LIMIT_DRAWDOWN_HALT_BPS, HP_LIMIT_DRAWDOWN_WARN_BPS,
+    HP_METRIC_ACK_EPOCH, HP_METRIC_APPROVED, HP_METRIC_CREDIT_STALLS, HP_METRIC_DENIED,
+    HP_METRIC_RECORDS_IN, HP_REASON_BREAKER, HP_REASON_DRAWDOWN, HP_REASON_HALTED, HP_REASON_NONE,
+    HP_REASON_REPEATED, HP_REASON_STORE_FULL, HP_RECORD_CHECKS, HP_RECORD_RISK_EVENT,
+    HP_RECORD_VERDICT, HP_RISK_EVENT_BREAKER, HP_RISK_EVENT_CANCEL, HP_RISK_EVENT_DRAWDOWN,
+    HP_RISK_EVENT_HALT_SEEN, HP_RISK_EVENT_LATCHED, HP_RISK_EVENT_RESUME_SEEN,
+    HP_RISK_EVENT_STORE_FULL, HP_RISK_EVENT_STORE_OK, hp_book_t, hp_checks_t, hp_figure_t,
+    hp_intent_t, hp_order_event_t, hp_order_t, hp_position_t, hp_risk_event_t, hp_verdict_t)
 from ._stage cimport hp_copy_words, hp_saturate, stage_end, store_credit, store_next, store_put
 
 from hftpipe import schema
@@ -209,6 +210,7 @@ cdef class RiskStage(Stage):
         cdef const hp_intent_t *i
         cdef hp_order_t order
         cdef hp_verdict_t verdict
+        cdef hp_checks_t checks
         cdef hp_order_t *slot
         cdef int64_t now
         cdef int reason
@@ -269,6 +271,10 @@ cdef class RiskStage(Stage):
             histogram_record(&self.block.histograms[HP_HISTOGRAM_RISK],
                              now - i.ts_recv - i.hop)
             control_count(self.block, HP_METRIC_DENIED if reason else HP_METRIC_APPROVED, 1)
+            if verdict.action != HP_ACTION_CANCEL:  # the order is on its way: there is time
+                risk_margins(r, i, &verdict, now, &checks)
+                store_put(&self.store, HP_RECORD_CHECKS, &checks, 2, 1, i.event, now, 0,
+                          i.instrument, 0)
             ring_release(self.intents)
             done += 1
         if done:

@@ -18,7 +18,8 @@ LAYERS = [
      "_wire", "card", "limits"},
     {"_day", "_study"},
     # 2 judgement: may read parts
-    {"_drift", "_feature", "_model", "_risk", "_match"}, {"_figure", "_usage"}, {"_gate"},
+    {"_drift", "_feature", "_model", "_risk", "_match"}, {"_figure", "_margin", "_usage"},
+    {"_gate"},
     # 3 joints: the socket of a strategy, parts joined into duty cycles
     {"_strategy"}, {"_stage"},
     {"_stage_feed", "_stage_book", "_stage_signal", "_stage_risk", "_stage_gateway",

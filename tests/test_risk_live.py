@@ -73,6 +73,21 @@ def test_what_people_ask_reaches_the_gate_the_record_and_the_next_run(run):
         ("pause", "done"), ("limit", "done"), ("resume-symbol", "refused"), ("limit", "refused")]
     assert all("(pid " in who for *_, who in done)
 
+    # Why: every check that was looked at with its margin, down to the one that refused.
+    for which, refused in (("--last", False), ("--last-denied", True)):
+        code, out, err = live.hp("why", which, "-o", "json")
+        assert code == 0, err
+        told = json.loads(out)
+        used = {k["check"]: k["used_permille"] for k in told["checks"]}
+        beyond = [name for name, permille in used.items() if permille > 1000]
+        reason = told["verdict"]["reason"]
+        assert (reason != "none") == refused or not refused
+        assert beyond == ([] if reason == "none" else [reason]) and len(used) > 3
+        assert all(k["margin_permille"] in (None, 1000 - k["used_permille"])
+                   for k in told["checks"])
+        code, out, err = live.hp("why", which)
+        assert code == 0 and "looked at, nearest to its limit first" in out, err
+
     # What was tightened begins the next run, before anything may be ordered.
     again = run().up()
     code, _, err = again.hp("risk", "set", "max_daily_loss=901")

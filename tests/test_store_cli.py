@@ -49,6 +49,11 @@ def test_a_url(monkeypatch, tmp_path):
         secret = (p.home / "password").read_text().strip().rsplit(":", 1)[1]
         url = (f"postgresql://hftpipe:{secret}@/{conninfo['dbname']}"
                f"?host={quote(conninfo['host'], safe='')}")
+        from hftpipe.cli.why import command as why
+        result = CliRunner().invoke(why, ["--last", "--url", url], obj=Settings())
+        assert isinstance(result.exception, ConfigError)
+        assert "hftpipe db migrate" in str(result.exception)
+        assert "\n" not in str(result.exception)
         state = run("status", "--url", url)
         assert "pending: 0001_init" in state
         assert run("migrate", "--url", url).startswith("applied 0001_init\n")

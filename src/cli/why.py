@@ -28,13 +28,22 @@ def command(settings: Settings, order: str | None, last: bool, last_denied: bool
     """
     if [order is not None, last, last_denied].count(True) != 1:
         raise click.UsageError("why wants one of ORDER, --last and --last-denied")
+    import psycopg
+
+    from hftpipe.errors import ConfigError
     from hftpipe.store import explain
     from hftpipe.store import migrate as m
     from hftpipe.store.postgres import database
     where = url if url is not None else settings.load().store.url
     with database(where, settings.directory().path) as conninfo, m.connect(conninfo) as c:
-        found = explain.find(c, order, _run(run), "denied" if last_denied else "any")
-        told = explain.explain(c, *found)
+        try:
+            found = explain.find(c, order, _run(run), "denied" if last_denied else "any")
+            told = explain.explain(c, *found)
+        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn,
+                psycopg.errors.InvalidSchemaName) as e:
+            lacking = str(e).splitlines()[0]
+            raise ConfigError(f"the database has no tables of this version ({lacking}); "
+                              "`hftpipe db migrate` makes them") from None
     emit(settings, told, _lines(told, whole))
 
 
@@ -89,9 +98,16 @@ def _lines(t: dict[str, Any], whole: bool) -> Iterator[str]:
     else:
         yield "risk      approved"
     if t["checks"]:
-        used = sorted(t["checks"], key=lambda k: -k["used_permille"])
-        text = "  ".join(f"{k['check']} {k['used_permille'] / 10:g} %" for k in used)
-        yield f"checks    {len(used)} looked at, used of each limit: {text}"
+        yield f"checks    {len(t['checks'])} looked at, nearest to its limit first"
+        rows = [(f"{k['used_permille'] / 10:.1f} %", f"{k['margin_permille'] / 10:+.1f} %",
+                 k["check"])
+                for k in sorted(t["checks"], key=lambda k: -k["used_permille"])
+                if k["margin_permille"] is not None]
+        yield from ("  " + line for line in columns(rows, ("used", "margin", "of the limit")))
+        flags = [k for k in t["checks"] if k["margin_permille"] is None]
+        yield "  met       " + ", ".join(
+            k["check"] for k in flags if k["used_permille"] <= 1000)
+        yield from (f"  NOT MET   {k['check']}" for k in flags if k["used_permille"] > 1000)
     elif verdict is not None:
         yield "checks    how near each was to its limit is not recorded for this order"
     if t["fees_nano"] is not None:

@@ -66,6 +66,13 @@ def find(c: psycopg.Connection, order: str | None, run: int | None,
     return run, int(row["event"])
 
 
+# Checks that have no "nearly".
+MET_OR_NOT = frozenset(
+    "halted store_full unknown_instrument breaker paused restricted no_figure old_figure "
+    "invalid_order duplicate duplicate_order crosses_zero short_not_allowed overflow correlation "
+    "hours wash_trade".split())
+
+
 def explain(c: psycopg.Connection, run: int, order: int) -> Row:
     """What is stored about an order, JSON-ready; money in 1e-9, times in ns.
 
@@ -127,7 +134,8 @@ def explain(c: psycopg.Connection, run: int, order: int) -> Row:
             "decision": schema.SIDE.label(signal["decision"]), "elapsed_ns": signal["elapsed"]},
         "verdict": None if verdict is None else _verdict(verdict),
         "checks": [] if checks is None else [
-            {"check": name, "used_permille": checks[name]}
+            {"check": name, "used_permille": checks[name],
+             "margin_permille": None if name in MET_OR_NOT else 1000 - checks[name]}
             for name in schema.columns(schema.CHECKS) if checks[name]],
         "outcome": {"status": view["status"], "reason": view["reason"],
                     "filled_nano": int(view["filled_quantity"] * 10**9),

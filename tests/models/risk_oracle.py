@@ -99,6 +99,25 @@ TIGHT = {
 }
 
 
+# As in _risk.pxd.
+ORDERED = """
+    HALTED  STORE_FULL  UNKNOWN_INSTRUMENT  BREAKER  PAUSED  RESTRICTED  STALE_DATA
+    NO_FIGURE  OLD_FIGURE  INVALID_ORDER  DUPLICATE  DUPLICATE_ORDER  PRICE_RANGE
+    ORDER_SIZE  OVERFLOW  ORDER_NOTIONAL  ORDER_SMALL  ORDER_RATE  ORDERS_PER_DAY  REPEATED
+    CROSSES_ZERO  SHORT_NOT_ALLOWED
+    POSITION_SIZE  POSITION_NOTIONAL  TOTAL_NOTIONAL  OPEN_POSITIONS  PENDING
+    DAILY_LOSS  WEEKLY_LOSS  MONTHLY_LOSS  TRADE_LOSS  CONCENTRATION  SECTOR
+    VAR_95  VAR_99  DRAWDOWN  CORRELATION  VOLATILITY  LEVERAGE
+    HOURS  PRICE_COLLAR  LAST_COLLAR  ORDER_VOLUME  POSITION_VOLUME  SPREAD
+    VOLUME_RATIO  WASH_TRADE  TABLE_FULL""".split()
+# Figures are asked for in several places, so what lies behind them may have been looked at.
+FIXED = set(ORDERED) - {"NO_FIGURE", "OLD_FIGURE"}
+# Value and limit of the verdict are what the cell compares.
+PLAIN = {"ORDER_SIZE", "POSITION_SIZE", "ORDERS_PER_DAY", "OPEN_POSITIONS", "PENDING", "DAILY_LOSS",
+         "WEEKLY_LOSS", "MONTHLY_LOSS", "DRAWDOWN", "ORDER_VOLUME",
+         "POSITION_VOLUME", "SPREAD", "VOLATILITY", "TABLE_FULL"}
+
+
 class Oracle:
     """One run: a gate, its twin, and a market that is made up as it goes."""
 
@@ -279,9 +298,16 @@ class Oracle:
                               "side": side, "qty": qty, "price": price, "tif": tif,
                               "type": "MARKET" if market else "LIMIT", "strategy": strategy},
                              self.now)
-        reason, limit, value, detail, token = self.risk.judge(
-            INTENT(SIGNAL | self.seq, where, side, qty, price, T.MARKET if market else T.LIMIT,
-                   tif, A.NEW, 0, strategy), self.now)
+        intent = INTENT(SIGNAL | self.seq, where, side, qty, price,
+                        T.MARKET if market else T.LIMIT, tif, A.NEW, 0, strategy)
+        if self.orders % 8:
+            reason, limit, value, detail, token = self.risk.judge(intent, self.now)
+        else:                                           # records cost more: now and then
+            reason, verdict, order = self.risk.check(intent, self.now)
+            limit, value, detail = (int(verdict[k]) for k in ("limit", "value", "detail"))
+            token = int(order["token"])
+            self.margins(self.risk.margins(intent, verdict, self.now), REASON[reason], limit,
+                         value)
         self.same("reason", wanted[0], REASON[reason])
         if wanted[1] is not None:
             self.same("limit", wanted[1], limit)
@@ -292,6 +318,20 @@ class Oracle:
         self.same("token", reason == 0, token != 0)
         self.seen[wanted[0]] += 1
         self.orders += 1
+
+    def margins(self, checks, reason, limit, value):
+        """What _margin.pxd promises, against the verdict that the twin agreed to."""
+        cells = {name: int(checks[name.lower()]) for name in ORDERED}
+        if reason == "NONE":
+            self.same("margins", [], [n for n, c in cells.items() if c > 1000])
+            return
+        if reason in PLAIN and limit > 0:
+            self.same("margin", min(max(-(-1000 * value // limit), 1001), 65535), cells[reason])
+        self.same("margin beyond", True, cells.pop(reason) > 1000)
+        self.same("margins of others", [], [n for n, c in cells.items() if c > 1000])
+        if reason in FIXED:
+            after = ORDERED[ORDERED.index(reason) + 1:]
+            self.same("margins after", [], [n for n in after if cells[n]])
 
     def cancel(self):
         rng, naive = self.rng, self.naive
