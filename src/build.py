@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy
 
-from hftpipe import _ring, schema, topology
+from hftpipe import _clock, _ring, schema, topology
 from hftpipe._day import Days
 from hftpipe._gate import Risk
 from hftpipe._ledger import Ledger
@@ -88,7 +88,7 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
            strategies: Callable[[], list[Strategy]] | None = None,
            wire: Callable[[list[Stage]], Wire] | None = None,
            source: Callable[[], Source] | None = None,
-           board: Board | None = None) -> list[Stage]:
+           board: Board | None = None, gate: Mapping[str, Any] | None = None) -> list[Stage]:
     """Make the stages *names*, in that order.
 
     Parameters
@@ -105,6 +105,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
         filled from outside.
     board : Board, optional
         Where ledger and risk show what they have.
+    gate : mapping, optional
+        What runs before left of the gate: arguments of ``Risk.restore`` without the time.
     """
     out: list[Stage] = []
     need = _needed
@@ -127,12 +129,15 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
                                 strategies() if strategies else [], table, **common,
                                 bar=config.features.window)
         elif name == "risk":
+            risk = Risk(config.risk, table, control, len(topology.STAGES))
+            if gate is not None:
+                risk.restore(now=_clock.now_ns(), **gate)
             stage = RiskStage(need(links.consumer("signal.risk")),
                               need(links.consumer("book.risk")),
                               need(links.consumer("gateway.risk")),
                               need(links.consumer("ledger.risk")),
                               need(links.producer("risk.gateway")),
-                              Risk(config.risk, table, control, len(topology.STAGES)), **common,
+                              risk, **common,
                               figures=[ring for source in ("analyst", "supervisor")
                                        if (ring := links.consumer(f"{source}.risk")) is not None])
             if board is not None:

@@ -177,7 +177,8 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
         with supervisor:
             venue = _venue(supervisor, config, plan, run_dir, seed, rate)
             say(f"venue     {venue['rest']}")
-            private = {"conninfo": conninfo, "venue": venue,
+            left = _gate_state(conninfo, run.run, config, say)
+            private = {"conninfo": conninfo, "venue": venue, "gate": left,
                        "config": worker.shared_config(config), "record": record,
                        guardian.NAME: {**dataclasses.asdict(config.halt),
                                        **{k: limit if limit != OFF else 0
@@ -255,6 +256,29 @@ def _officer(config: Config, run_dir: RunDir, run: int, control: Control, table:
     desk = Desk(run_dir.name, {**made.handlers, "halt": _halt(run_dir, control)}, logger.info)
     opened.callback(desk.close)
     return made
+
+
+def _gate_state(conninfo: str, run: int, config: Config, say: Callable[[str], None],
+                ) -> dict[str, Any]:
+    """What earlier runs left of the gate; not known is no start.
+
+    The local exchange gives each run a new account, so what counts per day begins anew there.
+    """
+    import psycopg
+
+    from hftpipe.store import queries
+    try:
+        left = queries.gate_state(conninfo, run, config.profile, day=config.venue.kind != "local")
+    except psycopg.Error as e:
+        raise HftpipeError("what earlier runs left of the gate (breaker, disabled strategies, the "
+                           f"day's orders) cannot be read: {str(e).splitlines()[0]}") from None
+    if left["state"] != schema.BREAKER.CLOSED:
+        say(f"breaker   OPEN since an earlier run ({schema.BREAKER_CAUSE.label(left['cause'])}); "
+            "`hftpipe risk breaker close --reason ...` closes it")
+    for number in left["latched"]:
+        name = config.strategy[number].name if number < len(config.strategy) else f"{number}"
+        say(f"strategy  {name} is disabled since an earlier run; `hftpipe risk rearm {name}`")
+    return left
 
 
 def _halt(run_dir: RunDir, control: Control) -> Callable[[Request], Mapping[str, Any]]:

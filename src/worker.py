@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,6 +231,14 @@ def source_news(source: SocketSource, log: Logger) -> Callable[[], None]:
     return tell
 
 
+def gate_state(private: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the supervisor found that earlier runs left of the gate."""
+    found = private.get("gate")
+    if found is None:
+        return None
+    return {**found, "executions": {int(k): v for k, v in found.get("executions", {}).items()}}
+
+
 def strategy_news(stage: SignalStage, log: Logger) -> Callable[[], None]:
     """The same for what strategies have to tell."""
     def tell() -> None:
@@ -271,7 +279,7 @@ def pipeline(context: Context) -> Exit:
         context.stages, context.links, context.config, context.table, control=context.control,
         strategies=all_strategies,
         wire=lambda _: alpaca_wire(context), source=source if "feed" in context.stages else None,
-        board=context.board)
+        board=context.board, gate=gate_state(context.private))
     waits = {topology.SPIN: WAIT_SPIN, topology.YIELD: WAIT_YIELD, topology.SLEEP: WAIT_SLEEP}
     after = sorted({topology.INDEX[before] for stage in context.stages
                     for before in DRAIN_AFTER.get(stage, ()) if before not in context.stages})

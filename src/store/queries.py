@@ -105,6 +105,53 @@ def pnl_by_day(conninfo: str, run: int, profile: str, before: dt.date) -> dict[d
     return {day: int(total * 10**9) for day, total in rows}
 
 
+def gate_state(conninfo: str, run: int, profile: str, *, day: bool) -> dict[str, Any]:
+    """What runs of *profile* before *run* left of the gate, as ``Risk.restore`` takes it.
+
+    The breaker as its last change left it, and strategies disabled since a person enabled them.
+    With *day* also what counts per trading day: orders, those of each strategy, and the P&L.
+    Everything is read from what the gate itself recorded, after the rings of a killed run were
+    stored.
+    """
+    kind, closed = schema.RISK_EVENT_KIND, schema.BREAKER.CLOSED
+    want = {"run": run, "profile": profile, "stream": schema.STREAM.RISK, "breaker": kind.BREAKER,
+            "latched": kind.LATCHED, "rearm": kind.REARM, "day": kind.DAY,
+            "new": schema.ACTION.NEW}
+    mine = ("JOIN hftpipe.run r USING (run) WHERE r.profile = %(profile)s AND run < %(run)s "
+            "AND stream = %(stream)s")
+    with psycopg.connect(conninfo, options=f"-c statement_timeout={PATIENCE}s") as c:
+        breaker = c.execute(
+            f"SELECT value, detail FROM hftpipe.risk_event {mine} AND kind = %(breaker)s "
+            "ORDER BY run DESC, seq DESC LIMIT 1", want).fetchone() or (closed, 0)
+        latched = [int(s) for s, last in c.execute(
+            "SELECT detail, (array_agg(kind ORDER BY run DESC, seq DESC))[1] "
+            f"FROM hftpipe.risk_event {mine} AND kind IN (%(latched)s, %(rearm)s) GROUP BY 1",
+            want) if last == kind.LATCHED]
+        out: dict[str, Any] = {"state": breaker[0], "cause": breaker[1], "losses": 0,
+                               "latched": latched}
+        began = c.execute(
+            f"SELECT value, run, seq FROM hftpipe.risk_event {mine} AND kind = %(day)s "
+            "ORDER BY run DESC, seq DESC LIMIT 1", want).fetchone() if day else None
+        if began is not None:
+            want |= {"from_run": began[1], "from_seq": began[2],
+                     "date": dt.date(1970, 1, 1) + dt.timedelta(days=began[0])}
+            executions = dict(c.execute(
+                "SELECT i.strategy, count(*) FROM hftpipe.verdict v "
+                "JOIN hftpipe.run r USING (run) "
+                'JOIN hftpipe.intent i ON i.run = v.run AND i.event = v."order" '
+                "WHERE r.profile = %(profile)s AND v.run < %(run)s AND v.reason = 0 "
+                "AND v.action = %(new)s AND (v.run, v.seq) > (%(from_run)s, %(from_seq)s) "
+                "GROUP BY 1", want).fetchall())
+            pnl = c.execute(
+                "SELECT coalesce(sum(d.total), 0) FROM hftpipe.daily_pnl d "
+                "JOIN hftpipe.run r USING (run) WHERE r.profile = %(profile)s "
+                "AND run < %(run)s AND d.trading_date = %(date)s", want).fetchone()
+            assert pnl is not None
+            out |= {"day": began[0], "orders": sum(executions.values()),
+                    "executions": executions, "pnl": int(pnl[0] * 10**9)}
+    return out
+
+
 def daily_bars(conninfo: str, run: int, symbols: list[str], since: dt.date,
                ) -> dict[dt.date, dict[int, tuple[float, float, float, float]]]:
     """Close, high, low and volume of each New York day that other runs than *run* have stored

@@ -1,0 +1,139 @@
+"""What the gate knew survives a restart, also after SIGKILL: breaker, strategies, the day."""
+import json
+import os
+import signal
+
+import pytest
+
+from hftpipe import schema
+from hftpipe.store import queries
+from tests.models.live import database, runs, until
+
+pytestmark = [pytest.mark.venue, pytest.mark.db]
+
+
+@pytest.fixture
+def run(tmp_path):
+    with runs(tmp_path / "run") as go:
+        yield go
+
+
+def shown(live):
+    code, out, err = live.hp("risk", "show", "-o", "json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def killed(live):
+    """SIGKILL of the supervisor: everything dies with it, the rings stay for the next start."""
+    os.kill(live.popen.pid, signal.SIGKILL)
+    live.popen.wait()
+
+
+def resumed(live):
+    """A killed run halts the next one; let it trade."""
+    live.up(trading="halted")
+    code, _, err = live.hp("resume", "--reason", "test")
+    assert code == 0, err
+    return live
+
+
+def refused(live, count=5):
+    """Wait for *count* more refusals; nothing may have been sent meanwhile."""
+    sent, denied = live.counter("gateway", "orders_sent"), live.counter("risk", "denied")
+    until(lambda: live.counter("risk", "denied") >= denied + count, "refusals", live.popen)
+    assert live.counter("gateway", "orders_sent") == sent
+
+
+def test_an_open_breaker_stays_open_until_a_person_closes_it(run):
+    live = run().up().trades(1)
+    code, _, err = live.hp("risk", "breaker", "open")
+    assert code == 0, err
+    until(lambda: shown(live)["breaker"] == "open", "it is open", live.popen)
+    until(lambda: live.counter("gateway", "orders_open") == 0, "what was open is cancelled",
+          live.popen)
+    killed(live)
+
+    again = resumed(run())
+    assert (shown(again)["breaker"], shown(again)["breaker_cause"]) == ("open", "a person")
+    refused(again)
+    assert again.counter("gateway", "orders_sent") == 0
+    code, _, err = again.hp("risk", "breaker", "close")
+    assert code == 10 and "--reason" in err
+    code, _, err = again.hp("risk", "breaker", "close", "--reason", "looked at it")
+    assert code == 0, err
+    again.trades(1)
+    again.popen.terminate()
+    assert again.end() == 0 and again.document["denied"]["breaker"] >= 5
+
+    third = run().up()
+    assert shown(third)["breaker"] == "closed"
+    third.trades(1)
+
+
+def test_a_half_open_breaker_comes_back_open_for_what_became_of_its_test_is_not_known(run):
+    """And goes its way again: half open after the cooldown, then exactly one test order."""
+    live = run().up().trades(1)
+    live.popen.terminate()
+    assert live.end() == 0
+    with database(live.path) as c:
+        c.execute(
+            "INSERT INTO hftpipe.risk_event SELECT run, stream, seq + 1, ts, ts_in, aux, checksum, "
+            'event + 1, cause, halt_epoch, armed_epoch, %s, %s, instrument, %s, %s, %s '
+            "FROM hftpipe.risk_event WHERE run = %s ORDER BY seq DESC LIMIT 1",
+            (schema.BREAKER.OPEN, schema.BREAKER.HALF_OPEN, schema.RISK_EVENT_KIND.BREAKER,
+             schema.REASON.BREAKER, schema.BREAKER_CAUSE.FAILURES, live.run))
+    # Long enough to be seen open, and a quiet period in which only the test order passes.
+    again = run("--set", "risk.breaker_cooldown_ms=5000",
+                "--set", "risk.breaker_quiet_ms=600000").up()
+    found = shown(again)
+    assert (found["breaker"], found["breaker_cause"]) in (
+        ("open", "a failed test order"), ("half open", "a failed test order"))
+    until(lambda: shown(again)["breaker"] == "half open", "the cooldown is over", again.popen)
+    until(lambda: again.counter("gateway", "orders_sent") == 1, "the test order", again.popen)
+    held = {r["symbol"] for r in shown(again).get("positions", ())}
+    denied = again.counter("risk", "denied")
+    until(lambda: again.counter("risk", "denied") >= denied + 5, "refusals", again.popen)
+    # What reduces what the test order bought may pass; nothing else.
+    assert again.counter("gateway", "orders_sent") <= 2 and not held
+    again.popen.terminate()
+    assert again.end() == 0 and again.document["denied"]["breaker"] >= 5
+
+
+def test_a_disabled_strategy_stays_disabled(run):
+    few = ("--set", "risk.max_strategy_orders=2")
+    live = run(*few).up()
+    until(lambda: shown(live)["disabled_strategies"], "a strategy is disabled", live.popen)
+    disabled = shown(live)["disabled_strategies"]
+    killed(live)
+    again = resumed(run())                  # without the limit: it is not what keeps it out
+    assert set(disabled) <= set(shown(again)["disabled_strategies"])
+    name = ("imbalance", "model")[disabled[0]]
+    code, _, err = again.hp("risk", "rearm", name, "--reason", "looked at its fills")
+    assert code == 0, err
+    until(lambda: disabled[0] not in shown(again)["disabled_strategies"], "it is enabled again",
+          again.popen)
+    again.popen.terminate()
+    assert again.end() == 0
+    with database(live.path) as c:
+        left = queries.gate_state(c.info.dsn, again.run + 1, "demo", day=True)
+        assert disabled[0] not in left["latched"] and left["state"] == schema.BREAKER.CLOSED
+        approved = dict(c.execute(
+            'SELECT i.strategy, count(*) FROM hftpipe.verdict v JOIN hftpipe.intent i '
+            'ON i.run = v.run AND i.event = v."order" WHERE v.reason = 0 AND v.action = 1 '
+            "AND v.run = %s GROUP BY 1", (again.run,)).fetchall())
+        assert left["executions"] == approved and left["orders"] == sum(approved.values())
+        assert left["day"] > 20_000
+
+
+def test_a_database_that_cannot_tell_is_no_start(run, tmp_path):
+    live = run().up().trades(1)
+    live.popen.terminate()
+    assert live.end() == 0
+    with database(live.path) as c:
+        c.execute("ALTER TABLE hftpipe.risk_event RENAME COLUMN detail TO elsewhere")
+    failed = run()
+    failed.popen.wait(120)
+    out, err = failed.popen.communicate()
+    assert failed.popen.returncode != 0
+    assert "cannot be read" in err and "Traceback" not in err, (out, err)
