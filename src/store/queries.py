@@ -135,7 +135,7 @@ def gate_state(conninfo: str, run: int, profile: str, *, day: bool) -> dict[str,
         if began is not None:
             want |= {"from_run": began[1], "from_seq": began[2],
                      "date": dt.date(1970, 1, 1) + dt.timedelta(days=began[0])}
-            executions = dict(c.execute(
+            executions: dict[int, int] = dict(c.execute(
                 "SELECT i.strategy, count(*) FROM hftpipe.verdict v "
                 "JOIN hftpipe.run r USING (run) "
                 'JOIN hftpipe.intent i ON i.run = v.run AND i.event = v."order" '
