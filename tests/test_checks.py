@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hftpipe import _clock, _control, build, config, schema, topology
+from hftpipe.backtest._sim import SimWire
 from tests.chain import table
 from tests.models.risk_oracle import LOOSE
 
@@ -17,11 +18,8 @@ NANO, MS, T0 = 10**9, 10**6, 10**15
 MINUTE = 60 * NANO
 REASON, KIND = schema.REASON, schema.FIGURE_KIND
 LIMIT, MARKET, IOC = schema.ORDER_TYPE.LIMIT, schema.ORDER_TYPE.MARKET, schema.TIF.IOC
-#: Given by the gateway, or by a check that a case of another reason stands for.
-ELSEWHERE = {
-    "token": "tests/test_stage.py", "expired": "tests/test_stage.py", "busy": "tests/test_stage.py",
-    "disconnected": "tests/test_stage.py", "venue": "tests/test_order.py",
-    "limits": "test_an_order_approved_under_older_limits_is_dropped_by_the_gateway"}
+#: Given by the gateway or the venue: what these see is below, and in the tests of wire and orders.
+LATER = {"token", "expired", "limits", "busy", "disconnected", "venue"}
 
 
 def nano(x):
@@ -566,8 +564,8 @@ def test_an_order_with_a_field_out_of_range_is_refused(beyond):
 
 def test_every_reason_of_the_gate_has_a_case():
     reasons = {name.lower() for name, value, _ in REASON.members if value}
-    assert reasons - set(CASES) - set(ELSEWHERE) == {"invalid_order", "not_open"}
-    assert not set(CASES) & set(ELSEWHERE)
+    assert reasons - set(CASES) - LATER == {"invalid_order", "not_open"}
+    assert not set(CASES) & LATER
 
 
 def test_what_only_reduces_a_position_passes_where_more_would_not():
@@ -602,3 +600,47 @@ def test_a_lower_limit_refuses_the_next_order():
     g.figure("limit", nano(40), other=number)
     assert g.ask(qty=41) == "order_size" and g.verdict["limit"] == nano(40)
     assert g.ask(qty=40) == "none"
+
+
+# ---------------------------------------------------------------- the gateway looks again
+
+def between(gate, order, what):
+    gate.control.halt()
+
+
+def changed(gate, order, what):
+    order[what] += 1
+
+
+def limits(gate, order, version):
+    gate.control.limits_version = version
+
+
+def late(gate, order, ns):
+    gate.at(gate.now + ns)
+
+
+@pytest.mark.parametrize(("happens", "what", "outcome"), [
+    (late, 0, "none"), (late, NANO, "none"), (late, NANO + 1, "expired"),
+    (between, None, "halted"), (limits, 2, "limits"), (limits, 3, "limits"),
+    (changed, "price", "token"), (changed, "qty", "token"), (changed, "instrument", "token"),
+    (changed, "order", "token"), (changed, "token", "token")])
+def test_what_was_approved_leaves_only_as_it_was_and_in_time(happens, what, outcome):
+    g = Gate()
+    assert g.ask(price=99) == "none"
+    order = g.order.copy()
+    links = build.PrivateLinks()
+    cfg = config.loads("", env={})
+    _, gateway = build.stages(("book", "gateway"), links, cfg, g.table, control=g.control,
+                              wire=lambda made: SimWire(made[0].handles))
+    happens(g, order, what)
+    assert links.producer("risk.gateway").push(order.tobytes())
+    while gateway.do_work(64):
+        pass
+    told = np.frombuffer(links.consumer("gateway.risk").pop(), schema.dtype(schema.ORDER_EVENT))[0]
+    kind = schema.ORDER_EVENT_KIND
+    assert REASON.label(int(told["reason"])) == outcome
+    assert told["kind"] == (kind.SENT if outcome == "none" else kind.DROPPED)
+    block = g.control.stage(topology.INDEX["gateway"])
+    assert block.counter("orders_sent") == (outcome == "none")
+    assert block.counter("orders_dropped") == (outcome != "none")
