@@ -489,12 +489,15 @@ class Strategy:
     name: str = option(text(pattern=r"[a-z][a-z0-9_]{0,30}",
                          wanted="1 to 31 of a-z, 0-9 and _, starting with a letter"),
                     "strategy", "Its name in logs and tables.")
-    kind: str = option(text("imbalance", "onnx", "python", "native"), "imbalance",
+    kind: str = option(text("imbalance", "onnx", "ensemble", "python", "native"), "imbalance",
                     "Which of ours, or whose.")
     entry: str = option(text(), "",
                      'python: "package.module:Class"; native: name of its entry point.')
     symbols: tuple[str, ...] = option(_list_of(text(), "symbols"), [],
                                    "Instruments it sees; empty = all.")
+    members: tuple[str, ...] = option(
+        _list_of(text(), "names"), [], "ensemble: names of the strategies it decides by; those do "
+        "not trade on their own.")
     shadow: bool = option(flag(), False, "Whether it only watches: its answers and what it would "
                                          "have ordered are stored, nothing is sent.")
     params: Mapping[str, Any] = free("Its own parameters.")
@@ -730,6 +733,14 @@ PARAMS: dict[str, dict[str, tuple[Kind, Any, str]]] = {
         "threshold": (number(0.0, 1.0), 0.6, "Imbalance of the book's best levels that decides."),
         "leave": (number(0.0, 1.0), 0.0, "Imbalance against what is held that closes it."),
         **COMMON},
+    "ensemble": {
+        "rule": (text("majority", "unanimous", "mean", "first"), "majority",
+                 "How its members decide: docs/strategy.md."),
+        "weights": (_list_of(number(1e-9, 1e9), "weights"), [],
+                    "Of its members, in their order; empty = 1 each."),
+        "threshold": (number(0.0, 1.0), 0.5, "mean: probability above which a direction wins."),
+        "leave": (number(0.0, 1.0), 0.45, "Mean probability against what is held that closes it."),
+        **COMMON},
     "onnx": {
         "model": (text(), "demo", "A packed model NAME or NAME@VERSION, a path (with a / or "
                   "ending in .onnx), or demo for the one that ships."),
@@ -873,6 +884,12 @@ class Config:
     def dump(self) -> str:
         """The whole configuration as TOML that reads back equal; credentials as references."""
         return "\n".join(_dump(self)) + "\n"
+
+    @property
+    def traders(self) -> tuple[Strategy, ...]:
+        """The strategies that stand alone, by their number in a run: members of none."""
+        inside = {name for item in self.strategy for name in item.members}
+        return tuple(item for item in self.strategy if item.name not in inside)
 
     @property
     def feed_in_loop(self) -> bool:
@@ -1371,11 +1388,33 @@ def _check(config: Config) -> Config:
         if instrument.min_qty < instrument.lot:
             refuse(f"instruments.{n}.min_qty", f"must be at least lot {_plain(instrument.lot)}, "
                                                f"was {_plain(instrument.min_qty)}")
+    by_name = {item.name: item for item in config.strategy}
+    taken: dict[str, str] = {}
+
+    def members(n: int, item: Strategy) -> None:
+        key = f"strategy.{n}.members"
+        if item.kind != "ensemble":
+            if item.members:
+                refuse(key, f"is for kind ensemble, was given for {item.kind}")
+            return
+        if len(item.members) < 2:
+            refuse(key, f"must name two strategies or more, was {list(item.members)}")
+        for name in item.members:
+            other = by_name.get(name)
+            if other is None or other.kind == "ensemble":
+                refuse(key, f"must name strategies that are no ensembles, was {quoted(name)}")
+            if name in taken:
+                refuse(key, f"names {name}, which is in {taken[name]} already")
+            if other is not None and (other.shadow or other.symbols):
+                refuse(key, f"names {name}, which has shadow or symbols; the ensemble may")
+            taken[name] = item.name
+
     for n, item in enumerate(config.strategy):
         for symbol in item.symbols:
             if symbol not in symbols:
                 refuse(f"strategy.{n}.symbols", f"names {symbol}, which is none of instruments "
                                                 f"{', '.join(symbols)}")
+        members(n, item)
         if item.kind == "onnx" and not item.params["model"]:
             refuse(f"strategy.{n}.params.model", "must name a model file, was empty")
         if item.kind in ("python", "native") and not item.entry:

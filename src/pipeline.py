@@ -252,7 +252,7 @@ def _officer(config: Config, run_dir: RunDir, run: int, control: Control, table:
 
     opened.callback(ended)
     made = Officer(stage, link, run_dir, run, [row["symbol"].decode() for row in table],
-                   config.risk, [item.name for item in config.strategy], audit)
+                   config.risk, [item.name for item in config.traders], audit)
     desk = Desk(run_dir.name, {**made.handlers, "halt": _halt(run_dir, control)}, logger.info)
     opened.callback(desk.close)
     return made
@@ -276,7 +276,7 @@ def _gate_state(conninfo: str, run: int, config: Config, say: Callable[[str], No
         say(f"breaker   OPEN since an earlier run ({schema.BREAKER_CAUSE.label(left['cause'])}); "
             "`hftpipe risk breaker close --reason ...` closes it")
     for number in left["latched"]:
-        name = config.strategy[number].name if number < len(config.strategy) else f"{number}"
+        name = config.traders[number].name if number < len(config.traders) else f"{number}"
         say(f"strategy  {name} is disabled since an earlier run; `hftpipe risk rearm {name}`")
     return left
 

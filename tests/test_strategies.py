@@ -418,7 +418,7 @@ def test_a_plain_python_class_is_wrapped(others, monkeypatch):
 
 def item(kind="imbalance", entry="", symbols=(), **params):
     return types.SimpleNamespace(name="mine", kind=kind, entry=entry, symbols=symbols,
-                                 shadow=False, params=params)
+                                 members=(), shadow=False, params=params)
 
 
 def test_a_configuration_becomes_strategies_in_its_order(others, tmp_path):

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free
 
 from .._atomic cimport hp_fetch_add, hp_load_acquire, hp_pause, hp_store_release
-from .._clock cimport clock_now
+from .._clock cimport hp_read_monotonic
 from .._control cimport Control, control_armed
 from .._memory cimport hp_lines
 
@@ -60,7 +60,7 @@ cdef class Flag:
                 hp_store_release(&s.ready, n)
                 last = 0
                 while control_armed(self.control.header):
-                    last = clock_now()
+                    last = hp_read_monotonic()
                     passes += 1
                 s.last = last
                 hp_store_release(&s.done, n)
@@ -84,10 +84,10 @@ cdef class Flag:
                                  hp_load_acquire(&self.control.header.halt_epoch))
                 while hp_load_acquire(&s.ready) != n:
                     hp_pause()
-                began = clock_now()
-                while clock_now() - began < hold + <int64_t>(n * 7919 % 4096):
+                began = hp_read_monotonic()
+                while hp_read_monotonic() - began < hold + <int64_t>(n * 7919 % 4096):
                     hp_pause()
-                began = clock_now()
+                began = hp_read_monotonic()
                 hp_fetch_add(&self.control.header.halt_epoch, 1)
                 while hp_load_acquire(&s.done) != n:
                     hp_pause()

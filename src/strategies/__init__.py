@@ -43,6 +43,8 @@ class Item(Protocol):
     @property
     def symbols(self) -> Sequence[str]: ...
     @property
+    def members(self) -> Sequence[str]: ...
+    @property
     def shadow(self) -> bool: ...
     @property
     def params(self) -> Mapping[str, Any]: ...
@@ -123,7 +125,7 @@ def make(items: Iterable[Item], instruments: Any, *, names: Sequence[str] = (),
          in_lots: bool = False, equity: int | None = None,
          resolve: Callable[[str, str | None], tuple[Path, str | None]] | None = None,
          ) -> list[Strategy]:
-    """The strategies of a configuration, in its order.
+    """The strategies of a configuration that trade or watch, in its order; members in theirs.
 
     Parameters
     ----------
@@ -147,12 +149,18 @@ def make(items: Iterable[Item], instruments: Any, *, names: Sequence[str] = (),
     ConfigError
         Everything that :func:`load` refuses, and symbols that are no instruments.
     """
+    from hftpipe.strategies._ensemble import Ensemble
     from hftpipe.strategies._only import Only
-    out: list[Strategy] = []
-    for item in items:
-        if names and item.name not in names:
+    items = list(items)
+    wanted = {*(names or [item.name for item in items])}
+    inside = {name for item in items if item.name in wanted for name in item.members}
+    made: dict[str, Strategy] = {}
+    out: dict[int, Strategy] = {}
+    # Members first: an ensemble is made of them.
+    for place, item in sorted(enumerate(items), key=lambda pair: bool(pair[1].members)):
+        if item.name not in wanted | inside:
             continue
-        shipped = item.kind in BUILTIN
+        shipped = item.kind in BUILTIN or item.kind == "ensemble"
         params = dict(item.params)
         if item.kind == "onnx" and resolve is not None:
             path, sha256 = resolve(params.get("model", "demo"), params.get("sha256"))
@@ -161,12 +169,18 @@ def make(items: Iterable[Item], instruments: Any, *, names: Sequence[str] = (),
             params["in_lots"] = True
         if equity is not None and shipped:
             params["equity"] = equity
-        strategy = load(item.kind if shipped else item.entry, params, instruments)
+        strategy: Strategy
+        if item.kind == "ensemble":
+            strategy = Ensemble(params, instruments, [made[name] for name in item.members])
+        else:
+            strategy = load(item.kind if shipped else item.entry, params, instruments)
         strategy.name, strategy.shadow = item.name, item.shadow
         if item.symbols and not in_lots:
             try:
                 strategy = Only(strategy, item.symbols, instruments)
             except ValueError as error:
                 raise ConfigError(f"strategy {item.name}: {error}") from None
-        out.append(strategy)
-    return out
+        made[item.name] = strategy
+        if item.name not in inside:
+            out[place] = strategy
+    return [out[place] for place in sorted(out)]
