@@ -3,7 +3,8 @@
 One core has the generator and order sink (``peer.py``), the other the pipeline under test.
 ``R`` is frame read to request handed to the socket; ``E`` is the peer's own: frame handed to
 its socket to first byte of the order read from its socket.  One quote, one order; the next quote
-waits for its pace and for the order.  The machine's own gaps stand beside the latencies.
+waits for its pace and for the order.  The machine's own gaps stand beside the latencies.  ``tls``
+is ours with both ends encrypted and certificates verified.
 
     HFTPIPE_BENCH=full python -m pytest bench/bench_pipe.py -s      # at least 100,000 orders
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -24,26 +26,32 @@ from bench import harness
 
 HERE = Path(__file__).resolve().parent
 ROUNDS, OURS, USERS = (5, 20_100, 800) if harness.FULL else (1, 1_500, 200)
-RATE = {"ours": 1000, "user": 500}
+RATE = {"ours": 1000, "tls": 1000, "user": 500}
 WARM_UP = 500 if harness.FULL else 100
 WANTED = {"p50_us": 10, "p99_us": 40, "ratio_p50": 60, "ratio_p99": 20}
 
 
 def once(which: str, count: int) -> dict[str, Any]:
-    """One round of one chain against a fresh peer."""
+    """One round of one chain against a fresh peer; "tls" is ours over wss:// and https://."""
     house, hot = harness.two_cores()
+    environment, certificate, extra = dict(os.environ), [], []
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "peer.json"
+        if which == "tls":
+            from tests.tls import Authority
+            authority = Authority(Path(place))
+            environment["SSL_CERT_FILE"] = str(authority.file)
+            certificate, extra = [str(authority.issue())], ["tls"]
         peer = subprocess.Popen(
             [sys.executable, str(HERE / "peer.py"), str(count + 50), str(RATE[which]), str(house),
-             str(out)], stdout=subprocess.PIPE, text=True)
+             str(out), *certificate], stdout=subprocess.PIPE, text=True)
         try:
             assert peer.stdout is not None
             port = json.loads(peer.stdout.readline())["port"]
             done = subprocess.run(
-                [sys.executable, str(HERE / f"pipe_{'ours' if which == 'ours' else 'user'}.py"),
-                 str(hot), str(port), str(count), str(min(WARM_UP, count // 4))],
-                stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+                [sys.executable, str(HERE / f"pipe_{'user' if which == 'user' else 'ours'}.py"),
+                 str(hot), str(port), str(count), str(min(WARM_UP, count // 4)), *extra],
+                env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
             peer.wait(60)
         finally:
             peer.kill()
@@ -60,7 +68,7 @@ def test_tick_to_order(benchmark: Any) -> None:
     """Ours, and the user's chain where its packages are installed."""
     packages = ("alpaca", "talib")
     missing = [p for p in packages if importlib.util.find_spec(p) is None]
-    chains = {"ours": OURS} | ({} if missing else {"user": USERS})
+    chains = {"ours": OURS, "tls": OURS // 4} | ({} if missing else {"user": USERS})
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in chains}
 
     def run() -> None:

@@ -16,6 +16,7 @@ import json
 import os
 import select
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -71,9 +72,16 @@ class Peer:
     rate : float, per second
         Quotes are sent at this pace, and never before the order that answers the last one
         came or *patience* passed.
+    certificate : str
+        Key and certificate, PEM: speak TLS.
     """
 
-    def __init__(self, count: int, rate: float, patience: float = 0.05) -> None:
+    def __init__(self, count: int, rate: float, patience: float = 0.05,
+                 certificate: str = "") -> None:
+        self.tls = None
+        if certificate:
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(certificate)
         self.count, self.gap, self.patience = count, 1 / rate, patience
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = self.listener.getsockname()[1]
@@ -115,6 +123,10 @@ class Peer:
             if fd == self.listener.fileno():
                 conn, _ = self.listener.accept()
                 conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self.tls is not None:
+                    conn.settimeout(10)         # of the handshake; then it waits for epoll alone
+                    conn = self.tls.wrap_socket(conn, server_side=True)
+                    conn.settimeout(None)
                 self.poll.register(conn.fileno(), select.EPOLLIN)
                 self.connections[conn.fileno()] = conn
                 self.buffers[conn.fileno()] = b""
@@ -122,6 +134,8 @@ class Peer:
             conn = self.connections[fd]
             try:
                 data = conn.recv(65536)
+                while isinstance(conn, ssl.SSLSocket) and conn.pending():
+                    data += conn.recv(65536)
             except OSError:
                 data = b""
             now = time.monotonic_ns()
@@ -189,7 +203,7 @@ class Peer:
 def main() -> None:
     count, rate, core, out = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     os.sched_setaffinity(0, {core})
-    peer = Peer(count, rate)
+    peer = Peer(count, rate, certificate=sys.argv[5] if len(sys.argv) > 5 else "")
     print(json.dumps({"port": peer.port}), flush=True)
     peer.run()
     with open(out, "w") as file:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import harness
 
 CORE, PORT, COUNT = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-WARM_UP = int(sys.argv[4])
+WARM_UP, TLS = int(sys.argv[4]), "s" if "tls" in sys.argv[5:] else ""
 
 
 def main() -> None:
@@ -46,13 +46,13 @@ def main() -> None:
 
     def source() -> SocketSource:
         made = SocketSource(lambda: session.open_data_stream(
-            f"ws://127.0.0.1:{PORT}/v2/iex", "k", "s", ["ACME"]), decoder)
+            f"ws{TLS}://127.0.0.1:{PORT}/v2/iex", "k", "s", ["ACME"]), decoder)
         made.open()
         sources.append(made)
         return made
 
     def wire(_: object) -> AlpacaWire:
-        made = AlpacaWire(f"http://127.0.0.1:{PORT}", "k", "s", 1, table, connections=2,
+        made = AlpacaWire(f"http{TLS}://127.0.0.1:{PORT}", "k", "s", 1, table, connections=2,
                           rate_per_minute=0)
         made.open()
         return made
