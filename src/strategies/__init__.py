@@ -11,7 +11,8 @@ like.  A compiled one sets ``self.version = STRATEGY_VERSION`` in its ``__cinit_
 
 Without a package, ``"module:Class"`` names any importable class: such a Strategy, or a plain
 Python class made as ``Class(params, instruments)`` with a method ``on_event(context, add)``,
-as :class:`hftpipe._strategy.PyStrategy` wants it.
+as :class:`hftpipe._strategy.PyStrategy` wants it, or a C function: ``jit.py`` makes them with
+numba.
 """
 from __future__ import annotations
 
@@ -106,6 +107,12 @@ def load(name: str, params: Mapping[str, Any], instruments: Any) -> Strategy:
                 raise ConfigError(f"strategy {name}: from_config gave {strategy!r}, no Strategy")
     elif isinstance(target, type) and callable(getattr(target, "on_event", None)):
         strategy = PyStrategy(target(params, instruments).on_event)
+    elif isinstance(getattr(target, "address", None), int):
+        from hftpipe.strategies._cfunc import CFunc
+        if params:
+            raise ConfigError(f"strategy {name}: a C function takes no parameters, found "
+                              f"{', '.join(params)}")
+        strategy = CFunc(target)
     if strategy is None:
         raise ConfigError(f"strategy {name}: wanted a Strategy with from_config(params, "
                           f"instruments), or a class with on_event, found {target!r}")
