@@ -112,13 +112,16 @@ def author(bin_: Path, where: Path) -> None:
     (where / "setup.py").write_text(BUILD_AUTHOR)
     run(bin_ / "python", "setup.py", "-q", "build_ext", "--inplace", cwd=where)
     run(bin_ / "python", "-c", "import quiet; assert quiet.Quiet().version == 1", cwd=where)
-    example = ROOT / "examples/momentum"
-    if example.exists():
-        copy = shutil.copytree(example, where / "momentum",
-                               ignore=shutil.ignore_patterns("*.so", "*.c", "build"))
-        run(bin_ / "python", "-m", "pip", "install", "-q", "--no-build-isolation", copy, cwd=where)
-        run(bin_ / "python", "-c",
-            "from hftpipe import strategies; assert 'momentum' in strategies.names()", cwd=where)
+    copy = shutil.copytree(ROOT / "examples/momentum", where / "momentum",
+                           ignore=shutil.ignore_patterns("*.so", "*.c", "build", "*.egg-info"))
+    run(bin_ / "python", "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", copy,
+        cwd=where)
+    run(bin_ / "python", "-c",
+        "from hftpipe import strategies; assert 'momentum' in strategies.names()", cwd=where)
+    found = json.loads(run(bin_ / "hftpipe", "-C", copy / "momentum.toml", "backtest", "--data",
+                           "own.rec", "-o", "json", cwd=where))
+    assert found["events"] > 0 and found["intents"] > 0, found
+    say(f"  momentum, built there: {found['intents']} intents in a backtest")
 
 
 def main(argv: list[str]) -> int:

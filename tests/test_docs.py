@@ -54,3 +54,21 @@ def test_every_command_has_a_help_text_with_an_example():
         command = import_module(f"hftpipe.cli.{name}").command
         text = command.get_help(click.Context(command, info_name=name))
         assert "Example:" in text or isinstance(command, click.Group), name
+
+
+def test_the_compiled_strategy_shown_is_the_one_that_is_built():
+    """``tests/dist.py`` installs ``examples/momentum`` as an author would, and trades with it."""
+    shown = re.search(r"```cython\n(.*?)```", (ROOT / "docs/strategy.md").read_text(), re.S)[1]
+    built = (ROOT / "examples/momentum/momentum.pyx").read_text()
+    assert built.partition('"""\n')[2] == shown
+
+
+def test_the_function_for_numba_shown_compiles(tmp_path, monkeypatch):
+    pytest.importorskip("numba", reason="the compiler of these strategies is not installed")
+    from hftpipe import strategies
+    from tests.chain import table
+    page = (ROOT / "docs/strategy.md").read_text()
+    shown = next(b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "jit.strategy" in b)
+    (tmp_path / "shown_for_numba.py").write_text(shown)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert strategies.load("shown_for_numba:fade", {}, table()).version == strategies.VERSION
