@@ -541,14 +541,19 @@ cdef inline void momentum_init(momentum_t *s, int64_t n, double *memory) noexcep
     s.values, s.n, s.at, s.full = memory, n, 0, False
 
 
+cdef inline double momentum_of(double x, double before) noexcept nogil:
+    """Change in percent; TA-Lib's ROC."""
+    return (x / before - 1.0) * 100.0 if before != 0 else 0.0
+
+
 cdef inline double momentum_update(momentum_t *s, double x) noexcept nogil:
-    """Change against the value n before, in percent; TA-Lib's ROC."""
+    """Change against the value n before."""
     cdef double before = s.values[s.at] if s.full else NAN
     s.values[s.at] = x
     s.at += 1
     if s.at == s.n:
         s.at, s.full = 0, True
-    return (x / before - 1.0) * 100.0 if before != 0 else 0.0
+    return momentum_of(x, before)
 
 
 # ---------------------------------------------------------------- for the Python objects

@@ -655,11 +655,17 @@ cdef class Momentum(Indicator):
         cdef double poison = 0
         cdef Py_ssize_t i, n = len(x)
         cdef momentum_t s = self.s
+        cdef Py_ssize_t first = min(n, <Py_ssize_t>s.n)
         self.keep()
         with nogil:
-            for i in range(n):
+            for i in range(first):
                 poison += a[i] * 0.0
                 r[i] = momentum_update(&s, a[i])
+            for i in range(first, n):           # the value before stands in the column itself
+                poison += a[i] * 0.0
+                r[i] = momentum_of(a[i], a[i - first])
+            for i in range(max(first, n - first), n):
+                momentum_update(&s, a[i])       # and the window is that of the last values
         if poison != 0:
             self.refuse(x=x)
         self.s = s
