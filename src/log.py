@@ -6,6 +6,8 @@ Credentials are taken out whatever key they stand under.  Hot stages do not log:
 """
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -62,6 +64,23 @@ class _Sink:
     debug = info = warning = error = critical = exception = fatal = log = msg
 
 
+class Bridge(logging.Handler):
+    """Lines of modules that log as any library does (``hftpipe.*``), beside all the others."""
+
+    def __init__(self, logger: Logger) -> None:
+        super().__init__()
+        self._logger = logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand on one record; what cannot be formatted is told as it stands."""
+        words = str(record.msg)
+        with contextlib.suppress(TypeError, ValueError):
+            words = record.getMessage()
+        name = record.levelname.lower()
+        level = name if name in LEVELS else "error"
+        getattr(self._logger, level)(words, logger=record.name, exc_info=record.exc_info or None)
+
+
 def _text(line: str) -> str:
     """A JSON line for people."""
     import json
@@ -73,7 +92,7 @@ def _text(line: str) -> str:
 
 def setup(process: str, *, run: int = 0, directory: Path | None = None, level: str = "info",
           form: str = "json", stream: TextIO | None = sys.stderr) -> Logger:
-    """Direct this process's logs and return its logger.
+    """Direct this process's logs, those of ``logging.getLogger("hftpipe...")`` too.
 
     Parameters
     ----------
@@ -89,6 +108,11 @@ def setup(process: str, *, run: int = 0, directory: Path | None = None, level: s
         "json" or "text", for *stream*; the file is always JSON.
     stream : text file, optional
         Where lines also go; None for nowhere.
+
+    Returns
+    -------
+    Logger
+        Bound to process and run.
     """
     file = None
     if directory is not None:
@@ -108,4 +132,10 @@ def setup(process: str, *, run: int = 0, directory: Path | None = None, level: s
         cache_logger_on_first_use=False,
     )
     bound = {"process": process, **({"run": f"{run:x}"} if run else {})}
-    return cast(Logger, structlog.get_logger().bind(**bound))
+    out = cast(Logger, structlog.get_logger().bind(**bound))
+    ours = logging.getLogger("hftpipe")
+    for handler in [h for h in ours.handlers if isinstance(h, Bridge)]:
+        ours.removeHandler(handler)
+    ours.addHandler(Bridge(out))
+    ours.setLevel(LEVELS[level])
+    return out

@@ -75,3 +75,27 @@ def test_text_is_for_people_and_the_file_stays_json(tmp_path):
     log.setup("x", directory=tmp_path, form="text", stream=stream).warning("slow", ms=5)
     assert stream.getvalue().rstrip().endswith("warning slow process=x ms=5")
     assert json.loads((tmp_path / "x.log").read_text())["ms"] == 5
+
+
+def test_what_modules_log_as_libraries_do_stands_beside_it(tmp_path, monkeypatch):
+    """Feeds and updates log so: they know neither run nor file."""
+    import logging
+    stream = io.StringIO()
+    for run in (1, 2):                  # set up again, each line is still told once
+        log.setup("feed", run=run, directory=tmp_path, level="info", stream=stream)
+    module = logging.getLogger("hftpipe.alpaca")
+    monkeypatch.setattr(logging.getLogger("hftpipe"), "propagate", False)
+    module.warning("feed: %s; trying again in %.2f s", "mute", 0.25)
+    module.debug("too quiet")
+    module.error("%d of %d", "no number")           # a mistake there loses no line
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        module.exception("broken")
+    found = lines(stream)
+    assert [x["event"] for x in found] == [
+        "feed: mute; trying again in 0.25 s", "%d of %d", "broken"]
+    assert [x["level"] for x in found] == ["warning", "error", "error"]
+    assert all(x["process"] == "feed" and x["run"] == "2" and x["logger"] == "hftpipe.alpaca"
+               for x in found)
+    assert "ValueError: two" in found[2]["exception"]
