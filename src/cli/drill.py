@@ -16,7 +16,7 @@ def command() -> None:
 
 
 @command.command("halt", epilog="Example: hftpipe drill halt --rounds 70 -o json")
-@click.option("--rounds", type=click.IntRange(0, 100_000), default=27, show_default=True,
+@click.option("--rounds", type=click.IntRange(1, 100_000), default=27, show_default=True,
               help="Halts, in turn after each step of an order and with every stage stopped.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True,
               help="Of when halts come that follow no step.")
