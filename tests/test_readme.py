@@ -15,6 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from hftpipe.drill.halt import BOUNDS
 from hftpipe.errors import Exit
 from tests.models import database
 from tests.models.live import command, environment, living, until
@@ -82,6 +83,15 @@ class Reader:
         self.hp("status", code=Exit.NOT_RUNNING)
 
     # ------------------------------------------------ commands that end by themselves
+
+    def why(self, args):
+        assert "looked at, nearest to its limit first" in self.hp(*args)
+
+    def drill(self, args):
+        """What it measures depends on the machine; what it proves does not."""
+        loose = [x for name in BOUNDS for x in ("--bound", f"{name}=1000")]
+        found = json.loads(self.hp(*args, "--rounds", "1", *loose, "-o", "json"))
+        assert found["rounds"] == 1 and found["missed"] == []
 
     def demo(self, args):
         out = self.hp(*args)
