@@ -85,6 +85,7 @@ class Reader:
     # ------------------------------------------------ commands that end by themselves
 
     def why(self, args):
+        until(lambda: command(*args, env=self.env)[0] == Exit.OK, "an order", self.started)
         assert "looked at, nearest to its limit first" in self.hp(*args)
 
     def drill(self, args):
