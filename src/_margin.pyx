@@ -72,6 +72,12 @@ cdef inline bint on(const risk_t *r, int limit) noexcept nogil:
     return not r.off >> limit & 1
 
 
+cdef inline bint asked(const risk_t *r, const hp_verdict_t *v, int limit,
+                       int reason) noexcept nogil:
+    """Whether the check has a limit, or refused without one: a latch outlives its limit."""
+    return on(r, limit) or v.reason == reason
+
+
 cdef int64_t last_minute(const risk_t *r, int64_t now) noexcept nogil:
     """Approvals of the last minute that are remembered; by bisection, their times ascend."""
     cdef uint64_t low = r.approved - min(r.approved, r.approval_mask + 1), high = r.approved, mid
@@ -116,7 +122,8 @@ cdef void risk_margins(const risk_t *r, const hp_intent_t *i, const hp_verdict_t
         return
     if cell(out, v, HP_REASON_INVALID_ORDER, MET) or cell(out, v, HP_REASON_DUPLICATE, MET):
         return
-    if on(r, HP_LIMIT_DUPLICATE_WINDOW_MS) and cell(out, v, HP_REASON_DUPLICATE_ORDER, MET):
+    if asked(r, v, HP_LIMIT_DUPLICATE_WINDOW_MS, HP_REASON_DUPLICATE_ORDER) and cell(
+            out, v, HP_REASON_DUPLICATE_ORDER, MET):
         return
 
     # Approved, it is in the sums already; refused, it is not.
@@ -134,18 +141,18 @@ cdef void risk_margins(const risk_t *r, const hp_intent_t *i, const hp_verdict_t
             k = max(k, use(limit[HP_LIMIT_MIN_PRICE], at))
         if cell(out, v, HP_REASON_PRICE_RANGE, k):
             return
-    if on(r, HP_LIMIT_MAX_ORDER_SHARES) and cell(
+    if asked(r, v, HP_LIMIT_MAX_ORDER_SHARES, HP_REASON_ORDER_SIZE) and cell(
             out, v, HP_REASON_ORDER_SIZE, use(i.qty, limit[HP_LIMIT_MAX_ORDER_SHARES])):
         return
     if v.reason == HP_REASON_OVERFLOW:          # nothing that is summed up can be told
         cell(out, v, HP_REASON_OVERFLOW, BEYOND)
         return
     value = hp_wide_mul(worth, i.qty)
-    if on(r, HP_LIMIT_MAX_ORDER_NOTIONAL) and cell(
+    if asked(r, v, HP_LIMIT_MAX_ORDER_NOTIONAL, HP_REASON_ORDER_NOTIONAL) and cell(
             out, v, HP_REASON_ORDER_NOTIONAL,
             use_wide(value, hp_wide_cash(limit[HP_LIMIT_MAX_ORDER_NOTIONAL]))):
         return
-    if not reducing and on(r, HP_LIMIT_MIN_ORDER_NOTIONAL) and cell(
+    if not reducing and asked(r, v, HP_LIMIT_MIN_ORDER_NOTIONAL, HP_REASON_ORDER_SMALL) and cell(
             out, v, HP_REASON_ORDER_SMALL,
             use_wide(hp_wide_cash(limit[HP_LIMIT_MIN_ORDER_NOTIONAL]), value)):
         return
@@ -153,11 +160,11 @@ cdef void risk_margins(const risk_t *r, const hp_intent_t *i, const hp_verdict_t
             last_minute(r, now) + own, limit[HP_LIMIT_MAX_ORDERS_PER_MINUTE])):
         return
     if not reducing:
-        if on(r, HP_LIMIT_MAX_ORDERS_PER_DAY) and cell(
+        if asked(r, v, HP_LIMIT_MAX_ORDERS_PER_DAY, HP_REASON_ORDERS_PER_DAY) and cell(
                 out, v, HP_REASON_ORDERS_PER_DAY,
                 use(r.day_orders + own, limit[HP_LIMIT_MAX_ORDERS_PER_DAY])):
             return
-        if on(r, HP_LIMIT_MAX_STRATEGY_ORDERS) and cell(
+        if asked(r, v, HP_LIMIT_MAX_STRATEGY_ORDERS, HP_REASON_REPEATED) and cell(
                 out, v, HP_REASON_REPEATED, use(
                     r.executions[i.strategy] + own, limit[HP_LIMIT_MAX_STRATEGY_ORDERS])):
             return
@@ -177,22 +184,22 @@ cdef void risk_margins(const risk_t *r, const hp_intent_t *i, const hp_verdict_t
     else:
         if sell and cell(out, v, HP_REASON_SHORT_NOT_ALLOWED, MET):
             return
-        if on(r, HP_LIMIT_MAX_POSITION_SHARES) and cell(
+        if asked(r, v, HP_LIMIT_MAX_POSITION_SHARES, HP_REASON_POSITION_SIZE) and cell(
                 out, v, HP_REASON_POSITION_SIZE, use(after, x.position_qty)):
             return
-        if on(r, HP_LIMIT_MAX_POSITION_NOTIONAL) and cell(
+        if asked(r, v, HP_LIMIT_MAX_POSITION_NOTIONAL, HP_REASON_POSITION_NOTIONAL) and cell(
                 out, v, HP_REASON_POSITION_NOTIONAL,
                 use_wide(side, hp_wide_cash(x.position_notional))):
             return
-        if on(r, HP_LIMIT_MAX_TOTAL_NOTIONAL) and cell(
+        if asked(r, v, HP_LIMIT_MAX_TOTAL_NOTIONAL, HP_REASON_TOTAL_NOTIONAL) and cell(
                 out, v, HP_REASON_TOTAL_NOTIONAL,
                 use_wide(total, hp_wide_cash(limit[HP_LIMIT_MAX_TOTAL_NOTIONAL]))):
             return
-        if on(r, HP_LIMIT_MAX_OPEN_POSITIONS) and cell(
+        if asked(r, v, HP_LIMIT_MAX_OPEN_POSITIONS, HP_REASON_OPEN_POSITIONS) and cell(
                 out, v, HP_REASON_OPEN_POSITIONS,
                 use(r.held + (0 if x.held else own), limit[HP_LIMIT_MAX_OPEN_POSITIONS])):
             return
-    if on(r, HP_LIMIT_MAX_OPEN_ORDERS) and cell(
+    if asked(r, v, HP_LIMIT_MAX_OPEN_ORDERS, HP_REASON_PENDING) and cell(
             out, v, HP_REASON_PENDING,
             use(x.open_orders + own, limit[HP_LIMIT_MAX_OPEN_ORDERS])):
         return
@@ -217,17 +224,18 @@ cdef void risk_margins(const risk_t *r, const hp_intent_t *i, const hp_verdict_t
                 hp_wide_mul(k, BPS), hp_wide_mul(x.last, limit[HP_LIMIT_LAST_COLLAR_BPS]))):
             return
     if not reducing:
-        if on(r, HP_LIMIT_MAX_ORDER_VOLUME_BPS) and cell(
+        if asked(r, v, HP_LIMIT_MAX_ORDER_VOLUME_BPS, HP_REASON_ORDER_VOLUME) and cell(
                 out, v, HP_REASON_ORDER_VOLUME, use(i.qty, x.order_volume)):
             return
-        if on(r, HP_LIMIT_MAX_POSITION_VOLUME_BPS) and cell(
+        if asked(r, v, HP_LIMIT_MAX_POSITION_VOLUME_BPS, HP_REASON_POSITION_VOLUME) and cell(
                 out, v, HP_REASON_POSITION_VOLUME, use(after, x.position_volume)):
             return
-        if on(r, HP_LIMIT_MAX_SPREAD_BPS) and cell(out, v, HP_REASON_SPREAD, use(
-                hp_spread_bps(x.bid, x.ask) if x.bid > 0 and x.ask > 0 else INT64_MAX,
-                limit[HP_LIMIT_MAX_SPREAD_BPS])):
+        if asked(r, v, HP_LIMIT_MAX_SPREAD_BPS, HP_REASON_SPREAD) and cell(
+                out, v, HP_REASON_SPREAD, use(
+                    hp_spread_bps(x.bid, x.ask) if x.bid > 0 and x.ask > 0 else INT64_MAX,
+                    limit[HP_LIMIT_MAX_SPREAD_BPS])):
             return
-        if on(r, HP_LIMIT_MIN_VOLUME_RATIO) and cell(
+        if asked(r, v, HP_LIMIT_MIN_VOLUME_RATIO, HP_REASON_VOLUME_RATIO) and cell(
                 out, v, HP_REASON_VOLUME_RATIO, use(limit[HP_LIMIT_MIN_VOLUME_RATIO], x.ratio)):
             return
     if cell(out, v, HP_REASON_WASH_TRADE, MET):
@@ -241,33 +249,34 @@ cdef bint _money(const risk_t *r, const exposure_t *x, const hp_verdict_t *v, hp
     cdef const int64_t *limit = r.limit
     cdef int k, reason, number
     cdef int64_t figure
-    if on(r, HP_LIMIT_MAX_DAILY_LOSS) and cell(
+    if asked(r, v, HP_LIMIT_MAX_DAILY_LOSS, HP_REASON_DAILY_LOSS) and cell(
             out, v, HP_REASON_DAILY_LOSS, use(r.day_loss, limit[HP_LIMIT_MAX_DAILY_LOSS])):
         return True
-    if on(r, HP_LIMIT_MAX_WEEKLY_LOSS) and cell(
+    if asked(r, v, HP_LIMIT_MAX_WEEKLY_LOSS, HP_REASON_WEEKLY_LOSS) and cell(
             out, v, HP_REASON_WEEKLY_LOSS, use(r.week_loss, limit[HP_LIMIT_MAX_WEEKLY_LOSS])):
         return True
-    if on(r, HP_LIMIT_MAX_MONTHLY_LOSS) and cell(
+    if asked(r, v, HP_LIMIT_MAX_MONTHLY_LOSS, HP_REASON_MONTHLY_LOSS) and cell(
             out, v, HP_REASON_MONTHLY_LOSS, use(r.month_loss, limit[HP_LIMIT_MAX_MONTHLY_LOSS])):
         return True
-    if on(r, HP_LIMIT_MAX_TRADE_LOSS) and cell(out, v, HP_REASON_TRADE_LOSS, max(
-            use(hp_sub_saturate(0, x.unrealised), limit[HP_LIMIT_MAX_TRADE_LOSS]),
-            use_wide(side, r.trade_cap))):
+    if asked(r, v, HP_LIMIT_MAX_TRADE_LOSS, HP_REASON_TRADE_LOSS) and cell(
+            out, v, HP_REASON_TRADE_LOSS, max(
+                use(hp_sub_saturate(0, x.unrealised), limit[HP_LIMIT_MAX_TRADE_LOSS]),
+                use_wide(side, r.trade_cap))):
         return True
-    if on(r, HP_LIMIT_MAX_SYMBOL_SHARE_BPS) and cell(
+    if asked(r, v, HP_LIMIT_MAX_SYMBOL_SHARE_BPS, HP_REASON_CONCENTRATION) and cell(
             out, v, HP_REASON_CONCENTRATION, use_wide(side, r.symbol_cap)):
         return True
-    if on(r, HP_LIMIT_MAX_SECTOR_SHARE_BPS) and cell(
+    if asked(r, v, HP_LIMIT_MAX_SECTOR_SHARE_BPS, HP_REASON_SECTOR) and cell(
             out, v, HP_REASON_SECTOR, use_wide(sector, r.sector_cap)):
         return True
     for k in range(2):
         reason = HP_REASON_VAR_99 if k else HP_REASON_VAR_95
         number = HP_LIMIT_MAX_VAR_99 if k else HP_LIMIT_MAX_VAR_95
         figure = r.figure[HP_FIGURE_VAR_99 if k else HP_FIGURE_VAR_95]
-        if on(r, number) and cell(out, v, reason, use_wide(
+        if asked(r, v, number, reason) and cell(out, v, reason, use_wide(
                 hp_wide_add(hp_wide_cash(figure), r.moving[k]), hp_wide_cash(limit[number]))):
             return True
-    if on(r, HP_LIMIT_DRAWDOWN_ACT_BPS) and cell(
+    if asked(r, v, HP_LIMIT_DRAWDOWN_ACT_BPS, HP_REASON_DRAWDOWN) and cell(
             out, v, HP_REASON_DRAWDOWN, use(r.drawdown, limit[HP_LIMIT_DRAWDOWN_ACT_BPS])):
         return True
     if r.paired:
@@ -276,8 +285,9 @@ cdef bint _money(const risk_t *r, const exposure_t *x, const hp_verdict_t *v, hp
             return cell(out, v, v.reason, BEYOND)
         if cell(out, v, HP_REASON_CORRELATION, MET):
             return True
-    if on(r, HP_LIMIT_MAX_VOLATILITY_BPS) and cell(out, v, HP_REASON_VOLATILITY, use(
-            x.volatility, limit[HP_LIMIT_MAX_VOLATILITY_BPS] * (NANO // BPS))):
+    if asked(r, v, HP_LIMIT_MAX_VOLATILITY_BPS, HP_REASON_VOLATILITY) and cell(
+            out, v, HP_REASON_VOLATILITY, use(
+                x.volatility, limit[HP_LIMIT_MAX_VOLATILITY_BPS] * (NANO // BPS))):
         return True
-    return on(r, HP_LIMIT_MAX_LEVERAGE) and cell(
+    return asked(r, v, HP_LIMIT_MAX_LEVERAGE, HP_REASON_LEVERAGE) and cell(
         out, v, HP_REASON_LEVERAGE, use_wide(total, r.gross_cap))
