@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 FOR    ?= 15s
 
-.PHONY: help demo test test-all lint build debug trace asan generic schema schema-check cover bench dist clean
+.PHONY: help demo test test-all lint build debug trace asan generic schema schema-check cover branches bench dist clean
 
 help:                                  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,9 @@ debug trace asan generic:              ## the same with checks / line tracing / 
 
 cover: trace                           ## coverage of the compiled half too
 	$(PYTHON) -m coverage run -m pytest && $(PYTHON) -m coverage report
+
+branches: $(VENV)/.test                ## every branch of the risk checks is taken by a test
+	$(BIN)/python tests/branches.py
 
 schema:                                ## rewrite what src/schema.py generates, tables included
 	$(PYTHON) src/schema.py --write

@@ -268,8 +268,8 @@ cdef inline int risk_way(int8_t side) noexcept nogil:
     return side < 0
 
 cdef inline int64_t risk_remaining(const reservation_t *t) noexcept nogil:
-    """nanoqty still reserved."""
-    return t.qty - t.cum_qty if t.open and t.cum_qty < t.qty else 0
+    """nanoqty still reserved of an open order."""
+    return max(t.qty - t.cum_qty, 0)
 
 cdef inline int risk_kind_slot(int kind) noexcept nogil:
     """Place of a figure of one instrument in exposure_t.expires."""

@@ -98,8 +98,10 @@ cdef inline approval_t *same_find(const risk_t *r, const hp_intent_t *i,
     cdef approval_t *a
     while slot >= 0:
         a = &r.approvals[slot]
-        if a.price == i.price and a.qty == i.qty and a.instrument == i.instrument \
-                and a.side == i.side:
+        # One question: tags are equal by chance so seldom that nothing of it is worth a guess.
+        if not ((a.price ^ i.price) | (a.qty ^ i.qty)
+                | (<int64_t>a.instrument ^ <int64_t>i.instrument)
+                | (<int64_t>a.side ^ <int64_t>i.side)):
             return a
         slot = hp_index_next(&r.recent, &same, tag)
     return NULL
@@ -212,18 +214,18 @@ cdef uint8_t no_figure(hp_verdict_t *v, int kind, int64_t until, int64_t now) no
 
 cdef uint8_t missing(const risk_t *r, const exposure_t *x, int64_t now,
                      hp_verdict_t *v) noexcept nogil:
-    """Which figure it is: the one of the smallest kind."""
-    cdef int kind
-    cdef int64_t until
-    for kind in range(1, RISK_KINDS):
-        if r.needs >> kind & 1 and kind != HP_FIGURE_SESSION and kind != HP_FIGURE_CORRELATION:
+    """Which figure it is: the one of the smallest kind.  `needs` has no sessions or pairs."""
+    cdef int kind, found = 0
+    cdef int64_t until, ended = INT64_MIN
+    for kind in range(RISK_KINDS - 1, 0, -1):
+        if r.needs >> kind & 1:
             if kind == HP_FIGURE_SECTOR or HP_FIGURE_UNIT_VAR_95 <= kind <= HP_FIGURE_VOLUME_RATIO:
                 until = x.expires[risk_kind_slot(kind)]
             else:
                 until = r.expires[kind]
             if now > until:
-                return no_figure(v, kind, until, now)
-    return no_figure(v, 0, INT64_MIN, now)      # not to be: refused all the same
+                found, ended = kind, until
+    return no_figure(v, found, ended, now)
 
 
 cdef inline uint64_t pair_at(uint64_t a, uint64_t b) noexcept nogil:
