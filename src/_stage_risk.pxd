@@ -18,7 +18,7 @@ cdef class RiskStage(Stage):
     cdef ring_t *order_events
     cdef ring_t *positions
     cdef ring_t *orders
-    cdef Risk risk
+    cdef readonly Risk risk
     cdef Board board            # for whoever looks, or None
     cdef int64_t shown          # ns, when it was last written
     cdef stage_block_t *blocks

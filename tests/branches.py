@@ -50,8 +50,9 @@ def untaken(tree: Path, modules: list[str]) -> tuple[int, list[str]]:
     wanted = {f"{m}{suffix}" for m in modules for suffix in (".pyx", ".pxd")}
     total, missing = 0, []
     with tempfile.TemporaryDirectory() as where:
-        subprocess.run(["gcov", "-b", "-c", "--json-format", *map(str, (tree / "src").glob("*.gcda"))],
-                       cwd=where, check=True, capture_output=True)
+        counts = sorted((tree / "src").glob("*.gcda"))
+        subprocess.run(["gcov", "-b", "-c", "--json-format", *counts], cwd=where, check=True,
+                       capture_output=True)
         for name in Path(where).glob("*.gcov.json.gz"):
             for file in json.loads(gzip.open(name).read())["files"]:
                 source = Path(file["file"]).name
@@ -64,10 +65,10 @@ def untaken(tree: Path, modules: list[str]) -> tuple[int, list[str]]:
                     for k, branch in enumerate(line["branches"]):
                         total += 1
                         if not branch["count"]:
-                            number = line["line_number"]
-                            missing.append(
-                                f"{source}:{number}: way {k + 1} of {len(line['branches'])} never "
-                                f"taken (line ran {line['count']} times): {text[number - 1].strip()}")
+                            number, ways = line["line_number"], len(line["branches"])
+                            missing.append(f"{source}:{number}: way {k + 1} of {ways} never taken "
+                                           f"(line ran {line['count']} times): "
+                                           f"{text[number - 1].strip()}")
     return total, missing
 
 

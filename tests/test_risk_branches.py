@@ -1,4 +1,4 @@
-"""Corners of the gate that no order of a usual day comes to; ``make branches`` says which there are."""
+"""Corners of the gate that no usual order comes to; ``make branches`` says which there are."""
 import itertools
 from collections import defaultdict
 from decimal import Decimal

@@ -15,6 +15,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from hftpipe import _clock, recording, schema
+from hftpipe._breaker import Breaker
 from hftpipe.backtest._replay import Inline
 from hftpipe.store import queries
 from hftpipe.store.writer import Run, StoreWriter
@@ -271,3 +272,56 @@ def test_why_tells_what_refused(told):
                               (None, 5, "run 5 has no order stored")):
         with pytest.raises(ConfigError, match=words):
             explain.find(c, order, run)
+
+
+def insert(c, name, **values):
+    """One row of *name*; every column that is not given is 0."""
+    columns = [n for (n,) in c.execute(
+        "SELECT column_name FROM information_schema.columns WHERE table_schema = 'hftpipe' "
+        "AND table_name = %s", (name,)).fetchall()]
+    assert set(values) <= set(columns)
+    listed = ", ".join(f'"{n}"' for n in columns)
+    c.execute(f"INSERT INTO hftpipe.{name} ({listed}) VALUES "
+              f"({', '.join(['%s'] * len(columns))})", [values.get(n, 0) for n in columns])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_losing_trades_in_a_row_go_on_over_runs_as_the_breaker_counts_them(told, seed):
+    """Runs of two profiles, trades of three instruments, the breaker closed now and then."""
+    _, c, _, _ = told
+    rng, twin, profile = random.Random(seed), Breaker(), f"losses{seed}"
+    first = START + (seed + 1) * 1000 * N
+    for run in range(first, first + 3):
+        for other, name in ((run, profile), (run + 100, "another")):
+            c.execute("INSERT INTO hftpipe.run VALUES (%s, now(), NULL, %s, 0, 'h', 'v')",
+                      (other, name))
+            earned, mixed = [0, 0, 0], other != run
+            for seq in range(1, 25):
+                what, i = rng.random(), rng.randrange(3)
+                if what < 0.06:
+                    stream = schema.STREAM.OPERATOR if what < 0.03 else schema.STREAM.RISK
+                    kind = {"figure": schema.FIGURE_KIND.BREAKER,
+                            "risk_event": schema.RISK_EVENT_KIND.BREAKER}
+                    name = "figure" if what < 0.03 else "risk_event"
+                    insert(c, name, run=other, stream=stream, seq=seq, ts=seq * 10 + 5,
+                           kind=kind[name], value=schema.BREAKER.CLOSED)
+                    if not mixed:
+                        twin.set(schema.BREAKER.CLOSED, seq)
+                    continue
+                flat = what < 0.6
+                change = rng.choice((-5, -5, -5, -1, 0, 3)) if flat else rng.choice((-9, 9))
+                insert(c, "position_event", run=other, stream=schema.STREAM.LEDGER, seq=seq,
+                       ts=seq * 10, instrument=i, qty=0 if flat else 7,
+                       realised=earned[i] + change)
+                if flat:
+                    earned[i] += change
+                    if not mixed:
+                        twin.trade(change, seq)
+        left = queries.gate_state(c.info.dsn, run + 1, profile, day=False)
+        assert left["losses"] == twin.losses
+
+
+def test_losing_trades_in_a_row_of_a_run_are_the_gates_own_count(told):
+    chain, c, _, _ = told
+    gate = next(s for s in chain.stages if s.name == "risk").risk.state()
+    assert queries.gate_state(c.info.dsn, START + 1, "demo", day=False)["losses"] == gate["losses"]

@@ -108,7 +108,8 @@ def pnl_by_day(conninfo: str, run: int, profile: str, before: dt.date) -> dict[d
 def gate_state(conninfo: str, run: int, profile: str, *, day: bool) -> dict[str, Any]:
     """What runs of *profile* before *run* left of the gate, as ``Risk.restore`` takes it.
 
-    The breaker as its last change left it, and strategies disabled since a person enabled them.
+    The breaker as its last change left it, losing trades in a row since a winning one or since it
+    was closed, and strategies disabled since a person enabled them.
     With *day* also what counts per trading day: orders, those of each strategy, and the P&L.
     Everything is read from what the gate itself recorded, after the rings of a killed run were
     stored.
@@ -127,8 +128,8 @@ def gate_state(conninfo: str, run: int, profile: str, *, day: bool) -> dict[str,
             "SELECT detail, (array_agg(kind ORDER BY run DESC, seq DESC))[1] "
             f"FROM hftpipe.risk_event {mine} AND kind IN (%(latched)s, %(rearm)s) GROUP BY 1",
             want) if last == kind.LATCHED]
-        out: dict[str, Any] = {"state": breaker[0], "cause": breaker[1], "losses": 0,
-                               "latched": latched}
+        out: dict[str, Any] = {"state": breaker[0], "cause": breaker[1],
+                               "losses": _losing_trades(c, run, profile), "latched": latched}
         began = c.execute(
             f"SELECT value, run, seq FROM hftpipe.risk_event {mine} AND kind = %(day)s "
             "ORDER BY run DESC, seq DESC LIMIT 1", want).fetchone() if day else None
@@ -150,6 +151,38 @@ def gate_state(conninfo: str, run: int, profile: str, *, day: bool) -> dict[str,
             out |= {"day": began[0], "orders": sum(executions.values()),
                     "executions": executions, "pnl": int(pnl[0] * 10**9)}
     return out
+
+
+def _losing_trades(c: psycopg.Connection, before: int, profile: str) -> int:
+    """Losing trades in a row at the end of the runs of *profile* before run *before*.
+
+    As the gate counts them: a trade goes from flat to flat, a winning one or closing the breaker
+    begins anew.
+    """
+    lost = 0
+    runs = c.execute("SELECT run FROM hftpipe.run WHERE profile = %s AND run < %s "
+                     "ORDER BY run DESC", (profile, before)).fetchall()
+    for (run,) in runs:
+        (closed,) = c.execute(
+            "SELECT max(ts) FROM (SELECT ts FROM hftpipe.risk_event WHERE run = %(run)s "
+            "AND kind = %(breaker)s AND value = %(closed)s UNION ALL "
+            "SELECT ts FROM hftpipe.figure WHERE run = %(run)s AND kind = %(by_hand)s "
+            "AND value = %(closed)s) t",
+            {"run": run, "breaker": schema.RISK_EVENT_KIND.BREAKER,
+             "by_hand": schema.FIGURE_KIND.BREAKER,
+             "closed": schema.BREAKER.CLOSED}).fetchone() or (None,)
+        trades = c.execute(
+            "SELECT earned FROM (SELECT ts, seq, realised - lag(realised, 1, 0::bigint) "
+            "OVER (PARTITION BY instrument ORDER BY seq) AS earned FROM hftpipe.position_event "
+            "WHERE run = %s AND stream = %s AND qty = 0) t WHERE earned <> 0 AND ts > %s "
+            "ORDER BY seq DESC", (run, schema.STREAM.LEDGER, closed or 0)).fetchall()
+        for (earned,) in trades:
+            if earned > 0:
+                return lost
+            lost += 1
+        if closed is not None:
+            break
+    return lost
 
 
 def daily_bars(conninfo: str, run: int, symbols: list[str], since: dt.date,
