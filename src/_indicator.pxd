@@ -111,12 +111,19 @@ cdef inline double ema_update(ema_t *s, double x) noexcept nogil:
     return s.value
 
 
+cdef extern from "_blocks.h" nogil:
+    # Four whole blocks of *n* rows of a column, as wma_update takes them one by one; *weighted* is
+    # of the block before them and then of the last; *scratch* is 5 n doubles.
+    void hp_wma_blocks(const double *a, double *r, double *weighted, double *scratch, int64_t n,
+                       double length, double share) noexcept
+    double hp_poison(const double *a, int64_t n) noexcept       # 0 = all are finite, else NaN
+
+
 cdef struct wma_t:
     double *sums                # n: this block's values
     double *weighted            # n: sums of the last block's, weighed 1, 2, ... from the oldest
     double head                 # sum of this block's values
-    double ranked               # sum of this block's values weighed 0, 1, ... from its first
-    double rank                 # values in this block: `at`, as a double
+    double leading              # sum of this block's values weighed n, n - 1, ... from its newest
     double length               # n
     double share                # 1 / (n (n + 1) / 2)
     int64_t n
@@ -127,9 +134,9 @@ cdef struct wma_t:
 cdef inline void wma_init(wma_t *s, int64_t n, double *memory) noexcept nogil:
     """*memory* is 2 n doubles."""
     cdef int64_t i
-    s.sums, s.weighted, s.head, s.ranked = memory, memory + n, 0, 0
+    s.sums, s.weighted, s.head, s.leading = memory, memory + n, 0, 0
     s.n, s.at, s.full, s.share = n, 0, False, 2.0 / (<double>n * <double>(n + 1))
-    s.rank, s.length = 0, <double>n
+    s.length = <double>n
     for i in range(2 * n):
         memory[i] = 0
 
@@ -137,25 +144,21 @@ cdef inline void wma_init(wma_t *s, int64_t n, double *memory) noexcept nogil:
 cdef inline double wma_update(wma_t *s, double x) noexcept nogil:
     """Mean of the newest n values, the newest weighed n, the oldest 1."""
     cdef int64_t i = s.at
-    cdef double a, b, after, weighed, total
+    cdef double after, weighed, total
+    s.leading += s.length * x - s.head          # every older one weighs one less than before
     s.head += x
-    s.ranked += s.rank * x
-    total = s.weighted[i] + ((s.length - s.rank) * s.head + s.ranked)
-    s.rank += 1.0
+    total = s.weighted[i] + s.leading
     s.sums[i] = x
     s.at = i + 1
     if s.at == s.n:
         after = weighed = 0
         i = s.n - 1
-        while i > 0:                            # two a step, as in sums_behind
-            a, b = s.sums[i], s.sums[i - 1]
-            s.weighted[i], s.weighted[i - 1] = weighed, weighed + (after + a)
-            weighed += (after + a) + (after + (a + b))
-            after += a + b
-            i -= 2
-        if i == 0:
-            s.weighted[0] = weighed
-        s.head = s.ranked = s.rank = 0
+        while i >= 0:
+            s.weighted[i] = weighed
+            after += s.sums[i]
+            weighed += after
+            i -= 1
+        s.head = s.leading = 0
         s.at, s.full = 0, True
         return total * s.share
     return total * s.share if s.full else NAN

@@ -244,11 +244,19 @@ cdef class WMA(Indicator):
         cdef double poison = 0
         cdef Py_ssize_t i, n = len(x)
         cdef wma_t s = self.s
+        scratch = numpy.empty(5 * s.n)
+        cdef double *room = room_of(scratch)
         self.keep()
         with nogil:
-            for i in range(n):
-                poison += a[i] * 0.0
+            i = 0
+            while i < n:
+                if s.full and s.at == 0 and n - i >= 4 * s.n:
+                    hp_wma_blocks(a + i, r + i, s.weighted, room, s.n, s.length, s.share)
+                    i += 4 * s.n
+                    continue
                 r[i] = wma_update(&s, a[i])
+                i += 1
+            poison = hp_poison(a, n)
         if poison != 0:
             self.refuse(x=x)
         self.s = s

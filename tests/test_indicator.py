@@ -419,3 +419,24 @@ def test_no_rows_are_no_rows():
 def test_every_name_of_the_door_is_there():
     assert all(hasattr(I, name) for name in I.__all__)
     assert schema.DEPTH == 5        # indicators.depth's default is the book's
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("blocks", [3, 4, 5, 8, 9, 13])
+def test_blocks_of_a_weighted_mean_side_by_side_are_one_after_another_to_the_last_bit(n, blocks):
+    x = numpy.random.default_rng(n).standard_normal(blocks * n + n // 2 + 1) * 10.0 ** numpy.arange(
+        -6, 6)[numpy.arange(blocks * n + n // 2 + 1) % 12]
+    one, many = I.WMA(n), I.WMA(n)
+    start = n // 2                                  # the column begins in the middle of a block
+    expected = numpy.array([one.update(v) for v in x])
+    found = numpy.concatenate([[many.update(v) for v in x[:start]], many.update_many(x[start:])])
+    assert found.tobytes() == expected.tobytes()
+    assert many.update(1.5) == one.update(1.5), "and they go on alike"
+
+
+def test_a_column_with_one_value_that_is_no_number_is_refused_wherever_it_stands():
+    for at in range(0, 130):
+        x = numpy.ones(130)
+        x[at] = (numpy.nan, numpy.inf, -numpy.inf)[at % 3]
+        with pytest.raises(ValueError, match=rf"\b{at}\b"):
+            I.WMA(5).update_many(x)
