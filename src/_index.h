@@ -98,6 +98,9 @@ static inline int64_t hp_index_next(const hp_index_t *x, hp_entries_t *e, uint32
   while (__builtin_expect(!e->left, 1)) {
     if (__builtin_expect(!e->bucket->over, 1)) return -1;
     e->bucket = hp_index_after(x, e->bucket);
+    /* Entries that went on stay where they are when there is room again, so that in a small table
+     * every bucket may have been passed by one: then the walk ends where it began. */
+    if (e->bucket == hp_index_home(x, tag)) return -1;
     e->left = hp_bucket_match(e->bucket, tag);
   }
   int cell = __builtin_ctz(e->left);

@@ -66,6 +66,22 @@ def test_nothing_stays_of_what_spilled_over():
         assert index.find(9) == index.find(0) == []
 
 
+def test_a_look_ends_though_every_bucket_was_once_passed_by():
+    """Two buckets, an entry of each in the other one: nothing says any more where a walk may stop."""
+    index = Index(8)
+    for slot in range(8):
+        index.put(0, slot)                          # seven, and one that went on
+    home = [slot for slot in range(7)]
+    for slot in home:
+        index.remove(0, slot)
+    for slot in range(8, 15):
+        index.put(0x80000000, slot)                 # six beside that one, and one that went on
+    assert index.find(1) == index.find(0x80000001) == []
+    assert index.find(0) == [7] and sorted(index.find(0x80000000)) == list(range(8, 15))
+    index.remove(0, 7)
+    assert index.find(0) == index.find(1) == []
+
+
 def test_what_the_object_refuses():
     index = Index(1)
     index.put(3, 0)
