@@ -67,7 +67,7 @@ def test_nothing_stays_of_what_spilled_over():
 
 
 def test_a_look_ends_though_every_bucket_was_once_passed_by():
-    """Two buckets, an entry of each in the other one: nothing says any more where a walk may stop."""
+    """An entry of each of two buckets lies in the other: nothing says where a walk may stop."""
     index = Index(8)
     for slot in range(8):
         index.put(0, slot)                          # seven, and one that went on

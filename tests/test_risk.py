@@ -642,7 +642,7 @@ def test_agrees_with_the_twin_for_longer_and_meets_every_reason():
     assert set(seen) >= wanted, wanted - set(seen)
 
 
-# 100144: a check without a limit refused; 102503: a look for an order that is not there never ended.
+# 100144: a check without a limit refused; 102503: looking for an order that is not there for ever.
 @pytest.mark.parametrize("seed", [100144, 102503])
 def test_agrees_with_the_twin_where_it_once_did_not(seed):
     Oracle(seed).run(2000, every=500)
