@@ -14,8 +14,8 @@ LAYERS = [
     # the arithmetic and the index that parts share
     {"_indicator", "_index"},
     # 1 parts: one job each, ignorant of one another
-    {"_bars", "_board", "_book", "_breaker", "_control", "_flow", "_ledger", "_order", "_ring",
-     "_wire", "card", "limits"},
+    {"_bars", "_board", "_book", "_breaker", "_control", "_flow", "_journal", "_ledger", "_order",
+     "_ring", "_wire", "card", "limits"},
     {"_day", "_study"},
     # 2 judgement: may read parts
     {"_drift", "_feature", "_model", "_risk", "_match"}, {"_figure", "_margin", "_usage"},
