@@ -133,15 +133,19 @@ def test_a_disabled_strategy_stays_disabled(run):
     assert code == 0, err
     until(lambda: disabled[0] not in shown(again)["disabled_strategies"], "it is enabled again",
           again.popen)
+    again.trades(1)                         # the ledger has told risk which day it is
     again.popen.terminate()
     assert again.end() == 0
     with database(live.path) as c:
         left = queries.gate_state(c.info.dsn, again.run + 1, "demo", day=True)
         assert disabled[0] not in left["latched"] and left["state"] == schema.BREAKER.CLOSED
+        began = c.execute("SELECT run, seq FROM hftpipe.risk_event WHERE kind = %s "
+                          "ORDER BY run DESC, seq DESC LIMIT 1",
+                          (schema.RISK_EVENT_KIND.DAY,)).fetchone()
         approved = dict(c.execute(
             'SELECT i.strategy, count(*) FROM hftpipe.verdict v JOIN hftpipe.intent i '
             'ON i.run = v.run AND i.event = v."order" WHERE v.reason = 0 AND v.action = 1 '
-            "AND v.run = %s GROUP BY 1", (again.run,)).fetchall())
+            "AND (v.run, v.seq) > (%s, %s) GROUP BY 1", began).fetchall())
         assert left["executions"] == approved and left["orders"] == sum(approved.values())
         assert left["day"] > 20_000
 
