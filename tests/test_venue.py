@@ -800,7 +800,7 @@ GOOD = {"symbol": "ACME", "side": "buy", "qty": "10", "type": "limit", "time_in_
     ({"limit_price": "x"}, 422, 40010001, "limit_price is not"),
     ({"extended_hours": True, "time_in_force": "ioc"}, 422, 40010001, "extended hours"),
     ({"extended_hours": "yes"}, 422, 40010001, "boolean"),
-    ({"order_class": "bracket"}, 422, 40010001, "order_class"),
+    ({"order_class": "ladder"}, 422, 40010001, "order_class"),
     ({"position_intent": "maybe"}, 422, 40010001, "position_intent"),
     ({"client_order_id": "x" * 129}, 422, 40010001, "128 characters"),
     ({"client_order_id": 7}, 422, 40010001, "128 characters"),

@@ -25,12 +25,19 @@ from hftpipe.errors import HftpipeError
 @click.option("--rate-limit", default=200, show_default=True,
               help="REST requests per minute; 0 lifts it.")
 @click.option("--cash", default="100000", show_default=True, help="Of a new account.")
+@click.option("--multiplier", type=click.IntRange(1, 4), default=4, show_default=True,
+              help="1 cash account, 2 or 4 margin.")
+@click.option("--hours", type=click.Choice(["always", "nyse"]), default="always",
+              show_default=True, help="When stocks trade.")
+@click.option("--now", default=None, metavar="TIME",
+              help="Where the sessions' clock stands at the start, e.g. 2026-03-02T09:29:50-05:00.")
 @click.option("--for", "seconds", type=SECONDS, metavar="TIME", help="Stop after, e.g. 30s.")
 @click.option("--die-with-parent", is_flag=True, help="Stop when the parent process ends.")
 @shared
 @click.pass_obj
 def command(settings: Settings, host: str, port: int, seed: int, symbols: str, rate: float,
             state: Path | None, stamps: bool, rate_limit: int, cash: str,
+            multiplier: int, hours: str, now: str | None,
             seconds: float | None, die_with_parent: bool) -> None:
     """Run the built-in exchange alone.
 
@@ -44,7 +51,8 @@ def command(settings: Settings, host: str, port: int, seed: int, symbols: str, r
         server.die_with_parent()
     config = server.Config(
         host=host, port=port, seed=seed, symbols=tuple(s for s in symbols.split(",") if s),
-        rate=rate, state=state, stamps=stamps, rate_limit=rate_limit, cash=cash)
+        rate=rate, state=state, stamps=stamps, rate_limit=rate_limit, cash=cash,
+        multiplier=multiplier, hours=hours, now=now)
     config = replace(config, key=os.environ.get(server.KEY_ENV) or config.key,
                      secret=os.environ.get(server.SECRET_ENV) or config.secret)
     try:

@@ -4,29 +4,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
-from datetime import time as clock_time
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 from aiohttp import web
 
 from hftpipe._clock import now_ns, utc_ns
 
+from . import account
 from .exchange import Exchange, Refused
-from .state import Order
+from .orders import invalid
+from .session import FIRST, LAST, NEW_YORK, rows
+from .state import NANO, Order, text
 from .streams import Keys, header_pair
 
 _json = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-try:
-    NEW_YORK: tzinfo = ZoneInfo("America/New_York")
-except ZoneInfoNotFoundError:           # a machine without tzdata
-    NEW_YORK = timezone(timedelta(hours=-5))
 
 
 def answer(body: object, status: int = 200) -> web.Response:
@@ -129,21 +125,28 @@ class Rest:
         self.sockets = sockets
         self.fail = fail
         self.limiter = Limiter(limit)
+        self.data_limiter = Limiter(limit)      # the data service counts for itself
         self.requests = 0
 
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/v2/account", self.account),
+            web.get("/v2/account/configurations", self.configurations),
+            web.patch("/v2/account/configurations", self.configure),
+            web.get("/v2/account/activities", self.activities),
+            web.get("/v2/account/activities/{type}", self.activities),
+            web.get("/v2/account/portfolio/history", self.portfolio),
             web.post("/v2/orders", self.new_order), web.get("/v2/orders", self.orders),
             web.delete("/v2/orders", self.cancel_all),
             web.get("/v2/orders:by_client_order_id", self.by_client),
-            web.get("/v2/orders/{id}", self.order), web.delete("/v2/orders/{id}", self.cancel),
+            web.get("/v2/orders/{id}", self.order), web.patch("/v2/orders/{id}", self.replace),
+            web.delete("/v2/orders/{id}", self.cancel),
             web.get("/v2/positions", self.positions),
             web.delete("/v2/positions", self.close_all),
             web.get("/v2/positions/{name:.+}", self.position),
             web.delete("/v2/positions/{name:.+}", self.close),
             web.get("/v2/assets", self.assets), web.get("/v2/assets/{name:.+}", self.asset),
-            web.get("/v2/clock", self.clock)]
+            web.get("/v2/clock", self.clock), web.get("/v2/calendar", self.calendar)]
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -157,10 +160,12 @@ class Rest:
         pair = header_pair(request.headers)
         headers: dict[str, str] = {}
         response: web.StreamResponse
-        if pair is None or not self.keys.match(*pair):
+        data = request.path.startswith(("/v2/stocks/", "/v1beta3/crypto/"))
+        open_ = pair is None and request.path.startswith("/v1beta3/crypto/")
+        if not open_ and (pair is None or not self.keys.match(*pair)):
             response = answer({"message": "unauthorized."}, 401)
         else:
-            allowed, headers = self.limiter.take()
+            allowed, headers = (self.data_limiter if data else self.limiter).take()
             if not allowed:
                 response = answer({"code": 42910000, "message": "rate limit exceeded."}, 429)
             else:
@@ -191,10 +196,7 @@ class Rest:
         raw = await request.read()
         body: Any = None
         try:
-            try:
-                body = _decode(raw)
-            except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
-                raise Refused(400, 40010000, "request body format is invalid") from None
+            body = self._body(raw)
             fields = self.exchange.parse(body)
             self.exchange.check(fields)
         except Refused as error:
@@ -205,9 +207,27 @@ class Rest:
                 client_order_id=client if isinstance(client, str) else None)
             raise
         order = self.exchange.accept(fields, recv)
-        reply = answer(order.view)                      # as it is now: pending_new
+        reply = answer(self.exchange.nested(order))     # as it is now: pending_new
         self._later(self.exchange.execute, order)
         return reply
+
+    @staticmethod
+    def _body(raw: bytes) -> Any:
+        try:
+            return _decode(raw)
+        except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
+            raise Refused(400, 40010000, "request body format is invalid") from None
+
+    async def replace(self, request: web.Request) -> web.Response:
+        recv = received(request)
+        raw = await request.read()
+        new = self.exchange.replace(self._order(request.match_info["id"]), self._body(raw), recv)
+        reply = answer(new.view)
+        self._later(self.exchange.finish_replace, new)
+        return reply
+
+    def _view(self, request: web.Request, order: Order) -> dict[str, Any]:
+        return self.exchange.nested(order) if flag(request, "nested") else order.view
 
     def _later(self, action: Callable[[Order], None], order: Order) -> None:
         """After the reply was written: this task goes on before the loop's next round."""
@@ -226,7 +246,7 @@ class Rest:
         return order
 
     async def order(self, request: web.Request) -> web.Response:
-        return answer(self._order(request.match_info["id"]).view)
+        return answer(self._view(request, self._order(request.match_info["id"])))
 
     async def by_client(self, request: web.Request) -> web.Response:
         client = request.query.get("client_order_id", "")
@@ -250,12 +270,13 @@ class Rest:
             raise Refused(422, 40010001, "invalid direction")
         symbols = {self.exchange.find(s).symbol for s in query["symbols"].split(",")
                    } if query.get("symbols") else None
-        after, until = (_time(query.get(name), name) for name in ("after", "until"))
+        after, until = (time_of(query.get(name), name) for name in ("after", "until"))
         first, last = (self._order(query[name]).number if query.get(name) else None
                        for name in ("after_order_id", "before_order_id"))
         side = {None: None, "buy": 1, "sell": -1}.get(query.get("side"), 0)
+        class_, nested = query.get("asset_class"), flag(request, "nested")
         state = self.exchange.state
-        found = list(state.by_number.values() if status == "open" else state.orders.values())
+        found = list(state.live.values() if status == "open" else state.orders.values())
         found = [o for o in found
                  if (status != "closed" or not o.open)
                  and (symbols is None or o.symbol in symbols)
@@ -263,9 +284,11 @@ class Rest:
                  and (after is None or o.ts > after)
                  and (until is None or o.ts < until)
                  and (first is None or o.number > first)
-                 and (last is None or o.number < last)]
+                 and (last is None or o.number < last)
+                 and (class_ in (None, "", "all") or class_ == o.view["asset_class"])
+                 and not (nested and o.parent)]
         found.sort(key=lambda o: o.number, reverse=query.get("direction", "desc") == "desc")
-        return answer([o.view for o in found[:limit]])
+        return answer([self._view(request, o) for o in found[:limit]])
 
     def _cancel(self, order: Order, recv: int) -> None:
         self.exchange.cancel(order, recv)
@@ -276,15 +299,67 @@ class Rest:
         return web.Response(status=204)
 
     async def cancel_all(self, request: web.Request) -> web.Response:
-        orders = self.exchange.state.open_orders()
-        for order in orders:
-            self._cancel(order, received(request))
-        return answer([{"id": o.id, "status": 200} for o in orders], 207)
+        rows = []
+        for order in self.exchange.state.open_orders():
+            try:
+                self._cancel(order, received(request))
+                rows.append({"id": order.id, "status": 200})
+            except Refused as error:        # it is being replaced
+                rows.append({"id": order.id, "status": 500, "body": error.body})
+        return answer(rows, 207)
 
     # ------------------------------------------------------------ account, positions, assets
 
     async def account(self, request: web.Request) -> web.Response:
-        return answer(self.exchange.account())
+        return answer(account.account(self.exchange))
+
+    async def configurations(self, request: web.Request) -> web.Response:
+        return answer(self.exchange.state.configurations)
+
+    async def configure(self, request: web.Request) -> web.Response:
+        return answer(account.configure(self.exchange, self._body(await request.read())))
+
+    async def activities(self, request: web.Request) -> web.Response:
+        """FILL activities; of the others the venue has none."""
+        query = request.query
+        try:
+            size = int(query.get("page_size", "100"))
+        except ValueError:
+            size = 0
+        if not 1 <= size <= 100:
+            raise invalid("page_size must be between 1 and 100")
+        if query.get("direction", "desc") not in ("asc", "desc"):
+            raise invalid("invalid direction")
+        if query.get("category") not in (None, "", "trade_activity", "non_trade_activity"):
+            raise invalid("invalid category")
+        types = request.match_info.get("type") or query.get("activity_types")
+        if query.get("category") and types:
+            raise invalid("category and activity types cannot be given together")
+        after, until = (time_of(query.get(name), name) for name in ("after", "until"))
+        if query.get("date"):
+            if after is not None or until is not None:
+                raise invalid("date cannot be given together with after or until")
+            day = _day(query["date"], "date")
+            after, until = (int(datetime(d.year, d.month, d.day, tzinfo=NEW_YORK).timestamp())
+                            * NANO for d in (day, day + timedelta(1)))
+            after -= 1
+        if (types and "FILL" not in types.upper().split(",")) or (
+                query.get("category") == "non_trade_activity"):
+            return answer([])
+        return answer(account.fills(
+            self.exchange, after=after, until=until, size=size,
+            descending=query.get("direction", "desc") == "desc",
+            token=query.get("page_token"), order=query.get("order_id")))
+
+    async def portfolio(self, request: web.Request) -> web.Response:
+        query = request.query
+        if query.get("intraday_reporting", "market_hours") not in (
+                "market_hours", "extended_hours", "continuous"):
+            raise invalid("invalid intraday_reporting")
+        end = query.get("end") or query.get("date_end")
+        return answer(account.portfolio(
+            self.exchange, period=query.get("period"), timeframe=query.get("timeframe"),
+            start=time_of(query.get("start"), "start"), end=time_of(end, "end")))
 
     def _held(self) -> list[str]:
         return [s for s, p in self.exchange.state.positions.items() if p.qty]
@@ -296,10 +371,10 @@ class Rest:
         return instrument.symbol
 
     async def positions(self, request: web.Request) -> web.Response:
-        return answer([self.exchange.position(s) for s in self._held()])
+        return answer([account.position(self.exchange, s) for s in self._held()])
 
     async def position(self, request: web.Request) -> web.Response:
-        return answer(self.exchange.position(self._position(request)))
+        return answer(account.position(self.exchange, self._position(request)))
 
     def _close(self, symbol: str, recv: int, qty: str | None = None) -> Order:
         """Accept a market order that takes the position (or *qty* of it) away."""
@@ -308,7 +383,7 @@ class Rest:
         fields = self.exchange.parse({
             "symbol": symbol, "side": "sell" if held > 0 else "buy", "type": "market",
             "time_in_force": "gtc" if instrument.crypto else "day",
-            "qty": Decimal(abs(held)) / 10**9 if qty is None else qty})
+            "qty": text(abs(held)) if qty is None else qty})
         self.exchange.check(fields)
         order = self.exchange.accept(fields, recv)
         self._later(self.exchange.execute, order)
@@ -316,16 +391,32 @@ class Rest:
 
     async def close(self, request: web.Request) -> web.Response:
         symbol = self._position(request)
-        if "percentage" in request.query:
-            raise Refused(422, 40010001, "percentage is not supported here: give qty")
-        return answer(self._close(symbol, received(request), request.query.get("qty")).view)
+        qty, share = request.query.get("qty"), request.query.get("percentage")
+        if qty is not None and share is not None:
+            raise invalid("only one of qty or percentage is accepted")
+        if share is not None:
+            qty = self._share(symbol, share)
+        return answer(self._close(symbol, received(request), qty).view)
+
+    def _share(self, symbol: str, percentage: str) -> str:
+        """That part of a position; whole shares of a short one."""
+        try:
+            part = Decimal(percentage)
+        except ArithmeticError:
+            part = Decimal(0)
+        if not part.is_finite() or not 0 < part <= 100:
+            raise invalid("percentage must be > 0 and <= 100")
+        held = self.exchange.state.held(symbol)
+        qty = int(abs(held) * part / 100)
+        return text(qty if held > 0 else qty // NANO * NANO)
 
     async def close_all(self, request: web.Request) -> web.Response:
         recv = received(request)
         if flag(request, "cancel_orders"):
             for order in self.exchange.state.open_orders():
-                self.exchange.cancel(order, recv)
-                self.exchange.finish_cancel(order)
+                if order.open and order.status != "pending_replace":    # not gone with another
+                    self.exchange.cancel(order, recv)
+                    self.exchange.finish_cancel(order)
         rows: list[dict[str, Any]] = []
         for symbol in self._held():
             plain = self.exchange.names[symbol].plain
@@ -338,7 +429,7 @@ class Rest:
 
     async def assets(self, request: web.Request) -> web.Response:
         class_ = request.query.get("asset_class")
-        rows = [self.exchange.asset(i) for i in self.exchange.instruments]
+        rows = [account.asset(self.exchange, i) for i in self.exchange.instruments]
         if request.query.get("status", "active") == "inactive":
             rows = []
         return answer([r for r in rows if class_ in (None, "", r["class"])])
@@ -348,27 +439,28 @@ class Rest:
         instrument = self.exchange.names.get(name)
         if instrument is None:
             raise Refused(404, 40410000, f"asset not found for {name}")
-        return answer(self.exchange.asset(instrument))
+        return answer(account.asset(self.exchange, instrument))
 
     async def clock(self, request: web.Request) -> web.Response:
-        """Always open; the next times are those of a regular session."""
-        now = datetime.now(NEW_YORK)
-        return answer({"timestamp": now.isoformat(), "is_open": True,
-                       "next_open": _next(now, clock_time(9, 30)).isoformat(),
-                       "next_close": _next(now, clock_time(16)).isoformat()})
+        return answer(self.exchange.hours.clock(utc_ns()))
+
+    async def calendar(self, request: web.Request) -> web.Response:
+        query = request.query
+        first, last = (_day(query[name], name) if query.get(name) else default
+                       for name, default in (("start", FIRST), ("end", LAST)))
+        if first > last:
+            raise invalid("start must not be after end")
+        return answer(rows(first, last))
 
 
-def _next(now: datetime, at: clock_time) -> datetime:
-    """The next weekday's *at* after *now*."""
-    day: date = now.date()
-    while True:
-        when = datetime.combine(day, at, NEW_YORK)
-        if when > now and day.weekday() < 5:
-            return when
-        day += timedelta(days=1)
+def _day(value: str, name: str) -> date:
+    try:
+        return date.fromisoformat(value[:10])
+    except ValueError:
+        raise invalid(f"invalid {name}") from None
 
 
-def _time(value: str | None, name: str) -> int | None:
+def time_of(value: str | None, name: str) -> int | None:
     """UTC ns of an RFC 3339 time with up to nine digits."""
     if not value:
         return None

@@ -25,8 +25,11 @@ from hftpipe._clock import utc_ns
 from hftpipe.errors import BusyError, ConfigError, DeadlineError, HftpipeError, UsageError
 
 from ._traders import Traders
-from .exchange import Exchange
-from .rest import Rest, Stamp
+from .data import Data
+from .exchange import Exchange, Refused
+from .history import Bar, History
+from .rest import Rest, Stamp, time_of
+from .session import Hours
 from .state import NANO, State, nano
 from .streams import (
     CRYPTO_CHANNELS,
@@ -36,6 +39,7 @@ from .streams import (
     Keys,
     Sockets,
     Stamps,
+    Ticks,
     Updates,
 )
 from .traders import instruments
@@ -79,6 +83,10 @@ class Config:
         See :class:`hftpipe.venue.streams.Sockets`.
     session : float, s
         Day orders expire each time so much has passed; 0 = the session never ends.
+    hours : str
+        ``always``, or ``nyse``: stocks trade in the hours of the New York Stock Exchange.
+    now : str or None
+        Where the clock of the sessions stands at the start, RFC 3339; the host's by default.
     buffer, message : int
         Largest unsent backlog of a client, largest message from one, in bytes.
     """
@@ -102,6 +110,8 @@ class Config:
     linger: float = 1.0
     ghost: float = 0.0
     session: float = 0.0
+    hours: str = "always"
+    now: str | None = None
     buffer: int = 4 << 20
     message: int = 1 << 20
 
@@ -111,12 +121,19 @@ class Config:
                 ("seed", 0 <= self.seed < 1 << 64, "0 to 2**64 - 1"),
                 ("rate", 0 <= self.rate <= 1e6, "0 to 1000000 messages per second"),
                 ("tick", 0.0001 <= self.tick <= 1, "0.0001 to 1 seconds"),
+                ("hours", self.hours in ("always", "nyse"), "always or nyse"),
                 ("multiplier", self.multiplier in (1, 2, 4), "1, 2 or 4"),
                 ("rate_limit", self.rate_limit >= 0, "0 or more"),
                 ("buffer", self.buffer >= 4096, "at least 4096 bytes"),
                 ("stamps", not self.stamps or self.state is not None, "used with a state")):
             if not good:
                 raise UsageError(f"{name} must be {wanted}, was {getattr(self, name)}")
+        if self.now is not None:
+            try:
+                time_of(self.now, "now")
+            except Refused:
+                raise UsageError("now must be a time like 2026-03-02T09:29:50-05:00, was "
+                                 f"{self.now!r}") from None
         if not self.key or not self.secret:
             raise ConfigError("key and secret must not be empty")
 
@@ -166,19 +183,24 @@ class Venue:
         first_trade = max(state.runs << 40, state.trade)
         traders = Traders(table, config.seed + state.runs, config.rate, now, first_trade)
         try:
-            self.exchange = Exchange(table, traders, state, config.multiplier)
+            shift = (time_of(config.now, "now") or 0) - now if config.now else 0
+            self.exchange = Exchange(table, traders, state, config.multiplier,
+                                     Hours(config.hours == "always", shift))
         except LookupError as error:
             raise ConfigError(str(error)) from None
         keys = Keys(config.key, config.secret)
         self.stamps = Stamps(
             config.state / "frames.jsonl" if config.state and config.stamps else None)
+        self.history = History(table, state.bars, self._record_bar)
+        state.bars = {}
+        self._ticks = Ticks()
         fake = instruments(("FAKEPACA",), {})
         self._fake = Traders(fake, config.seed, 5.0, now)
-        self.iex = Feed("/v2/iex", table, STOCK_CHANNELS, "V", self.stamps)
-        self.sip = Feed("/v2/sip", table, STOCK_CHANNELS, "Q", self.stamps)
-        self.test = Feed("/v2/test", fake, TEST_CHANNELS, "V", self.stamps)
+        self.iex = Feed("/v2/iex", table, STOCK_CHANNELS, "V", self.stamps, self._ticks)
+        self.sip = Feed("/v2/sip", table, STOCK_CHANNELS, "Q", self.stamps, self._ticks)
+        self.test = Feed("/v2/test", fake, TEST_CHANNELS, "V", self.stamps, self._ticks)
         self.crypto = Feed("/v1beta3/crypto/us", table, CRYPTO_CHANNELS, "", self.stamps,
-                           traders.levels)
+                           self._ticks, traders.levels)
         self.updates = Updates()
         self.sockets = Sockets(
             keys, (self.iex, self.sip, self.test, self.crypto), self.updates,
@@ -191,7 +213,8 @@ class Venue:
         self.exchange.on_messages = self._publish
 
         app = web.Application(middlewares=[self.rest.guard], client_max_size=1 << 20)
-        app.add_routes([*self.sockets.routes(), *self.rest.routes()])
+        data = Data(self.exchange, self.history, config.symbol_limit > 0)
+        app.add_routes([*self.sockets.routes(), *self.rest.routes(), *data.routes()])
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False,
                                      shutdown_timeout=0.5)
         await self._runner.setup()
@@ -247,9 +270,15 @@ class Venue:
         self._stop.set()
 
     def _publish(self, messages: list[Any]) -> None:
-        self.iex.publish(messages)
-        self.sip.publish(messages)
-        self.crypto.publish(messages)
+        stamped = self._ticks.stamp(messages)
+        self.history.add(stamped)
+        self.iex.publish(stamped)
+        self.sip.publish(stamped)
+        self.crypto.publish(stamped)
+
+    def _record_bar(self, symbol: str, bar: Bar) -> None:
+        self.state.record("bar", utc_ns(), symbol=symbol, t=bar.minute, o=bar.open, h=bar.high,
+                          l=bar.low, c=bar.close, v=bar.volume, n=bar.count, value=str(bar.value))
 
     async def _run(self) -> None:
         """The venue's clock: let the traders act, send what they did, keep the marks."""
@@ -265,13 +294,15 @@ class Venue:
                 self.exchange.step(now)
                 if self.test.sessions:
                     self._fake.step(now)
-                    self.test.publish(self._fake.take())
+                    self.test.publish(self._ticks.stamp(self._fake.take()))
                 else:
                     self._fake.skip(now)
                 if now // NANO != second:
                     second = now // NANO
                     self.exchange.write_mark()
                     self.stamps.flush()
+                    self.exchange.tick(now)
+                    self.history.close_minute(now)
                     for feed in (self.iex, self.sip, self.crypto):
                         feed.close_minute(now)
                 if self.config.session and loop.time() - session >= self.config.session:

@@ -10,8 +10,14 @@ Lines (``ts`` is UTC ns; ``recv`` is host-monotonic ns of the request's first by
     order   an order was accepted: id client_order_id number symbol side type ... recv
     event   a step of it, as sent on the stream: event execution_id price qty position_qty ...
     cancel  a cancel was accepted: id recv
+    replace a replacement was accepted: id (of the old order) recv
+    arm     a stop was triggered: id
+    trail   the best price a trailing stop saw, and its stop: id hwm stop_price
+    resize  an exit shrank with the partial fill of its twin: id qty
+    config  account configurations that were changed
     refused a request was answered with an error: client_order_id status code message recv
-    mark    last prices, so that a restarted market goes on where it was
+    mark    last prices, so that a restarted market goes on where it was, and the equity
+    bar     a whole minute of a symbol: t (minute) o h l c v n value
 """
 from __future__ import annotations
 
@@ -33,7 +39,14 @@ NANO = 1_000_000_000
 LIVE = frozenset(("accepted", "pending_new", "new", "partially_filled", "pending_cancel",
                   "pending_replace", "held"))
 AFTER = {"pending_new": "pending_new", "new": "new", "partial_fill": "partially_filled",
-         "fill": "filled", "canceled": "canceled", "expired": "expired", "rejected": "rejected"}
+         "fill": "filled", "canceled": "canceled", "expired": "expired", "rejected": "rejected",
+         "accepted": "accepted", "replaced": "replaced"}
+CONFIGURATIONS: dict[str, Any] = {
+    "suspend_trade": False, "no_shorting": False, "fractional_trading": True,
+    "max_margin_multiplier": "4", "trade_confirm_email": "all",
+    "ptp_no_exception_entry": False, "max_options_trading_level": 0,
+    "disable_overnight_trading": False}
+EQUITY_MINUTES = 31 * 24 * 60       # kept by the minute; older ones by the day
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 QTY_MAX = 10**9 * NANO          # of one order; what 64 bits of nano can carry, with room
 
@@ -93,39 +106,80 @@ def stamp(ns: int) -> str:
 class Order:
     """One order as the broker keeps it; quantities and prices in nano."""
 
-    __slots__ = ("_packed", "_view", "client_order_id", "cost", "filled", "id", "limit", "number",
-                 "qty", "side", "status", "symbol", "tif", "ts", "type")
+    __slots__ = ("_packed", "_view", "armed", "book", "client_order_id", "cost", "expires",
+                 "extended", "filled", "group", "hwm", "id", "limit", "number", "parent",
+                 "percent", "qty", "role", "side", "status", "stop", "symbol", "tif", "trail",
+                 "ts", "type")
 
     def __init__(self, body: dict[str, Any]) -> None:
+        def price(name: str) -> int:
+            value = body.get(name)
+            return nano(value) if value is not None else 0
+
         self.ts: int = body["ts"]
         self.id: str = body["id"]
         self.client_order_id: str = body["client_order_id"]
-        self.number: int = body["number"]           # order of arrival, and id in the book
+        self.number: int = body["number"]           # order of arrival
+        self.book: int = body.get("book", self.number)      # its id in the book
         self.symbol: str = body["symbol"]
         self.side = 1 if body["side"] == "buy" else -1
         self.type: str = body["type"]
         self.tif: str = body["time_in_force"]
         self.qty = nano(body["qty"])
-        self.limit = nano(body["limit_price"]) if body["limit_price"] is not None else 0
-        self.status = "accepted"
-        self.filled = 0
-        self.cost = 0                               # sum of price * qty, 1e-18
+        self.limit, self.stop = price("limit_price"), price("stop_price")
+        self.trail, self.percent = price("trail_price"), price("trail_percent")
+        self.hwm = price("hwm")
+        self.extended: bool = body["extended_hours"]
+        self.group: str = body["order_class"]
+        self.parent: str | None = body.get("parent")        # of a leg
+        self.role: str | None = body.get("role")            # take_profit or stop_loss
+        self.armed = False                          # its stop was triggered
+        self.status: str = body.get("status", "accepted")
+        self.filled = nano(body.get("filled_qty", "0"))
+        self.cost: int = body.get("cost", 0)        # sum of price * qty, 1e-18
+        self.expires = (body["ts"] + 90 * 86_400 * NANO
+                        if self.tif == "gtc" and body["asset_class"] == "us_equity" else 0)
         created = stamp(body["ts"])
         self._packed: bytes | None = None
         self._view: dict[str, Any] = {
             "id": self.id, "client_order_id": self.client_order_id, "created_at": created,
             "updated_at": created, "submitted_at": created, "filled_at": None,
             "expired_at": None, "canceled_at": None, "failed_at": None, "replaced_at": None,
-            "replaced_by": None, "replaces": None, "asset_id": body["asset_id"],
+            "replaced_by": None, "replaces": body.get("replaces"),
+            "asset_id": body["asset_id"],
             "symbol": self.symbol, "asset_class": body["asset_class"],
-            "notional": body["notional"], "qty": body["qty"], "filled_qty": "0",
-            "filled_avg_price": None, "order_class": body["order_class"],
+            "notional": body["notional"],
+            "qty": None if body["notional"] is not None else body["qty"],
+            "filled_qty": text(self.filled),
+            "filled_avg_price": text(divide(self.cost, self.filled)) if self.filled else None,
+            "order_class": body["order_class"],
             "order_type": self.type, "type": self.type, "side": body["side"],
             "position_intent": body["position_intent"], "time_in_force": self.tif,
-            "limit_price": body["limit_price"], "stop_price": None, "status": self.status,
-            "extended_hours": body["extended_hours"], "legs": None, "trail_percent": None,
-            "trail_price": None, "hwm": None, "subtag": None, "source": None,
-            "expires_at": None}
+            "limit_price": body["limit_price"], "stop_price": body.get("stop_price"),
+            "status": self.status,
+            "extended_hours": body["extended_hours"], "legs": None,
+            "trail_percent": body.get("trail_percent"), "trail_price": body.get("trail_price"),
+            "hwm": body.get("hwm"), "subtag": None, "source": None,
+            "expires_at": stamp(self.expires) if self.expires else None}
+
+    @property
+    def complex(self) -> bool:
+        """Part of a bracket, oco or oto: exempt from the wash-trade guard, as trailing stops."""
+        return self.group not in ("", "simple") or self.type == "trailing_stop"
+
+    @property
+    def waits(self) -> bool:
+        """A stop that nothing has triggered yet."""
+        return self.stop > 0 and not self.armed
+
+    def resize(self, qty: int) -> None:
+        self.qty = qty
+        if self._view["qty"] is not None:
+            self._view["qty"] = text(qty)
+
+    def follow(self, hwm: int, stop: int) -> None:
+        self.hwm, self.stop = hwm, stop
+        self._view["hwm"], self._view["stop_price"] = text(hwm), text(stop)
 
     @property
     def view(self) -> dict[str, Any]:
@@ -150,9 +204,17 @@ class Order:
         self.status = self._view["status"] = status
         self._view["updated_at"] = at
         column = {"filled": "filled_at", "canceled": "canceled_at", "expired": "expired_at",
-                  "rejected": "failed_at"}.get(status)
+                  "rejected": "failed_at", "replaced": "replaced_at"}.get(status)
         if column:
             self._view[column] = at
+
+    def carry(self, old: Order) -> None:
+        """Quantities of a replacement count from the first order on."""
+        for name in ("filled_qty", "filled_avg_price"):
+            self._view[name] = old.view[name]
+
+    def replaced_by(self, other: str) -> None:
+        self._view["replaced_by"] = other
 
     def fill(self, price: int, qty: int) -> None:
         self.filled += qty
@@ -210,7 +272,14 @@ class State:
         self.cash = self.start_cash = cash
         self.orders: dict[str, Order] = {}
         self.by_client: dict[str, Order] = {}
-        self.by_number: dict[int, Order] = {}       # open orders only
+        self.live: dict[str, Order] = {}            # open orders, oldest first
+        self.by_number: dict[int, Order] = {}       # open orders by their id in the book
+        self.legs: dict[str, list[Order]] = {}      # by the id of what they belong to
+        self.fills: list[tuple[int, str, str, int, int, str]] = []  # see apply
+        self.configurations = dict(CONFIGURATIONS)
+        self.equity: dict[int, int] = {}            # by minute, nano; the last ones
+        self.days: dict[int, int] = {}              # the last equity of each UTC day
+        self.bars: dict[str, list[tuple[int, ...]]] = {}    # as the log had them, for history
         self.positions: dict[str, Position] = {}
         self.prices: dict[str, int] = {}            # of the last mark
         self.runs = 0                               # starts so far
@@ -279,15 +348,38 @@ class State:
         elif kind == "order":
             order = Order(body)
             self.orders[order.id] = self.by_client[order.client_order_id] = order
-            self.by_number[order.number] = order
-        elif kind == "cancel":
-            self.orders[body["id"]].move("pending_cancel", body["ts"])
+            self.live[order.id] = order
+            self.by_number.setdefault(order.book, order)    # a replacement takes it over later
+            if order.parent is not None:
+                self.legs.setdefault(order.parent, []).append(order)
+        elif kind in ("cancel", "replace"):
+            self.orders[body["id"]].move(f"pending_{kind}", body["ts"])
+        elif kind == "arm":
+            self.orders[body["id"]].armed = True
+        elif kind == "trail":
+            self.orders[body["id"]].follow(nano(body["hwm"]), nano(body["stop_price"]))
+        elif kind == "resize":
+            self.orders[body["id"]].resize(nano(body["qty"]))
+        elif kind == "config":
+            self.configurations |= body["values"]
         elif kind == "mark":
             self.prices.update((s, nano(p)) for s, p in body["prices"].items())
+            if "equity" in body:
+                self._note_equity(body["ts"], nano(body["equity"]))
+        elif kind == "bar":
+            self.bars.setdefault(body["symbol"], []).append(
+                tuple(int(body[k]) for k in ("t", "o", "h", "l", "c", "v", "n", "value")))
         elif kind == "start":
             self.runs += 1
             if self.runs == 1:
                 self.created, self.account = body["ts"], body["account"]
+
+    def _note_equity(self, ts: int, equity: int) -> None:
+        minute = ts // (60 * NANO)
+        self.equity[minute] = equity
+        self.days[minute // 1440] = equity
+        while len(self.equity) > EQUITY_MINUTES:
+            del self.equity[next(iter(self.equity))]
 
     def _apply_event(self, body: dict[str, Any]) -> None:
         order = self.orders[body["id"]]
@@ -298,12 +390,34 @@ class State:
             self.cash -= order.side * price * qty
             self.positions.setdefault(order.symbol, Position()).fill(order.side, price, qty)
             self.trade = max(self.trade, body["trade"])
-        if event == "partial_fill" and order.status == "pending_cancel":
-            order.move("pending_cancel", body["ts"])        # a fill does not undo the request
+            self.fills.append((body["ts"], order.id, body["execution_id"], price, qty,
+                               text(order.filled)))
+        if event == "order_replace_rejected":
+            order.move("partially_filled" if order.filled else "new", body["ts"])
+        elif event == "partial_fill" and order.status in ("pending_cancel", "pending_replace"):
+            order.move(order.status, body["ts"])            # a fill does not undo the request
         else:
             order.move(AFTER[event], body["ts"])
+        if event == "replaced":
+            self._take_over(order, self.orders[body["replaced_by"]])
         if not order.open:
-            self.by_number.pop(order.number, None)
+            self.live.pop(order.id, None)
+            if self.by_number.get(order.book) is order:
+                del self.by_number[order.book]
+
+    def _take_over(self, old: Order, new: Order) -> None:
+        """The replacement is the one in the book now, and what the legs belong to."""
+        old.replaced_by(new.id)
+        self.by_number[new.book] = new
+        new.filled, new.cost, new.hwm = old.filled, old.cost, old.hwm or new.hwm
+        new.armed = old.armed and new.stop == old.stop
+        if old.filled:
+            new.carry(old)
+        for leg in self.legs.pop(old.id, []):
+            leg.parent = new.id
+            self.legs.setdefault(new.id, []).append(leg)
+            if not leg.filled and leg.qty != new.qty:
+                leg.resize(new.qty)
 
     # ------------------------------------------------------------ questions
 
@@ -313,7 +427,18 @@ class State:
         return position.qty if position else 0
 
     def open_orders(self, symbol: str | None = None) -> list[Order]:
-        return [o for o in self.by_number.values() if symbol in (None, o.symbol)]
+        return [o for o in self.live.values() if symbol in (None, o.symbol)]
+
+    def twin(self, order: Order) -> Order | None:
+        """The other exit of a pair of which one cancels the other."""
+        if order.parent is not None:
+            parent = self.orders[order.parent]
+            if parent.group == "oco":
+                return parent
+            others = [o for o in self.legs[order.parent] if o.role != order.role]
+        else:
+            others = self.legs.get(order.id, []) if order.group == "oco" else []
+        return next((o for o in others if o.open), others[-1] if others else None)
 
     def event_id(self, ts: int) -> str:
         """A ULID that sorts after every earlier one of this state."""

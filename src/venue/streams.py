@@ -21,6 +21,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from hftpipe._clock import now_ns, utc_ns
 
 from ._traders import LEVEL, QUOTE, TRADE
+from .history import Bar, bucket
 from .state import NANO, stamp
 from .traders import Instrument
 
@@ -222,22 +223,26 @@ class DataSession(Session):
         return 0
 
 
-class Bar:
-    """One minute of trades."""
+class Ticks:
+    """Venue times: UTC ns, each given out once, ascending."""
 
-    __slots__ = ("close", "count", "high", "low", "minute", "open", "value", "volume")
+    def __init__(self) -> None:
+        self._last = 0
 
-    def __init__(self, minute: int, price: int) -> None:
-        self.minute = minute
-        self.open = self.high = self.low = self.close = price
-        self.volume = self.value = self.count = 0
+    def __call__(self) -> int:
+        self._last = max(self._last + 1, utc_ns())
+        return self._last
 
-    def add(self, price: int, qty: int) -> None:
-        self.high, self.low = max(self.high, price), min(self.low, price)
-        self.close = price
-        self.volume += qty
-        self.value += price * qty
-        self.count += 1
+    def stamp(self, messages: list[Message]) -> list[tuple[int, Message]]:
+        """Give each message its time; the levels of one change of a book share theirs."""
+        out: list[tuple[int, Message]] = []
+        t, group = 0, -1
+        for m in messages:
+            if m[0] != LEVEL or m[7] != group:
+                t = self()
+                group = m[7] if m[0] == LEVEL else -1
+            out.append((t, m))
+        return out
 
 
 class Feed:
@@ -252,13 +257,15 @@ class Feed:
     exchange : str
         Exchange code of its quotes and trades.
     stamps : Stamps
+    ticks : Ticks
+        Shared by feeds that show the same events.
     levels : callable, optional
         ``levels(instrument, side)``, best first.  With it, it is a feed of the crypto
         instruments with their order books; without, of the others.
     """
 
     def __init__(self, path: str, instruments: tuple[Instrument, ...],
-                 channels: tuple[str, ...], exchange: str, stamps: Stamps,
+                 channels: tuple[str, ...], exchange: str, stamps: Stamps, ticks: Ticks,
                  levels: Callable[[int, int], list[tuple[int, int]]] | None = None) -> None:
         self.path = path
         self.instruments = instruments
@@ -270,8 +277,9 @@ class Feed:
         self.sessions: list[DataSession] = []       # authenticated ones
         self.slots = 0                              # taken, with those that linger
         self.sent = 0                               # messages
-        self._time = 0                              # last venue time given out
+        self.ticks = ticks
         self._bars: dict[int, Bar] = {}
+        self._days: dict[int, Bar] = {}             # running day bars
 
     # ------------------------------------------------------------ encoding
 
@@ -302,42 +310,35 @@ class Feed:
     def _snapshot(self, index: int, codec: Codec) -> dict[str, object]:
         bids, asks = ([{"p": p / NANO, "s": q / NANO} for p, q in self.levels(index, side)]
                       if self.levels else [] for side in (1, -1))
-        return {"T": "o", "S": self.instruments[index].symbol, "t": codec.time(self._tick()),
+        return {"T": "o", "S": self.instruments[index].symbol, "t": codec.time(self.ticks()),
                 "b": bids, "a": asks, "r": True}
 
-    def _bar(self, index: int, bar: Bar, codec: Codec) -> dict[str, object]:
+    def _bar(self, kind: str, index: int, bar: Bar, codec: Codec) -> dict[str, object]:
         volume = bar.volume / NANO if self.crypto else bar.volume // NANO
-        return {"T": "b", "S": self.instruments[index].symbol, "o": bar.open / NANO,
+        return {"T": kind, "S": self.instruments[index].symbol, "o": bar.open / NANO,
                 "h": bar.high / NANO, "l": bar.low / NANO, "c": bar.close / NANO, "v": volume,
                 "t": codec.time(bar.minute * 60 * NANO), "n": bar.count,
                 "vw": bar.value / bar.volume / NANO}
 
-    def _tick(self) -> int:
-        """A venue time that no other message of this feed has."""
-        self._time = max(self._time + 1, utc_ns())
-        return self._time
-
     # ------------------------------------------------------------ publishing
 
-    def publish(self, messages: list[Message]) -> None:
+    def publish(self, stamped: list[tuple[int, Message]]) -> None:
         """Send what happened to everybody who subscribed to it."""
-        mine = [m for m in messages if self.instruments[m[1]].crypto is self.crypto]
+        mine = [row for row in stamped if self.instruments[row[1][1]].crypto is self.crypto]
         if not self.sessions:                   # nobody listens; bars go on
-            minute = utc_ns() // (60 * NANO)
-            for m in mine:
+            for t, m in mine:
                 if m[0] == TRADE:
-                    self._aggregate(m, minute)
+                    self._aggregate(m, t // (60 * NANO))
             return
         events: list[tuple[str, str, int, list[Message]]] = []
-        for m in mine:
+        for t, m in mine:
             kind, symbol = m[0], self.instruments[m[1]].symbol
             if kind == LEVEL:
                 if events and events[-1][0] == "orderbooks" and events[-1][3][0][7] == m[7]:
                     events[-1][3].append(m)
                 else:
-                    events.append(("orderbooks", symbol, self._tick(), [m]))
+                    events.append(("orderbooks", symbol, t, [m]))
             else:
-                t = self._tick()
                 if kind == TRADE:
                     self._aggregate(m, t // (60 * NANO))
                 events.append(("trades" if kind == TRADE else "quotes", symbol, t, [m]))
@@ -362,11 +363,22 @@ class Feed:
         self._send_bars(done)
 
     def _send_bars(self, bars: list[tuple[int, Bar]]) -> None:
-        if bars:
-            self._spread([("bars", self.instruments[i].symbol, self._tick(), b)
-                          for i, b in bars],
-                         lambda event, codec: self._bar(
-                             next(i for i, b in bars if b is event[3]), event[3], codec))
+        """Send minutes that are over, each followed by its running day."""
+        events: list[tuple[str, str, int, tuple[str, int, Bar]]] = []
+        for i, bar in bars:
+            symbol = self.instruments[i].symbol
+            first = bucket(bar.minute, 1, "Day")
+            day = self._days.get(i)
+            if day is None or day.minute != first:
+                day = self._days[i] = bar.copy()
+                day.minute = first
+            else:
+                day.join(bar)
+            events += [("bars", symbol, self.ticks(), ("b", i, bar)),
+                       ("dailyBars", symbol, self.ticks(), ("d", i, day))]
+        if events:
+            self._spread(events, lambda event, codec: self._bar(
+                event[3][0], event[3][1], event[3][2], codec))
 
     def _spread(self, events: list[Any], body: Callable[[Any, Codec], object]) -> None:
         if not self.sessions:
