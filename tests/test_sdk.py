@@ -16,14 +16,45 @@ with warnings.catch_warnings():         # its WebSocket library's old interface
     warnings.simplefilter("ignore", DeprecationWarning)
     pytest.importorskip("alpaca", reason="alpaca-py is not installed")
     from alpaca.common.exceptions import APIError
+    from alpaca.data.historical import CryptoHistoricalDataClient, StockHistoricalDataClient
     from alpaca.data.live import CryptoDataStream, StockDataStream
+    from alpaca.data.requests import (
+        CryptoBarsRequest,
+        CryptoLatestOrderbookRequest,
+        CryptoLatestQuoteRequest,
+        CryptoSnapshotRequest,
+        CryptoTradesRequest,
+        StockBarsRequest,
+        StockLatestBarRequest,
+        StockLatestQuoteRequest,
+        StockLatestTradeRequest,
+        StockQuotesRequest,
+        StockSnapshotRequest,
+        StockTradesRequest,
+    )
+    from alpaca.data.timeframe import TimeFrame, TimeFrameUnit
     from alpaca.trading.client import TradingClient
-    from alpaca.trading.enums import OrderSide, OrderStatus, QueryOrderStatus, TimeInForce
+    from alpaca.trading.enums import (
+        OrderClass,
+        OrderSide,
+        OrderStatus,
+        QueryOrderStatus,
+        TimeInForce,
+    )
     from alpaca.trading.requests import (
+        ClosePositionRequest,
         GetAssetsRequest,
+        GetCalendarRequest,
         GetOrdersRequest,
+        GetPortfolioHistoryRequest,
         LimitOrderRequest,
         MarketOrderRequest,
+        ReplaceOrderRequest,
+        StopLimitOrderRequest,
+        StopLossRequest,
+        StopOrderRequest,
+        TakeProfitRequest,
+        TrailingStopOrderRequest,
     )
     from alpaca.trading.stream import TradingStream
 
@@ -147,6 +178,107 @@ def test_orders_are_listed_and_cancelled(client):
     until(lambda: not client.get_orders())
 
 
+@pytest.mark.parametrize("tif", ["day", "gtc", "ioc", "fok", "opg", "cls"])
+def test_every_time_in_force(client, tif):
+    order = client.submit_order(limit(1.0, tif=TimeInForce(tif)))
+    assert order.time_in_force == tif
+    if tif in ("ioc", "fok"):
+        assert ended(client, order).status == OrderStatus.CANCELED
+    elif tif in ("opg", "cls"):
+        assert order.status == OrderStatus.ACCEPTED
+
+
+def test_every_order_type(client):
+    ended(client, client.submit_order(market(qty=30)))
+    sell = {"symbol": "ACME", "side": OrderSide.SELL, "time_in_force": TimeInForce.GTC, "qty": 5}
+    made = [client.submit_order(request) for request in (
+        LimitOrderRequest(limit_price=900, **sell), StopOrderRequest(stop_price=1, **sell),
+        StopLimitOrderRequest(stop_price=2, limit_price=1, **sell),
+        TrailingStopOrderRequest(trail_percent=50, **sell),
+        TrailingStopOrderRequest(trail_price=20, **sell))]
+    assert [o.type.value for o in made] == [
+        "limit", "stop", "stop_limit", "trailing_stop", "trailing_stop"]
+    assert all(Decimal(o.hwm) > Decimal(o.stop_price) for o in made[3:])
+    assert made[3].trail_percent == "50" and made[4].trail_price == "20"
+    for order in made:
+        until(lambda order=order: client.get_order_by_id(order.id).status == OrderStatus.NEW)
+
+
+def test_notional_and_fractional_orders(client):
+    order = client.submit_order(MarketOrderRequest(
+        symbol="ACME", notional=500.5, side=OrderSide.BUY, time_in_force=TimeInForce.DAY))
+    assert order.qty is None and order.notional == "500.5"
+    assert 0 < Decimal(ended(client, order).filled_qty)
+    order = client.submit_order(market(symbol="BTC/USD", qty=0.25))
+    assert Decimal(ended(client, order).filled_qty) == Decimal("0.25")
+    assert client.get_open_position("BTCUSD").qty == "0.25"
+
+
+def test_a_bracket_an_oco_and_an_oto(client):
+    order = client.submit_order(market(
+        order_class=OrderClass.BRACKET, take_profit=TakeProfitRequest(limit_price=900),
+        stop_loss=StopLossRequest(stop_price=1)))
+    assert [leg.status for leg in order.legs] == [OrderStatus.HELD, OrderStatus.HELD]
+    ended(client, order)
+    profit, stop = order.legs
+    until(lambda: client.get_order_by_id(profit.id).status == OrderStatus.NEW)
+    with pytest.raises(APIError) as refused:            # the take profit holds the shares
+        client.close_position("ACME")
+    assert (refused.value.status_code, refused.value.code) == (403, 40310000)
+    nested = client.get_orders(GetOrdersRequest(status=QueryOrderStatus.ALL, nested=True, limit=1))
+    assert [leg.id for leg in nested[0].legs] == [profit.id, stop.id]
+    client.cancel_order_by_id(profit.id)
+    assert ended(client, stop).status == OrderStatus.CANCELED
+    oco = client.submit_order(limit(
+        900, side=OrderSide.SELL, tif=TimeInForce.GTC, order_class=OrderClass.OCO,
+        take_profit=TakeProfitRequest(limit_price=900), stop_loss=StopLossRequest(stop_price=1)))
+    assert [leg.type.value for leg in oco.legs] == ["stop"]
+    client.cancel_order_by_id(oco.id)
+    assert ended(client, oco.legs[0]).status == OrderStatus.CANCELED
+    oto = client.submit_order(market(
+        symbol="BOLT", order_class=OrderClass.OTO, stop_loss=StopLossRequest(stop_price=1)))
+    ended(client, oto)
+    until(lambda: client.get_order_by_id(oto.legs[0].id).status == OrderStatus.NEW)
+
+
+def test_an_order_is_replaced(client):
+    old = client.submit_order(limit(1.0))
+    until(lambda: client.get_order_by_id(old.id).status == OrderStatus.NEW)
+    new = client.replace_order_by_id(old.id, ReplaceOrderRequest(qty=4, limit_price=1.01))
+    assert new.replaces == old.id and new.id != old.id
+    until(lambda: client.get_order_by_id(old.id).status == OrderStatus.REPLACED)
+    now = until(lambda: (o := client.get_order_by_id(new.id)).status == OrderStatus.NEW and o)
+    assert (now.qty, now.limit_price) == ("4", "1.01")
+    assert client.get_order_by_id(old.id).replaced_by == new.id
+
+
+def test_a_position_is_closed_in_parts(client):
+    ended(client, client.submit_order(market()))
+    part = client.close_position("ACME", ClosePositionRequest(percentage="50"))
+    assert Decimal(ended(client, part).filled_qty) == 5
+    part = client.close_position("ACME", ClosePositionRequest(qty="2"))
+    ended(client, part)
+    assert client.get_open_position("ACME").qty == "3"
+    ended(client, client.submit_order(market(symbol="BOLT")))
+    rows = client.close_all_positions(cancel_orders=True)
+    assert {(r.symbol, r.status) for r in rows} == {("ACME", 200), ("BOLT", 200)}
+    until(lambda: not client.get_all_positions())
+
+
+def test_configurations_calendar_and_portfolio_history(client):
+    before = client.get_account_configurations()
+    changed = before.model_copy(update={"no_shorting": True})
+    assert client.set_account_configurations(changed).no_shorting is True
+    assert client.set_account_configurations(before) == before
+    days = client.get_calendar(GetCalendarRequest(start="2026-11-25", end="2026-11-30"))
+    assert [(d.date.day, d.close.hour) for d in days] == [(25, 16), (27, 13), (30, 16)]
+    history = until(lambda: (h := client.get_portfolio_history(GetPortfolioHistoryRequest(
+        period="1D", timeframe="1Min"))).equity and h)
+    assert len(history.timestamp) == len(history.equity) and history.equity[-1] > 0
+    fills = client.get("/account/activities/FILL", {"page_size": 5})
+    assert fills and {"order_id", "qty", "price", "cum_qty", "leaves_qty"} <= set(fills[0])
+
+
 def test_wrong_keys_are_told(address):
     client = TradingClient("PKNOT", "wrong", url_override=address["rest"])
     with pytest.raises(APIError) as refused:
@@ -218,3 +350,46 @@ def test_crypto_data_stream_with_order_books(address):
         for level in update.bids:
             book[level.price] = level.size
     assert max(p for p, size in book.items() if size) > 0
+
+
+# ---------------------------------------------------------------- historical data
+
+def test_historical_stock_data(address):
+    data = StockHistoricalDataClient(address["key"], address["secret"],
+                                     url_override=address["rest"])
+    both = ["ACME", "BOLT"]
+    until(lambda: len(data.get_stock_trades(StockTradesRequest(
+        symbol_or_symbols=both, limit=100))["ACME"]) >= 20)
+    trades = data.get_stock_trades(StockTradesRequest(symbol_or_symbols=both))
+    assert set(trades.data) == set(both)
+    times = [t.timestamp for t in trades["BOLT"]]
+    assert times == sorted(times)
+    quotes = data.get_stock_quotes(StockQuotesRequest(symbol_or_symbols="ACME", limit=7))
+    assert len(quotes["ACME"]) == 7 and quotes["ACME"][0].ask_price > quotes["ACME"][0].bid_price
+    bars = data.get_stock_bars(StockBarsRequest(
+        symbol_or_symbols=both, timeframe=TimeFrame(5, TimeFrameUnit.Minute)))
+    assert bars["ACME"][-1].high >= bars["ACME"][-1].low > 0
+    assert len(bars.df) == sum(map(len, bars.data.values()))
+    assert data.get_stock_latest_trade(StockLatestTradeRequest(
+        symbol_or_symbols="ACME"))["ACME"].price > 0
+    assert data.get_stock_latest_quote(StockLatestQuoteRequest(
+        symbol_or_symbols=both))["BOLT"].bid_price > 0
+    assert data.get_stock_latest_bar(StockLatestBarRequest(
+        symbol_or_symbols="ACME"))["ACME"].trade_count > 0
+    shot = data.get_stock_snapshot(StockSnapshotRequest(symbol_or_symbols=both))["ACME"]
+    assert shot.latest_trade.price > 0 and shot.daily_bar.volume >= shot.minute_bar.volume > 0
+
+
+def test_historical_crypto_data_needs_no_key(address):
+    data = CryptoHistoricalDataClient(url_override=address["rest"])
+    one = "BTC/USD"
+    until(lambda: data.get_crypto_snapshot(CryptoSnapshotRequest(
+        symbol_or_symbols=one))[one].minute_bar)
+    assert data.get_crypto_trades(CryptoTradesRequest(symbol_or_symbols=one))[one][0].size > 0
+    assert data.get_crypto_bars(CryptoBarsRequest(
+        symbol_or_symbols=one, timeframe=TimeFrame.Minute))[one][-1].close > 0
+    assert data.get_crypto_latest_quote(CryptoLatestQuoteRequest(
+        symbol_or_symbols=one))[one].ask_price > 0
+    book = data.get_crypto_latest_orderbook(CryptoLatestOrderbookRequest(
+        symbol_or_symbols=one))[one]
+    assert book.bids[0].price < book.asks[0].price

@@ -96,13 +96,15 @@ class Exchange:
     def _settle_leg(self, leg: Order) -> None:
         """A leg after a restart: the death may have come between two lines."""
         parent = self.state.orders[str(leg.parent)]
+        twin = self.state.twin(leg)
+        if twin is not None and twin.open and twin.filled and leg.qty != twin.left:
+            self.state.record("resize", utc_ns(), id=leg.id, qty=text(twin.left))
         if parent.group == "oco":
             if parent.open:
                 self._watch(leg)
             else:
                 self._ended(leg, "canceled")
         elif parent.status == "filled":
-            twin = self.state.twin(leg)
             if twin is not None and not twin.open:
                 self._ended(leg, "canceled")
             else:

@@ -91,7 +91,8 @@ def check(exchange: Exchange, order: dict[str, Any], but: Order | None = None) -
     instrument = exchange.names[symbol]
     qty = nano(order["qty"]) - (but.filled if but else 0)
     limit = nano(order["limit_price"]) if order["limit_price"] is not None else 0
-    working = [o for o in state.open_orders(symbol) if o is not but and o.status != "held"]
+    mine = (but, state.twin(but)) if but else ()    # two exits of a pair close once
+    working = [o for o in state.open_orders(symbol) if o not in mine and o.status != "held"]
     if order["order_class"] in ("", "simple") and order["type"] != "trailing_stop":
         _wash(order, side, limit, working)
     held = state.held(symbol)

@@ -416,8 +416,9 @@ class State:
         for leg in self.legs.pop(old.id, []):
             leg.parent = new.id
             self.legs.setdefault(new.id, []).append(leg)
-            if not leg.filled and leg.qty != new.qty:
-                leg.resize(new.qty)
+            want = new.qty - new.filled if new.group == "oco" else new.qty
+            if leg.open and not leg.filled and leg.qty != want:
+                leg.resize(want)
 
     # ------------------------------------------------------------ questions
 
