@@ -72,3 +72,12 @@ def test_the_function_for_numba_shown_compiles(tmp_path, monkeypatch):
     (tmp_path / "shown_for_numba.py").write_text(shown)
     monkeypatch.syspath_prepend(tmp_path)
     assert strategies.load("shown_for_numba:fade", {}, table()).version == strategies.VERSION
+
+
+def test_tests_named_for_the_venue_exist():
+    """The table of the local venue names its proofs."""
+    import re
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/venues.md").read_text()))
+    there = {name for path in (ROOT / "tests").glob("test_*.py")
+             for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.M)}
+    assert len(named) > 50 and named <= there, sorted(named - there)

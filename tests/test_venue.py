@@ -1291,7 +1291,8 @@ def test_keys_come_from_the_environment_and_it_stops_by_itself():
     (("--symbols", "ACME,ACME"), 2, "each once"), (("--rate", "-1"), 2, "rate must be"),
     (("--rate", "nan"), 2, "rate must be"), (("--seed", "-1"), 2, "seed must be"),
     (("--port", "70000"), 2, "port must be"), (("--stamps",), 2, "stamps must be"),
-    (("--cash", "much"), 2, "cash must be"), (("--for", "soon"), 2, "must be a time"),
+    (("--cash", "much"), 2, "cash must be"),
+    (("--now", "soon"), 2, "now must be a time"), (("--multiplier", "3"), 2, "multiplier must be"), (("--for", "soon"), 2, "must be a time"),
     (("--state", "/dev/null/x"), 4, "cannot keep the venue's state"),
     (("--host", "203.0.113.1"), 75, "cannot listen on 203.0.113.1")])
 def test_what_cannot_be_is_one_line_and_an_exit_code(arguments, status, words):

@@ -6,15 +6,16 @@ import time
 from dataclasses import replace
 
 import aiohttp
+import msgspec
 import pytest
-from tests.test_venue import STILL, Client, top, venue_test
 
 from hftpipe._clock import utc_ns
 from hftpipe.errors import UsageError
-from hftpipe.venue import Config, Venue, read_log
+from hftpipe.venue import Config, Venue, read_log, spawn
 from hftpipe.venue._traders import EXTERNAL
 from hftpipe.venue.session import Hours, closes, rows, trades_on
 from hftpipe.venue.state import NANO, nano, text
+from tests.test_venue import STILL, Client, top, venue_test
 
 RICH = replace(STILL, cash="1000000")
 
@@ -540,7 +541,7 @@ def test_activities_are_the_executions_in_pages():
         _, order, _ = await client.order(side="sell", type="market", tif="day", qty="5")
         await client.until(order["id"], "filled")
         _, rows_, _ = await client.ask("GET", "/v2/account/activities/FILL")
-        assert [r["order_id"] for r in rows_][0] == order["id"] and len(rows_) >= 3
+        assert rows_[0]["order_id"] == order["id"] and len(rows_) >= 3
         mine = [r for r in reversed(rows_) if r["order_id"] == first["id"]]
         assert [r["type"] for r in mine] == ["partial_fill"] * (len(mine) - 1) + ["fill"]
         assert sum(int(r["qty"]) for r in mine) == size + 5
@@ -619,7 +620,7 @@ def test_legs_stops_replacements_and_settings_survive_a_kill(tmp_path):
         await venue.__aenter__()
         async with aiohttp.ClientSession() as session:
             client = Client(venue.address, session)
-            entry, profit, stop = await bracket(client, venue)
+            _, profit, stop = await bracket(client, venue)
             _, trail, _ = await client.order(symbol="BOLT", type="trailing_stop", tif="gtc",
                                              trail_percent="1")
             _, old, _ = await client.order(symbol="CRUX", tif="gtc", price="1.00")
@@ -698,3 +699,77 @@ def test_a_death_between_any_two_lines_leaves_no_leg_behind(tmp_path, cut):
                     assert time.monotonic() < deadline
                     await asyncio.sleep(0.005)
         asyncio.run(again())
+
+
+@pytest.mark.venue
+def test_kill_nine_leaves_legs_stops_and_replacements_as_they_were_told(tmp_path):
+    arguments = ("--state", str(tmp_path), "--rate", "0", "--rate-limit", "0")
+
+    async def trade(address):
+        async with aiohttp.ClientSession() as session:
+            client = Client(address, session)
+            _, entry, _ = await client.order(type="market", tif="gtc", order_class="bracket",
+                                             take_profit={"limit_price": "900"},
+                                             stop_loss={"stop_price": "1"})
+            await client.until(entry["id"], "filled")
+            await client.until(entry["legs"][0]["id"], "new")
+            _, trail, _ = await client.order(symbol="BOLT", type="trailing_stop", tif="gtc",
+                                             trail_percent="5")
+            await client.until(trail["id"], "new")
+            _, old, _ = await client.order(symbol="CRUX", tif="gtc", price="1.00")
+            await client.until(old["id"], "new")
+            _, new, _ = await client.ask("PATCH", f"/v2/orders/{old['id']}", {"qty": "4"})
+            await client.until(new["id"], "new")
+            return await seen(client)
+
+    async def seen(client):
+        return [(await client.ask("GET", path))[1] for path in (
+            "/v2/orders?status=all", "/v2/orders?status=all&nested=true",
+            "/v2/account/activities", "/v2/account/configurations")]
+
+    async def look(address):
+        async with aiohttp.ClientSession() as session:
+            return await seen(Client(address, session))
+
+    with spawn(*arguments, key="PKTEST", secret="s3cret") as (process, address):
+        before = asyncio.run(trade(address))
+        process.kill()
+        process.wait()
+    with spawn(*arguments, key="PKTEST", secret="s3cret") as (_, address):
+        assert asyncio.run(look(address)) == before
+    assert {o["status"] for o in before[0]} == {"filled", "new", "held", "replaced"}
+
+
+def test_trade_updates_in_messagepack_when_asked():
+    async def test(venue, client):
+        async with client.session.ws_connect(
+                client.address["updates_stream"],
+                headers={"Content-Type": "application/msgpack"}) as ws:
+            async def say(**body):
+                await ws.send_bytes(msgspec.msgpack.encode(body))
+                message = await ws.receive(10)
+                assert message.type is aiohttp.WSMsgType.BINARY
+                return msgspec.msgpack.decode(message.data)
+            reply = await say(action="auth", key=client.address["key"],
+                              secret=client.address["secret"])
+            assert reply["data"]["status"] == "authorized"
+            await say(action="listen", data={"streams": ["trade_updates"]})
+            await client.order(tif="day", price="1.00")
+            update = msgspec.msgpack.decode((await ws.receive(10)).data)
+            assert update["data"]["event"] == "pending_new"
+    venue_test(test)
+
+
+def test_cancel_all_tells_of_each_order():
+    async def test(venue, client):
+        made = [(await client.order(tif="day", price="1.00", symbol=s))[1]["id"]
+                for s in ("ACME", "BOLT")]
+        for id_ in made:
+            await client.until(id_, "new")
+        order = venue.state.orders[made[1]]
+        venue.exchange.replace(order, {"qty": "3"}, 0)      # being replaced: not cancelable
+        status, rows_, _ = await client.ask("DELETE", "/v2/orders")
+        assert status == 207
+        found = {r["id"]: r["status"] for r in rows_}
+        assert (found[made[0]], found[made[1]]) == (200, 500)
+    venue_test(test)

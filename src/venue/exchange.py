@@ -64,7 +64,6 @@ class Exchange:
         self.stops: dict[str, Order] = {}           # that wait for a price, by id
         self.last = [i.price for i in instruments]
         self._traded: set[int] = set()              # instruments with a price to look at
-        self._trails: set[str] = set()              # trailing stops that moved, by id
         self._number = max((o.number for o in state.orders.values()), default=0)
         self._fresh = True                          # prices moved since the last mark
         busy = {o.symbol for o in state.open_orders()}
@@ -362,9 +361,10 @@ class Exchange:
     def _follow(self, order: Order, price: int) -> None:
         """A trailing stop's best price; its stop follows."""
         if (price - order.hwm) * order.side < 0:
-            order.follow(price, trailed(self.names[order.symbol], order.side, price, order.trail,
-                                        order.percent))
-            self._trails.add(order.id)
+            stop = trailed(self.names[order.symbol], order.side, price, order.trail,
+                           order.percent)
+            self.state.record("trail", utc_ns(), id=order.id, hwm=text(price),
+                              stop_price=text(stop))
 
     def _trigger(self) -> None:
         """Send the stops whose price was traded to work."""
@@ -383,7 +383,6 @@ class Exchange:
                     self._fire(order)
 
     def _fire(self, order: Order) -> None:
-        self._note_trails()
         self.state.record("arm", utc_ns(), id=order.id, stop_price=text(order.stop))
         if order.status == "held":          # its twin must let go of the shares first
             twin = self.state.twin(order)
@@ -397,15 +396,6 @@ class Exchange:
             if not order.open:              # the twin was filled after all
                 return
         self.execute(order)
-
-    def _note_trails(self) -> None:
-        """Write down how far trailing stops have moved."""
-        for id_ in self._trails:
-            order = self.state.orders[id_]
-            if order.open:
-                self.state.record("trail", utc_ns(), id=id_, hwm=text(order.hwm),
-                                  stop_price=text(order.stop))
-        self._trails.clear()
 
     def _filled(self, order: Order, qty: int) -> None:
         """What a fill of one order does to those that belong to it."""
@@ -545,7 +535,6 @@ class Exchange:
 
     def write_mark(self) -> None:
         """Note the last prices and the equity, if prices moved."""
-        self._note_trails()
         if self._fresh:
             self._fresh = False
             self.state.record("mark", utc_ns(), equity=text(self.equity()), prices={

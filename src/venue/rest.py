@@ -430,9 +430,11 @@ class Rest:
     async def assets(self, request: web.Request) -> web.Response:
         class_ = request.query.get("asset_class")
         rows = [account.asset(self.exchange, i) for i in self.exchange.instruments]
-        if request.query.get("status", "active") == "inactive":
-            rows = []
-        return answer([r for r in rows if class_ in (None, "", r["class"])])
+        if request.query.get("status", "active") == "inactive" or request.query.get("attributes"):
+            rows = []                       # none is inactive, none has an attribute
+        exchange = request.query.get("exchange")
+        return answer([r for r in rows if class_ in (None, "", r["class"])
+                       and exchange in (None, "", r["exchange"])])
 
     async def asset(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
