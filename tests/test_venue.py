@@ -1292,7 +1292,9 @@ def test_keys_come_from_the_environment_and_it_stops_by_itself():
     (("--rate", "nan"), 2, "rate must be"), (("--seed", "-1"), 2, "seed must be"),
     (("--port", "70000"), 2, "port must be"), (("--stamps",), 2, "stamps must be"),
     (("--cash", "much"), 2, "cash must be"),
-    (("--now", "soon"), 2, "now must be a time"), (("--multiplier", "3"), 2, "multiplier must be"), (("--for", "soon"), 2, "must be a time"),
+    (("--now", "soon"), 2, "now must be a time"),
+    (("--multiplier", "3"), 2, "multiplier must be"),
+    (("--for", "soon"), 2, "must be a time"),
     (("--state", "/dev/null/x"), 4, "cannot keep the venue's state"),
     (("--host", "203.0.113.1"), 75, "cannot listen on 203.0.113.1")])
 def test_what_cannot_be_is_one_line_and_an_exit_code(arguments, status, words):
