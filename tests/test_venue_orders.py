@@ -292,6 +292,32 @@ def test_an_oto_sends_its_one_exit_after_the_entry():
     venue_test(test, RICH)
 
 
+def test_a_bracket_opens_a_position_and_its_exits_never_do():
+    async def test(venue, client):
+        await bought(client, venue)
+        status, error, _ = await client.order(
+            side="sell", type="market", tif="day", order_class="bracket", qty="5",
+            take_profit={"limit_price": "1.00"}, stop_loss={"stop_price": "900"})
+        assert (status, error["code"], error["message"]) == (
+            422, 42210000, "bracket orders must be entry orders")
+        # a sale of everything between the entry's two fills leaves its exits nothing to close
+        size = top(venue)[3]
+        _, entry, _ = await client.order(tif="day", price=top(venue)[2], qty=size + 5,
+                                         order_class="bracket", **exits(venue))
+        await client.until(entry["id"], "partially_filled")
+        await client.order(side="sell", qty=size + 10, tif="day", price="900")
+        venue.exchange.traders.submit(0, EXTERNAL | 10**6, -1, 2, 3, nano(entry["limit_price"]),
+                                      5 * NANO)
+        real = venue.exchange._fill
+        venue.exchange._fill = lambda id_, m: None if id_ >= 10**6 else real(id_, m)
+        venue.exchange.pump()
+        await client.until(entry["id"], "filled")
+        profit, stop = entry["legs"]
+        assert {await status_of(client, profit), await status_of(client, stop)} == {
+            "rejected", "canceled"}
+    venue_test(test, RICH)
+
+
 # ---------------------------------------------------------------- replacement
 
 def test_a_replacement_is_a_new_order_in_the_old_ones_place():

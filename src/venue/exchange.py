@@ -347,7 +347,9 @@ class Exchange:
     def _activate(self, leg: Order) -> None:
         """The entry is filled: the take profit goes to work, the stop waits for its price."""
         twin = self.state.twin(leg)
-        if leg.role == "take_profit":
+        if leg.left > rules.closable(self, leg):
+            self._ended(leg, "rejected")    # something else took the position away
+        elif leg.role == "take_profit":
             self.execute_leg(leg)
         elif twin is not None:
             self._watch(leg)                # stays held: the two never hold the shares twice
@@ -394,6 +396,9 @@ class Exchange:
                 if twin.open:
                     self._event(twin, "canceled")
             if not order.open:              # the twin was filled after all
+                return
+            if order.left > rules.closable(self, order):
+                self._ended(order, "rejected")
                 return
         self.execute(order)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .orders import forbidden
+from .orders import Refused, forbidden
 from .state import NANO, Order, nano, text
 from .traders import Instrument
 
@@ -76,6 +76,18 @@ def maintenance(exchange: Exchange) -> int:
     return total
 
 
+def closable(exchange: Exchange, leg: Order) -> int:
+    """What is held on the other side of an exit and not held for other orders, nano."""
+    state = exchange.state
+    held = state.held(leg.symbol)
+    if held * leg.side >= 0:
+        return 0
+    mine = (leg, state.twin(leg))
+    busy = sum(o.left for o in state.open_orders(leg.symbol)
+               if o.side == leg.side and o.status != "held" and o not in mine)
+    return max(0, abs(held) - busy)
+
+
 def check(exchange: Exchange, order: dict[str, Any], but: Order | None = None) -> None:
     """Refuse what the account must not do; *but* is the order that it replaces.
 
@@ -96,6 +108,8 @@ def check(exchange: Exchange, order: dict[str, Any], but: Order | None = None) -
     if order["order_class"] in ("", "simple") and order["type"] != "trailing_stop":
         _wash(order, side, limit, working)
     held = state.held(symbol)
+    if held * side < 0 and order["order_class"] in ("bracket", "oto") and not (but and but.parent):
+        raise Refused(422, 42210000, f"{order['order_class']} orders must be entry orders")
     if held * side < 0:
         _available(symbol, side, qty, held, working)
         return
