@@ -3,9 +3,9 @@ from libc.stdint cimport INT64_MAX, uint16_t, uint64_t
 from libc.string cimport memset
 
 from ._risk cimport (
-    exposure_t, hp_add_saturate, hp_bps_ceil, hp_spread_bps, hp_sub_saturate, hp_wide_add,
-    hp_wide_cash, hp_wide_less, hp_wide_max, hp_wide_mul, hp_wide_of, hp_wide_ratio, hp_wide_side,
-    hp_wide_sub, hp_wide_t, hp_wide_times, risk_way)
+    exposure_t, hp_add_saturate, hp_spread_bps, hp_sub_saturate, hp_wide_add, hp_wide_cash,
+    hp_wide_less, hp_wide_max, hp_wide_mul, hp_wide_of, hp_wide_ratio, hp_wide_side, hp_wide_sub,
+    hp_wide_t, hp_wide_times, risk_market_worth, risk_way)
 from ._schema cimport (
     HP_FIGURE_CORRELATION, HP_FIGURE_SESSION, HP_FIGURE_VAR_95, HP_FIGURE_VAR_99,
     HP_LIMIT_DRAWDOWN_ACT_BPS, HP_LIMIT_DUPLICATE_WINDOW_MS, HP_LIMIT_LAST_COLLAR_BPS,
@@ -18,14 +18,14 @@ from ._schema cimport (
     HP_LIMIT_MAX_SYMBOL_SHARE_BPS, HP_LIMIT_MAX_TOTAL_NOTIONAL, HP_LIMIT_MAX_TRADE_LOSS,
     HP_LIMIT_MAX_VAR_95, HP_LIMIT_MAX_VAR_99, HP_LIMIT_MAX_VOLATILITY_BPS, HP_LIMIT_MAX_WEEKLY_LOSS,
     HP_LIMIT_MIN_ORDER_NOTIONAL, HP_LIMIT_MIN_PRICE, HP_LIMIT_MIN_VOLUME_RATIO,
-    HP_LIMIT_PRICE_COLLAR_BPS, HP_ORDER_TYPE_MARKET, HP_REASON_BREAKER, HP_REASON_CONCENTRATION,
-    HP_REASON_CORRELATION, HP_REASON_CROSSES_ZERO, HP_REASON_DAILY_LOSS, HP_REASON_DRAWDOWN,
-    HP_REASON_DUPLICATE, HP_REASON_DUPLICATE_ORDER, HP_REASON_HALTED, HP_REASON_HOURS,
-    HP_REASON_INVALID_ORDER, HP_REASON_LAST_COLLAR, HP_REASON_LEVERAGE, HP_REASON_MONTHLY_LOSS,
-    HP_REASON_NONE, HP_REASON_NO_FIGURE, HP_REASON_OLD_FIGURE, HP_REASON_OPEN_POSITIONS,
-    HP_REASON_ORDER_NOTIONAL, HP_REASON_ORDER_RATE, HP_REASON_ORDER_SIZE, HP_REASON_ORDER_SMALL,
-    HP_REASON_ORDER_VOLUME, HP_REASON_ORDERS_PER_DAY, HP_REASON_OVERFLOW, HP_REASON_PAUSED,
-    HP_REASON_PENDING, HP_REASON_POSITION_NOTIONAL, HP_REASON_POSITION_SIZE,
+    HP_LIMIT_PRICE_COLLAR_BPS, HP_ORDER_TYPE_LIMIT, HP_ORDER_TYPE_STOP_LIMIT, HP_REASON_BREAKER,
+    HP_REASON_CONCENTRATION, HP_REASON_CORRELATION, HP_REASON_CROSSES_ZERO, HP_REASON_DAILY_LOSS,
+    HP_REASON_DRAWDOWN, HP_REASON_DUPLICATE, HP_REASON_DUPLICATE_ORDER, HP_REASON_HALTED,
+    HP_REASON_HOURS, HP_REASON_INVALID_ORDER, HP_REASON_LAST_COLLAR, HP_REASON_LEVERAGE,
+    HP_REASON_MONTHLY_LOSS, HP_REASON_NONE, HP_REASON_NO_FIGURE, HP_REASON_OLD_FIGURE,
+    HP_REASON_OPEN_POSITIONS, HP_REASON_ORDER_NOTIONAL, HP_REASON_ORDER_RATE, HP_REASON_ORDER_SIZE,
+    HP_REASON_ORDER_SMALL, HP_REASON_ORDER_VOLUME, HP_REASON_ORDERS_PER_DAY, HP_REASON_OVERFLOW,
+    HP_REASON_PAUSED, HP_REASON_PENDING, HP_REASON_POSITION_NOTIONAL, HP_REASON_POSITION_SIZE,
     HP_REASON_POSITION_VOLUME, HP_REASON_PRICE_COLLAR, HP_REASON_PRICE_RANGE, HP_REASON_REPEATED,
     HP_REASON_RESTRICTED, HP_REASON_SECTOR, HP_REASON_SHORT_NOT_ALLOWED, HP_REASON_SPREAD,
     HP_REASON_STALE_DATA, HP_REASON_STORE_FULL, HP_REASON_TABLE_FULL, HP_REASON_TOTAL_NOTIONAL,
@@ -96,7 +96,7 @@ cdef void risk_margins(const risk_t *r, const hp_intent_t *i, const hp_verdict_t
     cdef const exposure_t *x
     cdef int64_t sell = -<int64_t>(i.side <= 0)
     cdef int way = risk_way(i.side)
-    cdef int64_t own, held, at, after, worth, k, price
+    cdef int64_t own, held, at, near, after, worth, k, touch
     cdef bint reducing, figure
     cdef hp_wide_t value, side, more, total, sector
     memset(out, 0, sizeof(out[0]))
@@ -131,11 +131,15 @@ cdef void risk_margins(const risk_t *r, const hp_intent_t *i, const hp_verdict_t
 
     # Approved, it is in the sums already; refused, it is not.
     own = 0 if v.reason == HP_REASON_NONE else 1
-    price = (&x.bid)[1 + sell] if i.type == HP_ORDER_TYPE_MARKET else i.price
-    at = price
-    worth = max(price, x.bid & sell)
-    if i.type == HP_ORDER_TYPE_MARKET:
-        worth = hp_add_saturate(price, hp_bps_ceil(price, limit[HP_LIMIT_PRICE_COLLAR_BPS]))
+    touch = (&x.bid)[1 + sell]
+    if i.type == HP_ORDER_TYPE_LIMIT or i.type == HP_ORDER_TYPE_STOP_LIMIT:
+        at = near = i.price
+        if i.stop:
+            near = hp_add_saturate(x.reference, at - i.stop)
+        worth = max(at, x.bid & sell)
+    else:
+        at, near = i.stop if i.stop else touch, touch
+        worth = risk_market_worth(i, touch, limit[HP_LIMIT_PRICE_COLLAR_BPS])
     if not reducing and (on(r, HP_LIMIT_MIN_PRICE) or on(r, HP_LIMIT_MAX_PRICE)):
         k = MET
         if on(r, HP_LIMIT_MAX_PRICE):
@@ -215,13 +219,13 @@ cdef void risk_margins(const risk_t *r, const hp_intent_t *i, const hp_verdict_t
         if cell(out, v, HP_REASON_HOURS, MET):
             return
 
-    k = hp_sub_saturate(at, x.reference)
+    k = hp_sub_saturate(near, x.reference)
     k = -k if k < 0 else k
     if cell(out, v, HP_REASON_PRICE_COLLAR, use_wide(
             hp_wide_mul(k, BPS), hp_wide_mul(x.reference, limit[HP_LIMIT_PRICE_COLLAR_BPS]))):
         return
     if on(r, HP_LIMIT_LAST_COLLAR_BPS):
-        k = hp_sub_saturate(at, x.last)
+        k = hp_sub_saturate(near, x.last)
         k = -k if k < 0 else k
         if cell(out, v, HP_REASON_LAST_COLLAR, use_wide(
                 hp_wide_mul(k, BPS), hp_wide_mul(x.last, limit[HP_LIMIT_LAST_COLLAR_BPS]))):

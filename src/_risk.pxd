@@ -23,7 +23,11 @@ Values
     worth       price at which an order is valued: a limit buy at its price; a limit sell at its
                 price or the bid, whichever is higher; a market order at the far touch plus the
                 collar, rounded up.  Never less than what it can trade at within the collar.
-    collar      distance of the limit price, or of a market order's far touch, to reference
+                A stop limit as a limit; a stop or trailing stop as a market order, but a buy
+                begins at its trigger, which may be as far away as it trails, plus 4 % if the
+                collar is less.
+    collar      distance of the limit price, or of a far touch, to reference; of a stop limit from
+                its limit price to its trigger
     worst case  of an instrument, per side: position plus all that is open on that side and the
                 order; in cash: position at reference, open orders at their worth.  The value of
                 an instrument is the larger of its two sides, the total is their sum.
@@ -328,4 +332,6 @@ cdef void risk_order_event(risk_t *r, const hp_order_event_t *e, int64_t now) no
 cdef uint32_t risk_token(uint64_t key, const hp_order_t *o, uint64_t halt,
                          uint64_t version) noexcept nogil
 # Write a CANCEL of an open order that nobody asked for; 0 when the slot holds none to cancel.
+cdef int64_t risk_market_worth(const hp_intent_t *i, int64_t touch, int64_t collar) noexcept nogil
+
 cdef bint risk_withdraw(risk_t *r, uint64_t slot, hp_order_t *o) noexcept nogil

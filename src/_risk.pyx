@@ -29,27 +29,29 @@ from ._schema cimport (
     HP_ORDER_EVENT_CANCEL_SENT, HP_ORDER_EVENT_DENIED, HP_ORDER_EVENT_DROPPED,
     HP_ORDER_EVENT_EXPIRED, HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_PARTIAL_FILL,
     HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_REPLACED, HP_ORDER_EVENT_SENT, HP_ORDER_EVENT_UNKNOWN,
-    HP_ORDER_TYPE_LIMIT, HP_ORDER_TYPE_MARKET, HP_REASON_BREAKER, HP_REASON_CONCENTRATION,
-    HP_REASON_CORRELATION, HP_REASON_CROSSES_ZERO, HP_REASON_DAILY_LOSS, HP_REASON_DRAWDOWN,
-    HP_REASON_DUPLICATE, HP_REASON_DUPLICATE_ORDER, HP_REASON_HALTED, HP_REASON_HOURS,
-    HP_REASON_INVALID_ORDER, HP_REASON_LAST_COLLAR, HP_REASON_LEVERAGE, HP_REASON_MONTHLY_LOSS,
-    HP_REASON_NONE, HP_REASON_NOT_OPEN, HP_REASON_NO_FIGURE, HP_REASON_OLD_FIGURE,
-    HP_REASON_OPEN_POSITIONS, HP_REASON_ORDERS_PER_DAY, HP_REASON_ORDER_NOTIONAL,
-    HP_REASON_ORDER_RATE, HP_REASON_ORDER_SIZE, HP_REASON_ORDER_SMALL, HP_REASON_ORDER_VOLUME,
-    HP_REASON_OVERFLOW, HP_REASON_PAUSED, HP_REASON_PENDING, HP_REASON_POSITION_NOTIONAL,
-    HP_REASON_POSITION_SIZE, HP_REASON_POSITION_VOLUME, HP_REASON_PRICE_COLLAR,
-    HP_REASON_PRICE_RANGE, HP_REASON_REPEATED, HP_REASON_RESTRICTED, HP_REASON_SECTOR,
-    HP_REASON_SHORT_NOT_ALLOWED, HP_REASON_SPREAD, HP_REASON_STALE_DATA, HP_REASON_STORE_FULL,
-    HP_REASON_TABLE_FULL, HP_REASON_TOTAL_NOTIONAL, HP_REASON_TRADE_LOSS,
-    HP_REASON_UNKNOWN_INSTRUMENT, HP_REASON_UNRESOLVED, HP_REASON_UNSETTLED, HP_REASON_VAR_95,
-    HP_REASON_VAR_99, HP_REASON_VOLATILITY, HP_REASON_VOLUME_RATIO, HP_REASON_WASH_TRADE,
-    HP_REASON_WEEKLY_LOSS, HP_SEQ_BITS, HP_SIDE_BUY, HP_SIDE_SELL, HP_TIF_DAY, HP_TIF_FOK)
+    HP_ORDER_TYPE_LIMIT, HP_ORDER_TYPE_MARKET, HP_ORDER_TYPE_STOP_LIMIT,
+    HP_ORDER_TYPE_TRAILING_STOP, HP_REASON_BREAKER, HP_REASON_CONCENTRATION, HP_REASON_CORRELATION,
+    HP_REASON_CROSSES_ZERO, HP_REASON_DAILY_LOSS, HP_REASON_DRAWDOWN, HP_REASON_DUPLICATE,
+    HP_REASON_DUPLICATE_ORDER, HP_REASON_HALTED, HP_REASON_HOURS, HP_REASON_INVALID_ORDER,
+    HP_REASON_LAST_COLLAR, HP_REASON_LEVERAGE, HP_REASON_MONTHLY_LOSS, HP_REASON_NONE,
+    HP_REASON_NOT_OPEN, HP_REASON_NO_FIGURE, HP_REASON_OLD_FIGURE, HP_REASON_OPEN_POSITIONS,
+    HP_REASON_ORDERS_PER_DAY, HP_REASON_ORDER_NOTIONAL, HP_REASON_ORDER_RATE, HP_REASON_ORDER_SIZE,
+    HP_REASON_ORDER_SMALL, HP_REASON_ORDER_VOLUME, HP_REASON_OVERFLOW, HP_REASON_PAUSED,
+    HP_REASON_PENDING, HP_REASON_POSITION_NOTIONAL, HP_REASON_POSITION_SIZE,
+    HP_REASON_POSITION_VOLUME, HP_REASON_PRICE_COLLAR, HP_REASON_PRICE_RANGE, HP_REASON_REPEATED,
+    HP_REASON_RESTRICTED, HP_REASON_SECTOR, HP_REASON_SHORT_NOT_ALLOWED, HP_REASON_SPREAD,
+    HP_REASON_STALE_DATA, HP_REASON_STORE_FULL, HP_REASON_TABLE_FULL, HP_REASON_TOTAL_NOTIONAL,
+    HP_REASON_TRADE_LOSS, HP_REASON_UNKNOWN_INSTRUMENT, HP_REASON_UNRESOLVED, HP_REASON_UNSETTLED,
+    HP_REASON_VAR_95, HP_REASON_VAR_99, HP_REASON_VOLATILITY, HP_REASON_VOLUME_RATIO,
+    HP_REASON_WASH_TRADE, HP_REASON_WEEKLY_LOSS, HP_SEQ_BITS, HP_SIDE_BUY, HP_SIDE_SELL, HP_TIF_CLS,
+    HP_TIF_DAY, HP_TIF_GTC)
 from ._token cimport token_of
 
 cdef enum:
     NANO = 1000000000
     MS = 1000000
     BPS = 10000
+    STOP_COLLAR_BPS = 400
     UNUSABLE = (HP_BOOK_FLAG_STALE | HP_BOOK_FLAG_CROSSED | HP_BOOK_FLAG_HALTED
                 | HP_BOOK_FLAG_EMPTY)
 
@@ -84,9 +86,16 @@ cdef inline reservation_t *order_find(const risk_t *r, uint64_t order) noexcept 
     return NULL
 
 
+cdef inline int64_t asked_price(const hp_intent_t *i) noexcept nogil:
+    """The prices of an order in one word; its limit price when that is all."""
+    return <int64_t>(<uint64_t>i.price ^ <uint64_t>i.stop * 0x9E3779B185EBCA87ULL
+                     ^ <uint64_t>i.trail * 0x165667B19E3779F9ULL
+                     ^ <uint64_t>i.trail_share * 0x27D4EB2F165667C5ULL)
+
+
 cdef inline uint32_t order_key(const hp_intent_t *i) noexcept nogil:
     """Tag of what makes two orders the same."""
-    return hp_index_tag(<uint64_t>i.price * 0xC2B2AE3D27D4EB4FULL ^ <uint64_t>i.qty
+    return hp_index_tag(<uint64_t>asked_price(i) * 0xC2B2AE3D27D4EB4FULL ^ <uint64_t>i.qty
                         ^ <uint64_t>i.instrument << 48 ^ <uint64_t>(i.side < 0) << 47)
 
 
@@ -95,11 +104,12 @@ cdef inline approval_t *same_find(const risk_t *r, const hp_intent_t *i,
     """The newest approval of an order like this one."""
     cdef hp_entries_t same = hp_index_walk(&r.recent, tag)
     cdef int64_t slot = hp_index_next(&r.recent, &same, tag)
+    cdef int64_t price = asked_price(i)
     cdef approval_t *a
     while slot >= 0:
         a = &r.approvals[slot]
         # One question: tags are equal by chance so seldom that nothing of it is worth a guess.
-        if not ((a.price ^ i.price) | (a.qty ^ i.qty)
+        if not ((a.price ^ price) | (a.qty ^ i.qty)
                 | (<int64_t>a.instrument ^ <int64_t>i.instrument)
                 | (<int64_t>a.side ^ <int64_t>i.side)):
             return a
@@ -120,7 +130,7 @@ cdef inline void remember(risk_t *r, const hp_intent_t *i, const quote_t *q,
     if q.twin != NULL and q.twin.indexed:
         hp_index_remove(&r.recent, q.twin.tag, <uint32_t>(q.twin - r.approvals))
         q.twin.indexed = 0
-    a.at, a.price, a.qty, a.instrument, a.side = now, i.price, i.qty, i.instrument, i.side
+    a.at, a.price, a.qty, a.instrument, a.side = now, asked_price(i), i.qty, i.instrument, i.side
     a.tag, a.indexed = q.tag, 1
     hp_index_put(&r.recent, q.tag, <uint32_t>slot)
     r.approved += 1
@@ -298,14 +308,59 @@ cdef inline uint8_t correlated(risk_t *r, uint64_t i, int64_t now, hp_verdict_t 
     return pair_refuses(r, i, k, bad[k] & p.held[k], now, v)
 
 
+cdef bint triggers(const exposure_t *x, const hp_intent_t *i, int64_t touch, int64_t sell,
+                   hp_verdict_t *v) noexcept nogil:
+    """Whether what an order waits for is malformed; fills limit and value of *v*."""
+    v.limit, v.value = HP_ORDER_TYPE_TRAILING_STOP, i.type
+    if i.type < HP_ORDER_TYPE_MARKET or i.type > HP_ORDER_TYPE_TRAILING_STOP:
+        return True
+    v.limit, v.value = HP_TIF_GTC, i.tif
+    if i.tif > HP_TIF_GTC:                      # the broker takes stops for the day or longer only
+        return True
+    if i.type == HP_ORDER_TYPE_TRAILING_STOP:
+        v.limit, v.value = 0, i.stop
+        if i.stop:
+            return True
+        if i.trail_share:
+            v.limit, v.value = NANO, i.trail_share
+            return i.trail != 0 or i.trail_share < 0 or i.trail_share >= NANO
+        v.limit, v.value = x.tick, i.trail
+        return i.trail <= 0 or i.trail % x.tick or i.trail >= touch
+    v.limit, v.value = 0, i.trail | i.trail_share
+    if v.value:
+        return True
+    v.limit, v.value = x.tick, i.stop
+    if i.stop <= 0 or i.stop % x.tick:
+        return True
+    v.limit = touch                             # on the other side it would be a market order
+    return ((i.stop ^ sell) - sell) <= ((touch ^ sell) - sell)
+
+
+cdef int64_t risk_market_worth(const hp_intent_t *i, int64_t touch, int64_t collar) noexcept nogil:
+    """What an order without a limit price is valued at; INT64_MAX = no number.
+
+    Sales at the bid plus the collar, whatever they wait for.  What buys at a trigger begins there,
+    and the broker stops at 4 % above it.
+    """
+    cdef int64_t worth
+    if i.side > 0 and i.type != HP_ORDER_TYPE_MARKET:
+        collar = max(collar, <int64_t>STOP_COLLAR_BPS)
+        worth = i.stop if i.stop else hp_add_saturate(
+            touch, i.trail + hp_wide_ceil(hp_wide_mul(touch, i.trail_share), NANO))
+        touch = max(touch, worth)
+    if hp_add_overflow(touch, hp_bps_ceil(touch, collar), &worth):
+        return INT64_MAX
+    return worth
+
+
 cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t halt,
                           uint64_t armed, bint fresh, hp_verdict_t *v,
                           quote_t *q) noexcept nogil:
     """All checks of a new order; fills limit, value, detail and reference of *v* and *q*."""
     cdef const int64_t *limit = r.limit
     cdef const exposure_t *x
-    cdef int64_t k, touch, at, held, after, distance
-    cdef bint market = i.type == HP_ORDER_TYPE_MARKET
+    cdef int64_t k, touch, at, near, held, after, distance
+    cdef bint limited = i.type == HP_ORDER_TYPE_LIMIT
     cdef int way = risk_way(i.side)
     cdef int64_t sell = -<int64_t>(i.side <= 0)     # all bits of a sell, none of a buy
     cdef bint reducing
@@ -338,7 +393,7 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
         return refuse(v, HP_REASON_UNRESOLVED, 0, x.unresolved)
 
     touch = (&x.bid)[1 + sell]
-    if x.reference <= 0 or x.flags & UNUSABLE or (market and touch <= 0):
+    if x.reference <= 0 or x.flags & UNUSABLE or (not limited and touch <= 0):
         return refuse(v, HP_REASON_STALE_DATA, 0, x.flags)
     if hp_sub_saturate(now, x.mark_ts) > limit[HP_LIMIT_MAX_DATA_AGE_MS] * MS:
         return refuse(v, HP_REASON_STALE_DATA, limit[HP_LIMIT_MAX_DATA_AGE_MS] * MS,
@@ -350,20 +405,24 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
         return refuse(v, HP_REASON_INVALID_ORDER, HP_ACTION_NEW, i.action)
     if i.side != HP_SIDE_BUY and i.side != HP_SIDE_SELL:
         return refuse(v, HP_REASON_INVALID_ORDER, HP_SIDE_BUY, i.side)
-    if i.tif < HP_TIF_DAY or i.tif > HP_TIF_FOK:
-        return refuse(v, HP_REASON_INVALID_ORDER, HP_TIF_FOK, i.tif)
+    if i.tif < HP_TIF_DAY or i.tif > HP_TIF_CLS:
+        return refuse(v, HP_REASON_INVALID_ORDER, HP_TIF_CLS, i.tif)
     if i.qty <= 0 or i.qty < x.min_qty:
         return refuse(v, HP_REASON_INVALID_ORDER, x.min_qty, i.qty)
     if i.qty % x.lot:
         return refuse(v, HP_REASON_INVALID_ORDER, x.lot, i.qty)
-    if i.type == HP_ORDER_TYPE_LIMIT:
+    if limited or i.type == HP_ORDER_TYPE_STOP_LIMIT:
         if i.price <= 0 or i.price % x.tick:
             return refuse(v, HP_REASON_INVALID_ORDER, x.tick, i.price)
-    elif market:
-        if i.price != 0:
-            return refuse(v, HP_REASON_INVALID_ORDER, 0, i.price)
+    elif i.price != 0:
+        return refuse(v, HP_REASON_INVALID_ORDER, 0, i.price)
+    if limited or i.type == HP_ORDER_TYPE_MARKET:
+        if i.stop | i.trail | i.trail_share:
+            return refuse(v, HP_REASON_INVALID_ORDER, 0, i.stop | i.trail | i.trail_share)
+    elif triggers(x, i, touch, sell, v):
+        return HP_REASON_INVALID_ORDER
     else:
-        return refuse(v, HP_REASON_INVALID_ORDER, HP_ORDER_TYPE_LIMIT, i.type)
+        v.limit = v.value = 0
 
     if not fresh:
         return refuse(v, HP_REASON_DUPLICATE, <int64_t>r.seen[i.event >> HP_SEQ_BITS],
@@ -376,15 +435,22 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
             return refuse(v, HP_REASON_DUPLICATE_ORDER, limit[HP_LIMIT_DUPLICATE_WINDOW_MS] * MS,
                           k)
 
-    if market:
-        at = touch
-        q.price = INT64_MAX & ~sell
-        if hp_add_overflow(touch, hp_bps_ceil(touch, limit[HP_LIMIT_PRICE_COLLAR_BPS]), &q.worth):
-            return refuse(v, HP_REASON_OVERFLOW, 0, touch)
-    else:
-        at = i.price
+    if limited:
+        at = near = i.price
         q.price = (at ^ sell) - sell
         q.worth = max(at, x.bid & sell)
+    elif i.type == HP_ORDER_TYPE_STOP_LIMIT:
+        at = i.price
+        near = hp_add_saturate(x.reference, at - i.stop)    # as far as it is from its trigger
+        q.price = (at ^ sell) - sell
+        q.worth = max(at, x.bid & sell)
+    else:
+        at = i.stop if i.stop else touch
+        near = touch
+        q.price = INT64_MAX & ~sell
+        q.worth = risk_market_worth(i, touch, limit[HP_LIMIT_PRICE_COLLAR_BPS])
+        if q.worth == INT64_MAX:
+            return refuse(v, HP_REASON_OVERFLOW, 0, touch)
     if not reducing:
         if at < limit[HP_LIMIT_MIN_PRICE]:
             return refuse(v, HP_REASON_PRICE_RANGE, limit[HP_LIMIT_MIN_PRICE], at)
@@ -494,7 +560,7 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
         if not r.sessions >> x.session & 1:
             return refuse(v, HP_REASON_HOURS, <int64_t>r.sessions, x.session)
 
-    distance = at - x.reference
+    distance = near - x.reference
     if distance < 0:
         distance = -distance
     if hp_wide_less(hp_wide_mul(x.reference, limit[HP_LIMIT_PRICE_COLLAR_BPS]),
@@ -502,7 +568,7 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
         return refuse(v, HP_REASON_PRICE_COLLAR, limit[HP_LIMIT_PRICE_COLLAR_BPS],
                       hp_wide_ceil(hp_wide_mul(distance, BPS), x.reference))
     k = limit[HP_LIMIT_LAST_COLLAR_BPS]
-    distance = at - x.last
+    distance = near - x.last
     if distance < 0:
         distance = -distance
     if k != INT64_MAX and hp_wide_less(hp_wide_mul(x.last, k), hp_wide_mul(distance, BPS)):
@@ -532,14 +598,14 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
 cdef uint32_t risk_token(uint64_t key, const hp_order_t *o, uint64_t halt,
                          uint64_t version) noexcept nogil:
     return token_of(key, o.order, o.price, o.qty, o.instrument, o.side, o.type, o.tif, o.action,
-                    halt, version)
+                    halt, version, o.stop, o.trail, o.trail_share)
 
 
 cdef inline void cancel_of(const reservation_t *t, hp_order_t *o) noexcept nogil:
     """The fields of an order that name its target."""
     o.order, o.qty, o.instrument, o.side, o.type = t.order, t.qty, t.instrument, t.side, t.type
-    o.price = 0
-    if t.type == HP_ORDER_TYPE_LIMIT:
+    o.price = o.stop = o.trail = o.trail_share = 0
+    if t.type == HP_ORDER_TYPE_LIMIT or t.type == HP_ORDER_TYPE_STOP_LIMIT:
         o.price = t.price * t.side
 
 
@@ -586,6 +652,7 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
     o.order, o.cause, o.ts_recv = i.event, i.cause, i.ts_recv
     o.price, o.qty, o.instrument, o.side = i.price, i.qty, i.instrument, i.side
     o.type, o.tif, o.strategy = i.type, i.tif, i.strategy
+    o.stop, o.trail, o.trail_share = i.stop, i.trail, i.trail_share
     hop = hp_sub_saturate(now, i.ts_recv)
     o.hop = <uint32_t>min(max(hop, 0), <int64_t>0xffffffff)
     if r.breaker.state != HP_BREAKER_CLOSED:

@@ -98,6 +98,9 @@ enum {
 enum {
   HP_ORDER_TYPE_MARKET = 1, /* At any price. */
   HP_ORDER_TYPE_LIMIT = 2, /* At price or better. */
+  HP_ORDER_TYPE_STOP = 3, /* A market order once the last trade reaches `stop`. */
+  HP_ORDER_TYPE_STOP_LIMIT = 4, /* A limit order at price once the last trade reaches `stop`. */
+  HP_ORDER_TYPE_TRAILING_STOP = 5, /* A stop that follows the best trade at a distance of `trail` or `trail_share`. */
 };
 
 /* Time in force. */
@@ -106,6 +109,8 @@ enum {
   HP_TIF_GTC = 2, /* Until cancelled. */
   HP_TIF_IOC = 3, /* At once, the rest is cancelled. */
   HP_TIF_FOK = 4, /* All at once or nothing. */
+  HP_TIF_OPG = 5, /* In the opening auction only. */
+  HP_TIF_CLS = 6, /* In the closing auction only. */
 };
 
 /* What is asked of the next stage. */
@@ -627,14 +632,14 @@ _Static_assert(offsetof(hp_signal_t, member) == 53, "signal.member: offset");
 _Static_assert(offsetof(hp_signal_t, pad0) == 54, "signal.pad0: offset");
 _Static_assert(offsetof(hp_signal_t, wanted) == 56, "signal.wanted: offset");
 
-#define HP_INTENT_ID UINT64_C(0x4e8c85d9af56813a)
+#define HP_INTENT_ID UINT64_C(0x5e0ef1a3fcbc9488)
 /* What a strategy wants; not yet checked. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
   uint64_t event;         /*   8: Identity of this intent; becomes the order's. */
   uint64_t cause;         /*  16: Identity of the market event that caused it; 0 = none. */
   int64_t  ts_recv;       /*  24 [ns]: Of the market event that caused it, monotonic. */
-  int64_t  price;         /*  32 [nanoprice]: Limit price; 0 for a market order. */
+  int64_t  price;         /*  32 [nanoprice]: Limit price; 0 for an order without. */
   int64_t  qty;           /*  40 [nanoqty]: Positive. */
   uint32_t target;        /*  48: CANCEL: seq of the intent whose order to cancel; else 0. */
   uint32_t hop;           /*  52 [ns]: Published this long after ts_recv; saturates. */
@@ -645,8 +650,16 @@ typedef struct {
   uint8_t  action;        /*  61: ACTION_NEW or ACTION_CANCEL. */
   uint8_t  strategy;      /*  62: Index of the strategy. */
   uint8_t  tag;           /*  63: EXIT_* when it closes a position by a rule of [exits]. */
+  int64_t  stop;          /*  64 [nanoprice]: STOP, STOP_LIMIT: the trade that makes it an order. */
+  int64_t  trail;         /*  72 [nanoprice]: TRAILING_STOP: distance; 0 = trail_share counts. */
+  int64_t  trail_share;   /*  80 [1e-9]: TRAILING_STOP: distance as a share of the price. */
+  uint64_t pad0;          /*  88: Zero. */
+  uint64_t pad1;          /*  96: Zero. */
+  uint64_t pad2;          /* 104: Zero. */
+  uint64_t pad3;          /* 112: Zero. */
+  uint64_t pad4;          /* 120: Zero. */
 } __attribute__((aligned(64))) hp_intent_t;
-_Static_assert(sizeof(hp_intent_t) == 64, "intent: size");
+_Static_assert(sizeof(hp_intent_t) == 128, "intent: size");
 _Static_assert(offsetof(hp_intent_t, link_seq) == 0, "intent.link_seq: offset");
 _Static_assert(offsetof(hp_intent_t, event) == 8, "intent.event: offset");
 _Static_assert(offsetof(hp_intent_t, cause) == 16, "intent.cause: offset");
@@ -662,6 +675,14 @@ _Static_assert(offsetof(hp_intent_t, tif) == 60, "intent.tif: offset");
 _Static_assert(offsetof(hp_intent_t, action) == 61, "intent.action: offset");
 _Static_assert(offsetof(hp_intent_t, strategy) == 62, "intent.strategy: offset");
 _Static_assert(offsetof(hp_intent_t, tag) == 63, "intent.tag: offset");
+_Static_assert(offsetof(hp_intent_t, stop) == 64, "intent.stop: offset");
+_Static_assert(offsetof(hp_intent_t, trail) == 72, "intent.trail: offset");
+_Static_assert(offsetof(hp_intent_t, trail_share) == 80, "intent.trail_share: offset");
+_Static_assert(offsetof(hp_intent_t, pad0) == 88, "intent.pad0: offset");
+_Static_assert(offsetof(hp_intent_t, pad1) == 96, "intent.pad1: offset");
+_Static_assert(offsetof(hp_intent_t, pad2) == 104, "intent.pad2: offset");
+_Static_assert(offsetof(hp_intent_t, pad3) == 112, "intent.pad3: offset");
+_Static_assert(offsetof(hp_intent_t, pad4) == 120, "intent.pad4: offset");
 
 #define HP_VERDICT_ID UINT64_C(0xb64b256b13af9117)
 /* What risk said about an intent. */
@@ -821,14 +842,14 @@ _Static_assert(offsetof(hp_checks_t, unsettled) == 122, "checks.unsettled: offse
 _Static_assert(offsetof(hp_checks_t, unresolved) == 124, "checks.unresolved: offset");
 _Static_assert(offsetof(hp_checks_t, pad60) == 126, "checks.pad60: offset");
 
-#define HP_ORDER_ID UINT64_C(0x14e62ebcc6dc1817)
+#define HP_ORDER_ID UINT64_C(0x8be0f20c2b81352e)
 /* An order that risk lets go (or denied, for the books). */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
   uint64_t order;         /*   8: Identity of the intent: the order's name in this run. */
   uint64_t cause;         /*  16: Identity of the market event that caused it; 0 = none. */
   int64_t  ts_recv;       /*  24 [ns]: Of the market event that caused it, monotonic. */
-  int64_t  price;         /*  32 [nanoprice]: Limit price; 0 for a market order. */
+  int64_t  price;         /*  32 [nanoprice]: Limit price; 0 for an order without. */
   int64_t  qty;           /*  40 [nanoqty]: Positive. */
   uint32_t token;         /*  48: See VERDICT.token. */
   uint32_t hop;           /*  52 [ns]: Approved this long after ts_recv; saturates. */
@@ -839,8 +860,16 @@ typedef struct {
   uint8_t  action;        /*  61: ACTION_*; for CANCEL, `order` is the order to cancel. */
   uint8_t  strategy;      /*  62: Index of the strategy. */
   uint8_t  reason;        /*  63: REASON_* when DENIED. */
+  int64_t  stop;          /*  64 [nanoprice]: STOP, STOP_LIMIT: the trade that makes it an order. */
+  int64_t  trail;         /*  72 [nanoprice]: TRAILING_STOP: distance; 0 = trail_share counts. */
+  int64_t  trail_share;   /*  80 [1e-9]: TRAILING_STOP: distance as a share of the price. */
+  uint64_t pad0;          /*  88: Zero. */
+  uint64_t pad1;          /*  96: Zero. */
+  uint64_t pad2;          /* 104: Zero. */
+  uint64_t pad3;          /* 112: Zero. */
+  uint64_t pad4;          /* 120: Zero. */
 } __attribute__((aligned(64))) hp_order_t;
-_Static_assert(sizeof(hp_order_t) == 64, "order: size");
+_Static_assert(sizeof(hp_order_t) == 128, "order: size");
 _Static_assert(offsetof(hp_order_t, link_seq) == 0, "order.link_seq: offset");
 _Static_assert(offsetof(hp_order_t, order) == 8, "order.order: offset");
 _Static_assert(offsetof(hp_order_t, cause) == 16, "order.cause: offset");
@@ -856,6 +885,14 @@ _Static_assert(offsetof(hp_order_t, tif) == 60, "order.tif: offset");
 _Static_assert(offsetof(hp_order_t, action) == 61, "order.action: offset");
 _Static_assert(offsetof(hp_order_t, strategy) == 62, "order.strategy: offset");
 _Static_assert(offsetof(hp_order_t, reason) == 63, "order.reason: offset");
+_Static_assert(offsetof(hp_order_t, stop) == 64, "order.stop: offset");
+_Static_assert(offsetof(hp_order_t, trail) == 72, "order.trail: offset");
+_Static_assert(offsetof(hp_order_t, trail_share) == 80, "order.trail_share: offset");
+_Static_assert(offsetof(hp_order_t, pad0) == 88, "order.pad0: offset");
+_Static_assert(offsetof(hp_order_t, pad1) == 96, "order.pad1: offset");
+_Static_assert(offsetof(hp_order_t, pad2) == 104, "order.pad2: offset");
+_Static_assert(offsetof(hp_order_t, pad3) == 112, "order.pad3: offset");
+_Static_assert(offsetof(hp_order_t, pad4) == 120, "order.pad4: offset");
 
 #define HP_UPDATE_ID UINT64_C(0xd0e4fad8301203bf)
 /* What the venue said about one of our orders. */
@@ -905,7 +942,7 @@ _Static_assert(offsetof(hp_update_t, pad0) == 110, "update.pad0: offset");
 _Static_assert(offsetof(hp_update_t, pad1) == 112, "update.pad1: offset");
 _Static_assert(offsetof(hp_update_t, pad2) == 120, "update.pad2: offset");
 
-#define HP_ORDER_EVENT_ID UINT64_C(0x8de53a43d664a9fb)
+#define HP_ORDER_EVENT_ID UINT64_C(0x1df3a351d1ba196d)
 /* A step in the life of an order; the gateway's word. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */

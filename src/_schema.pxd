@@ -103,12 +103,17 @@ cdef extern from "_schema.h" nogil:
     enum:
         HP_ORDER_TYPE_MARKET
         HP_ORDER_TYPE_LIMIT
+        HP_ORDER_TYPE_STOP
+        HP_ORDER_TYPE_STOP_LIMIT
+        HP_ORDER_TYPE_TRAILING_STOP
 
     enum:
         HP_TIF_DAY
         HP_TIF_GTC
         HP_TIF_IOC
         HP_TIF_FOK
+        HP_TIF_OPG
+        HP_TIF_CLS
 
     enum:
         HP_ACTION_NEW
@@ -481,6 +486,14 @@ cdef extern from "_schema.h" nogil:
         uint8_t action
         uint8_t strategy
         uint8_t tag
+        int64_t stop
+        int64_t trail
+        int64_t trail_share
+        uint64_t pad0
+        uint64_t pad1
+        uint64_t pad2
+        uint64_t pad3
+        uint64_t pad4
 
     ctypedef struct hp_verdict_t:
         uint64_t link_seq
@@ -575,6 +588,14 @@ cdef extern from "_schema.h" nogil:
         uint8_t action
         uint8_t strategy
         uint8_t reason
+        int64_t stop
+        int64_t trail
+        int64_t trail_share
+        uint64_t pad0
+        uint64_t pad1
+        uint64_t pad2
+        uint64_t pad3
+        uint64_t pad4
 
     ctypedef struct hp_update_t:
         uint64_t link_seq

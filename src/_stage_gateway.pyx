@@ -138,12 +138,12 @@ cdef class GatewayStage(Stage):
         cdef uint64_t old
         if o.token == token_of(
                 self.header.token_key, o.order, o.price, o.qty, o.instrument, o.side, o.type,
-                o.tif, o.action, halt, version):
+                o.tif, o.action, halt, version, o.stop, o.trail, o.trail_share):
             return HP_REASON_NONE
         for old in range(version - min(version, <uint64_t>LIMITS_BACK), version):
             if o.token == token_of(
                     self.header.token_key, o.order, o.price, o.qty, o.instrument, o.side, o.type,
-                    o.tif, o.action, halt, old):
+                    o.tif, o.action, halt, old, o.stop, o.trail, o.trail_share):
                 return HP_REASON_LIMITS         # approved, but somebody changed a limit since
         # A halt and its resume between verdict and send change the epoch: refused too.
         return HP_REASON_TOKEN

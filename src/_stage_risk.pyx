@@ -191,7 +191,7 @@ cdef class RiskStage(Stage):
                 self._tell(&e, order.order, now)
                 order.cause, order.ts_recv = e.event, now
                 slot = <hp_order_t *>ring_claim(self.orders)
-                hp_copy_words(<uint64_t *>slot, <const uint64_t *>&order, 1, 8)
+                hp_copy_words(<uint64_t *>slot, <const uint64_t *>&order, 1, 16)
                 ring_publish(self.orders)
             self.withdraw_at += 1
 
@@ -279,7 +279,7 @@ cdef class RiskStage(Stage):
             store_put(&self.store, HP_RECORD_VERDICT, &verdict, 1, 1, i.event, now,
                       i.ts_recv + i.hop, i.instrument, 0)
             slot = <hp_order_t *>ring_claim(self.orders)
-            hp_copy_words(<uint64_t *>slot, <const uint64_t *>&order, 1, 8)
+            hp_copy_words(<uint64_t *>slot, <const uint64_t *>&order, 1, 16)
             ring_publish(self.orders)
             histogram_record(&self.block.histograms[HP_HISTOGRAM_RISK],
                              now - i.ts_recv - i.hop)

@@ -291,7 +291,7 @@ cdef class SignalStage(Stage):
                 intent.event, intent.cause = store_next(&self.store), cause
                 intent.ts_recv, intent.strategy = ts_recv, k
                 intent.hop = hp_saturate(now - ts_recv)
-                store_put(&self.store, HP_RECORD_INTENT, intent, 1, 1, cause, now, ts_in,
+                store_put(&self.store, HP_RECORD_INTENT, intent, 2, 1, cause, now, ts_in,
                           intent.instrument, <uint64_t>ts_in)
                 # An instrument that is not in the table is risk's to refuse, not ours to guess.
                 if intent.action == HP_ACTION_NEW and intent.instrument < self.instruments:
@@ -300,7 +300,7 @@ cdef class SignalStage(Stage):
                     else:
                         self.holdings[intent.instrument].open_sell += intent.qty
                 slot = <hp_intent_t *>ring_claim(self.intents)
-                hp_copy_words(<uint64_t *>slot, <const uint64_t *>intent, 1, 8)
+                hp_copy_words(<uint64_t *>slot, <const uint64_t *>intent, 1, 16)
                 ring_publish(self.intents)
                 memset(intent, 0, sizeof(hp_intent_t))
             if ts_in:

@@ -75,7 +75,8 @@ cdef struct hp_out_t:
 cdef inline hp_intent_t *strategy_add(hp_out_t *out) noexcept nogil:
     """The next intent to fill, or NULL when there is no room.
 
-    Fill side, type, tif, action, price, qty (and target for a cancel).  Identity, cause,
+    Fill side, type, tif, action, price, qty (target for a cancel; stop, trail or trail_share for
+    what waits for a trade).  Identity, cause,
     ts_recv, hop, instrument and strategy are the stage's; instrument may be changed.
     """
     if out.count >= out.room:

@@ -33,11 +33,16 @@ cdef extern from *:
       return (h << 31 | h >> 33) * HP_TOKEN_P1;
     }
     static inline uint32_t hp_token(uint64_t key, uint64_t order, uint64_t price, uint64_t qty,
-                                    uint64_t fields, uint64_t epoch, uint64_t version) {
-      /* two lanes: half the latency of one chain of six rounds */
+                                    uint64_t fields, uint64_t epoch, uint64_t version,
+                                    uint64_t stop, uint64_t trail, uint64_t share) {
+      /* two lanes: half the latency of one chain of all rounds */
       uint64_t a = hp_token_round(hp_token_round(hp_token_round(key, order), price), qty);
       uint64_t b = hp_token_round(hp_token_round(hp_token_round(key ^ HP_TOKEN_P3, fields),
                                                  epoch), version);
+      if (stop | trail | share) {                    /* most orders wait for nothing */
+        a = hp_token_round(hp_token_round(a, stop), trail);
+        b = hp_token_round(b, share);
+      }
       uint64_t h = hp_token_round(a ^ HP_TOKEN_P3, b);
       h ^= h >> 33; h *= HP_TOKEN_P2; h ^= h >> 29; h *= HP_TOKEN_P3;
       uint32_t t = (uint32_t)(h >> 32);
@@ -46,13 +51,14 @@ cdef extern from *:
     #endif
     """
     uint32_t hp_token(uint64_t key, uint64_t order, uint64_t price, uint64_t qty,
-                      uint64_t fields, uint64_t epoch, uint64_t version) noexcept nogil
+                      uint64_t fields, uint64_t epoch, uint64_t version, uint64_t stop,
+                      uint64_t trail, uint64_t share) noexcept nogil
 
 
 cdef inline uint32_t token_of(
         uint64_t key, uint64_t order, int64_t price, int64_t qty, uint16_t instrument,
         int8_t side, uint8_t type, uint8_t tif, uint8_t action, uint64_t halt_epoch,
-        uint64_t limits_version) noexcept nogil:
+        uint64_t limits_version, int64_t stop, int64_t trail, int64_t share) noexcept nogil:
     """The token of these fields of an order; never 0."""
     if action == HP_ACTION_CANCEL:
         halt_epoch = 0
@@ -60,4 +66,4 @@ cdef inline uint32_t token_of(
     return hp_token(key, order, <uint64_t>price, <uint64_t>qty,
                     <uint64_t>instrument | <uint64_t><uint8_t>side << 16
                     | <uint64_t>type << 24 | <uint64_t>tif << 32 | <uint64_t>action << 40,
-                    halt_epoch, limits_version)
+                    halt_epoch, limits_version, <uint64_t>stop, <uint64_t>trail, <uint64_t>share)

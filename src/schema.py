@@ -253,11 +253,16 @@ SIDE = Enum("side", "Buyer or seller.", (
 
 ORDER_TYPE = Enum("order_type", "How the price binds.", (
     ("MARKET", 1, "At any price."), ("LIMIT", 2, "At price or better."),
+    ("STOP", 3, "A market order once the last trade reaches `stop`."),
+    ("STOP_LIMIT", 4, "A limit order at price once the last trade reaches `stop`."),
+    ("TRAILING_STOP", 5, "A stop that follows the best trade at a distance of `trail` or "
+     "`trail_share`."),
 ))
 
 TIF = Enum("tif", "Time in force.", (
     ("DAY", 1, "Until the session ends."), ("GTC", 2, "Until cancelled."),
     ("IOC", 3, "At once, the rest is cancelled."), ("FOK", 4, "All at once or nothing."),
+    ("OPG", 5, "In the opening auction only."), ("CLS", 6, "In the closing auction only."),
 ))
 
 ACTION = Enum("action", "What is asked of the next stage.", (
@@ -684,10 +689,21 @@ SIGNAL = Record("signal", 64, "What the model said.", (
     Field("wanted", "i64", "nanoqty", "SHADOW: what it would have ordered, sells negative."),
 ))
 
-INTENT = Record("intent", 64, "What a strategy wants; not yet checked.", (
+
+
+def _triggers() -> tuple[Field, ...]:
+    """The second line of INTENT and ORDER: when an order becomes one."""
+    return (
+        Field("stop", "i64", "nanoprice", "STOP, STOP_LIMIT: the trade that makes it an order."),
+        Field("trail", "i64", "nanoprice", "TRAILING_STOP: distance; 0 = trail_share counts."),
+        Field("trail_share", "i64", "1e-9", "TRAILING_STOP: distance as a share of the price."),
+        *(Field(f"pad{i}", "u64", "", "Zero.", None) for i in range(5)))
+
+
+INTENT = Record("intent", 128, "What a strategy wants; not yet checked.", (
     LINK, _event("Identity of this intent; becomes the order's."), CAUSE,
     Field("ts_recv", "i64", "ns", "Of the market event that caused it, monotonic."),
-    Field("price", "i64", "nanoprice", "Limit price; 0 for a market order."),
+    Field("price", "i64", "nanoprice", "Limit price; 0 for an order without."),
     Field("qty", "i64", "nanoqty", "Positive."),
     Field("target", "u32", "", "CANCEL: seq of the intent whose order to cancel; else 0."),
     Field("hop", "u32", "ns", "Published this long after ts_recv; saturates."),
@@ -698,6 +714,7 @@ INTENT = Record("intent", 64, "What a strategy wants; not yet checked.", (
     Field("action", "u8", "", "ACTION_NEW or ACTION_CANCEL.", enum=ACTION),
     Field("strategy", "u8", "", "Index of the strategy."),
     Field("tag", "u8", "", "EXIT_* when it closes a position by a rule of [exits].", enum=EXIT),
+    *_triggers(),
 ))
 
 VERDICT = Record("verdict", 64, "What risk said about an intent.", (
@@ -732,11 +749,11 @@ CHECK_LEAST, CHECK_LIMIT, CHECK_BEYOND, CHECK_MOST = 1, 1000, 1001, 65535
 CHECKS = Record("checks", 128, "How near every check was to its limit; cause is the intent.", (
     LINK, *_cells()))
 
-ORDER = Record("order", 64, "An order that risk lets go (or denied, for the books).", (
+ORDER = Record("order", 128, "An order that risk lets go (or denied, for the books).", (
     LINK, Field("order", "u64", "", "Identity of the intent: the order's name in this run."),
     CAUSE,
     Field("ts_recv", "i64", "ns", "Of the market event that caused it, monotonic."),
-    Field("price", "i64", "nanoprice", "Limit price; 0 for a market order."),
+    Field("price", "i64", "nanoprice", "Limit price; 0 for an order without."),
     Field("qty", "i64", "nanoqty", "Positive."),
     Field("token", "u32", "", "See VERDICT.token."),
     Field("hop", "u32", "ns", "Approved this long after ts_recv; saturates.", None),
@@ -748,6 +765,7 @@ ORDER = Record("order", 64, "An order that risk lets go (or denied, for the book
           enum=ACTION),
     Field("strategy", "u8", "", "Index of the strategy."),
     Field("reason", "u8", "", "REASON_* when DENIED.", enum=REASON),
+    *_triggers(),
 ))
 
 UPDATE = Record("update", 128, "What the venue said about one of our orders.", (

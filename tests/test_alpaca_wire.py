@@ -138,11 +138,13 @@ def make(venue, connections=2, rate_per_minute=0, **more) -> AlpacaWire:
 
 
 def order(seq=1, price=10_030_000_000, qty=100 * NANO, side=1, instrument=0,
-          type=schema.ORDER_TYPE.LIMIT, tif=schema.TIF.DAY):
+          type=schema.ORDER_TYPE.LIMIT, tif=schema.TIF.DAY, **more):
     row = numpy.zeros(1, schema.dtype(schema.ORDER))[0]
     row["order"] = schema.event_id(schema.STREAM.SIGNAL, seq)
     row["price"], row["qty"], row["side"], row["instrument"] = price, qty, side, instrument
     row["type"], row["tif"], row["action"] = type, tif, schema.ACTION.NEW
+    for name, value in more.items():
+        row[name] = value
     return row
 
 
@@ -215,14 +217,23 @@ def test_order_request_is_what_alpaca_wants(venue, wire):
 
 
 @pytest.mark.parametrize("side, side_text", [(1, "buy"), (-1, "sell")])
-@pytest.mark.parametrize("type, type_text", [(1, "market"), (2, "limit")])
-@pytest.mark.parametrize("tif, tif_text", [(1, "day"), (2, "gtc"), (3, "ioc"), (4, "fok")])
-def test_every_kind_of_order(venue, wire, side, side_text, type, type_text, tif, tif_text):
-    wire.send(order(side=side, type=type, tif=tif, instrument=1, qty=1, price=1))
-    body = json.loads(venue.request()[3])
-    assert (body["symbol"], body["side"], body["type"], body["time_in_force"], body["qty"]) == (
-        "BTC/USD", side_text, type_text, tif_text, "0.000000001")
-    assert body.get("limit_price") == ("0.000000001" if type == 2 else None)
+@pytest.mark.parametrize("tif, tif_text", [(1, "day"), (2, "gtc"), (3, "ioc"), (4, "fok"),
+                                           (5, "opg"), (6, "cls")])
+@pytest.mark.parametrize("type, type_text, prices", [
+    (1, "market", {}), (2, "limit", {"price": ("limit_price", 1, "0.000000001")}),
+    (3, "stop", {"stop": ("stop_price", 12_500_000_000, "12.5")}),
+    (4, "stop_limit", {"stop": ("stop_price", 12_500_000_000, "12.5"),
+                       "price": ("limit_price", 13 * NANO, "13")}),
+    (5, "trailing_stop", {"trail": ("trail_price", 70_000_000, "0.07")}),
+    (5, "trailing_stop", {"trail_share": ("trail_percent", 15_000_000, "1.5")}),
+    (5, "trailing_stop", {"trail_share": ("trail_percent", 1, "0.0000001")})])
+def test_every_kind_of_order(venue, wire, side, side_text, type, type_text, prices, tif, tif_text):
+    wire.send(order(side=side, type=type, tif=tif, instrument=1, qty=1, **{
+        "price": 0, **{field: value for field, (_, value, _) in prices.items()}}))
+    assert json.loads(venue.request()[3]) == {
+        "symbol": "BTC/USD", "side": side_text, "type": type_text, "time_in_force": tif_text,
+        "qty": "0.000000001", "client_order_id": f"hp-{RUN:x}-1",
+        **{name: text for name, _, text in prices.values()}}
 
 
 @given(st.integers(-2**63, 2**63 - 1))
@@ -235,7 +246,12 @@ def test_decimals_are_exact_and_short(value):
 
 @pytest.mark.parametrize("bad", [
     {"qty": 0}, {"qty": -1}, {"price": 0}, {"price": -5}, {"side": 0}, {"side": 2},
-    {"instrument": 2}, {"type": 0}, {"type": 3}, {"tif": 0}, {"tif": 5}])
+    {"instrument": 2}, {"type": 0}, {"type": 6}, {"tif": 0}, {"tif": 7}, {"type": 3},
+    {"type": 1}, {"stop": 1}, {"trail": 1}, {"type": 3, "price": 0, "stop": -1},
+    {"type": 3, "price": 0, "stop": 1, "trail": 1}, {"type": 4}, {"type": 4, "price": 0, "stop": 1},
+    {"type": 5, "price": 0}, {"type": 5, "price": 0, "trail": 1, "trail_share": 1},
+    {"type": 5, "price": 0, "trail": -1}, {"type": 5, "price": 0, "trail_share": NANO},
+    {"type": 5, "price": 0, "trail": 1, "stop": 1}, {"type": 5, "trail": 1}])
 def test_order_that_cannot_be_written_is_never_sent(venue, wire, bad):
     assert wire.send(order(**bad)) == DOWN
     assert wire.counters()["errors"] == 1 and wire.outstanding == 0

@@ -18,6 +18,8 @@ NANO, MS, T0 = 10**9, 10**6, 10**15
 MINUTE = 60 * NANO
 REASON, KIND = schema.REASON, schema.FIGURE_KIND
 LIMIT, MARKET, IOC = schema.ORDER_TYPE.LIMIT, schema.ORDER_TYPE.MARKET, schema.TIF.IOC
+STOP, STOP_LIMIT, TRAILING = (schema.ORDER_TYPE.STOP, schema.ORDER_TYPE.STOP_LIMIT,
+                              schema.ORDER_TYPE.TRAILING_STOP)
 #: Given by the gateway or the venue: what these see is below, and in the tests of wire and orders.
 LATER = {"absent", "token", "expired", "limits", "busy", "disconnected", "venue"}
 
@@ -600,8 +602,28 @@ def test_at_the_limit_it_passes_and_one_unit_beyond_it_refuses(reason, case):
 
 @pytest.mark.parametrize("beyond", [
     {"qty": 0}, {"qty": 1 / NANO}, {"qty": 1 + 1 / NANO}, {"qty": -1}, {"price": 100.01 + 1 / NANO},
-    {"price": 0}, {"price": -100.01}, {"side": 0}, {"side": 2}, {"side": -2}, {"type": 3},
-    {"type": 0}, {"tif": 0}, {"tif": 5}, {"action": 3}, {"action": 0}, {"type": MARKET}], ids=str)
+    {"price": 0}, {"price": -100.01}, {"side": 0}, {"side": 2}, {"side": -2}, {"type": 6},
+    {"type": 0}, {"tif": 0}, {"tif": 7}, {"action": 3}, {"action": 0}, {"type": MARKET}, *(
+        {"type": kind, "tif": 1, **fields} for kind, fields in (
+            (STOP, {}), (STOP, {"stop": nano(101), "price": 101}),
+            (STOP, {"stop": nano(100.02), "price": 0}), (STOP, {"stop": nano(90), "price": 0}),
+            (STOP, {"stop": nano(101) + 1, "price": 0}), (STOP, {"stop": -nano(101), "price": 0}),
+            (STOP, {"stop": nano(101), "price": 0, "tif": IOC}),
+            (STOP, {"stop": nano(101), "price": 0, "trail": 1}),
+            (STOP, {"stop": nano(99.99), "price": 0, "side": -1, "trail_share": 1}),
+            (STOP, {"stop": nano(100), "price": 0, "side": -1}),
+            (STOP_LIMIT, {"stop": nano(101), "price": 0}),
+            (STOP_LIMIT, {"stop": nano(101), "price": 101 + 1 / NANO}),
+            (STOP_LIMIT, {"stop": 0, "price": 101}),
+            (TRAILING, {"price": 0}), (TRAILING, {"price": 0, "trail": -nano(1)}),
+            (TRAILING, {"price": 0, "trail": nano(1) + 1}),
+            (TRAILING, {"price": 0, "trail": nano(101)}),
+            (TRAILING, {"price": 0, "trail": nano(1), "stop": nano(101)}),
+            (TRAILING, {"price": 0, "trail": nano(1), "trail_share": 1}),
+            (TRAILING, {"price": 0, "trail_share": NANO}),
+            (TRAILING, {"price": 0, "trail_share": -1}),
+            (TRAILING, {"price": 1, "trail": nano(1)}))),
+    {"stop": nano(101)}, {"trail": nano(1)}, {"trail_share": 1}], ids=str)
 def test_an_order_with_a_field_out_of_range_is_refused(beyond):
     g = Gate()
     assert g.ask() == "none"
@@ -670,7 +692,8 @@ def late(gate, order, ns):
     (late, 0, "none"), (late, NANO, "none"), (late, NANO + 1, "expired"),
     (between, None, "halted"), (limits, 2, "limits"), (limits, 3, "limits"),
     (changed, "price", "token"), (changed, "qty", "token"), (changed, "instrument", "token"),
-    (changed, "order", "token"), (changed, "token", "token")])
+    (changed, "order", "token"), (changed, "token", "token"), (changed, "stop", "token"),
+    (changed, "trail", "token"), (changed, "trail_share", "token")])
 def test_what_was_approved_leaves_only_as_it_was_and_in_time(happens, what, outcome):
     g = Gate()
     assert g.ask(price=99) == "none"

@@ -150,7 +150,8 @@ def test_unknown_instrument():
 
 
 @pytest.mark.parametrize("fields", [
-    {"side": 0}, {"side": 2}, {"side": -128}, {"type": 0}, {"type": 3}, {"tif": 0}, {"tif": 5},
+    {"side": 0}, {"side": 2}, {"side": -128}, {"type": 0}, {"type": 6}, {"tif": 0}, {"tif": 7},
+    {"type": T.STOP}, {"type": T.STOP_LIMIT}, {"type": T.TRAILING_STOP},
     {"qty": "0"}, {"qty": "-1"}, {"qty": "0.999999999"}, {"qty": "1.5"}, {"qty": "2.000000001"},
     {"price": "-0.01"}, {"price": "100.001"}, {"price": "100.000000001"},
     {"price": "0", "type": T.LIMIT}, {"price": "100", "type": T.MARKET}, {"action": 0},
@@ -161,7 +162,7 @@ def test_invalid_orders(fields):
 
 def test_every_valid_type_and_time_in_force_passes():
     desk = Desk()
-    for tif in (1, 2, 3, 4):
+    for tif in (1, 2, 3, 4, 5, 6):
         assert desk.check(tif=tif) == "NONE" and desk.check(price="0", tif=tif) == "NONE"
 
 

@@ -125,6 +125,8 @@ cdef extern from *:
     bint hp_has_token(const char *text, const char *end, const char *token) noexcept nogil
 
 cdef enum:
+    ORDER_TYPES = HP_ORDER_TYPE_TRAILING_STOP
+    KINDS = 2 * ORDER_TYPES * HP_TIF_CLS
     KIND_SIZE = 160             # bytes of one entry of _kinds
     LENGTH_SIZE = 4             # digits of Content-Length, padded by spaces in front
     DIRECT_MAX = 2              # requests on the wire that are read without asking epoll
@@ -272,6 +274,17 @@ cdef int64_t _unchunk(char *body, uint32_t size, bint move) noexcept nogil:
         p += chunk + 2
 
 
+cdef inline bint _priced(const hp_order_t *o) noexcept nogil:
+    """Whether an order has just the prices that its type asks for."""
+    cdef bint limit = o.type == HP_ORDER_TYPE_LIMIT or o.type == HP_ORDER_TYPE_STOP_LIMIT
+    cdef bint stop = o.type == HP_ORDER_TYPE_STOP or o.type == HP_ORDER_TYPE_STOP_LIMIT
+    if (o.price > 0) != limit or o.price < 0 or (o.stop > 0) != stop or o.stop < 0:
+        return 0
+    if o.type != HP_ORDER_TYPE_TRAILING_STOP:
+        return o.trail == 0 and o.trail_share == 0
+    return (o.trail > 0) != (o.trail_share > 0) and o.trail >= 0 and 0 <= o.trail_share < 1000000000
+
+
 # ---------------------------------------------------------------- Python helpers
 
 def format_nano(int64_t value) -> str:
@@ -291,9 +304,11 @@ cdef bytes _plain(name, text):
 cdef int IN_PROGRESS = errors.EINPROGRESS
 cdef object UPDATE = schema.dtype(schema.UPDATE)
 cdef object ORDER = schema.dtype(schema.ORDER)
-cdef tuple TYPES = ((HP_ORDER_TYPE_MARKET, b"market"), (HP_ORDER_TYPE_LIMIT, b"limit"))
-cdef tuple TIFS = ((HP_TIF_DAY, b"day"), (HP_TIF_GTC, b"gtc"), (HP_TIF_IOC, b"ioc"),
-                   (HP_TIF_FOK, b"fok"))
+cdef tuple TYPES = (b"market", b"limit", b"stop", b"stop_limit", b"trailing_stop")
+cdef tuple TIFS = (b"day", b"gtc", b"ioc", b"fok", b"opg", b"cls")
+# As the enumerations number them, from 1; of each type a sale and a purchase.
+assert [schema.ORDER_TYPE.label(n + 1).encode() for n in range(len(TYPES))] == list(TYPES)
+assert [schema.TIF.label(n + 1).encode() for n in range(len(TIFS))] == list(TIFS)
 
 
 @cython.final
@@ -387,16 +402,17 @@ cdef class AlpacaWire(Wire):
             raise ConfigError("address and credentials are too long for a request")
         self._instruments, self._symbol_room = len(symbols), 65
         self._symbols = <char *>calloc(len(symbols), 65)
-        self._kinds = <char *>calloc(16, KIND_SIZE)
+        self._kinds = <char *>calloc(KINDS, KIND_SIZE)
         if self._symbols == NULL or self._kinds == NULL:
             raise MemoryError
         for i, raw in enumerate(symbols):
             entry = self._symbols + i * 65
             entry[0] = <char>len(raw)
             memcpy(entry + 1, <char *>raw, len(raw))
-        for i in range(16):
+        for i in range(KINDS):
             raw = (b'"side":"%s","type":"%s","time_in_force":"%s","client_order_id":"hp-%x-' % (
-                b"buy" if i & 1 else b"sell", TYPES[i >> 1 & 1][1], TIFS[i >> 2][1], run))
+                b"buy" if i & 1 else b"sell", TYPES[(i >> 1) % ORDER_TYPES],
+                TIFS[(i >> 1) // ORDER_TYPES], run))
             if len(raw) > 127:
                 raise ConfigError(f"run must be below 2**64, was {run}")
             entry = self._kinds + i * KIND_SIZE
@@ -493,9 +509,9 @@ cdef class AlpacaWire(Wire):
             return WIRE_DOWN
         if (order.instrument >= self._instruments or order.qty <= 0
                 or (order.side != HP_SIDE_BUY and order.side != HP_SIDE_SELL)
-                or order.type < HP_ORDER_TYPE_MARKET or order.type > HP_ORDER_TYPE_LIMIT
-                or order.tif < HP_TIF_DAY or order.tif > HP_TIF_FOK
-                or (order.type == HP_ORDER_TYPE_LIMIT and order.price <= 0)):
+                or order.type < HP_ORDER_TYPE_MARKET or order.type > HP_ORDER_TYPE_TRAILING_STOP
+                or order.tif < HP_TIF_DAY or order.tif > HP_TIF_CLS
+                or not _priced(order)):
             self._counters.errors += 1
             return WIRE_DOWN
         if self._idle(0) == NULL:
@@ -512,8 +528,8 @@ cdef class AlpacaWire(Wire):
             part = self._symbols + order.instrument * self._symbol_room
             memcpy(p, part + 1, <size_t>part[0])
             p += part[0]
-            i = ((order.side == HP_SIDE_BUY) | (order.type - HP_ORDER_TYPE_MARKET) << 1
-                 | (order.tif - HP_TIF_DAY) << 2)
+            i = ((order.side == HP_SIDE_BUY) + 2 * (order.type - HP_ORDER_TYPE_MARKET)
+                 + 2 * ORDER_TYPES * (order.tif - HP_TIF_DAY))
             part = self._kinds + i * KIND_SIZE
             memcpy(p, part + 1, <size_t>part[0])
             p += part[0]
@@ -527,10 +543,22 @@ cdef class AlpacaWire(Wire):
             memcpy(p, b'","qty":"', 9)
             p += 9
             p += hp_write_nano(p, order.qty)
-            if order.type == HP_ORDER_TYPE_LIMIT:
+            if order.price:
                 memcpy(p, b'","limit_price":"', 17)
                 p += 17
                 p += hp_write_nano(p, order.price)
+            if order.stop:
+                memcpy(p, b'","stop_price":"', 16)
+                p += 16
+                p += hp_write_nano(p, order.stop)
+            elif order.trail:
+                memcpy(p, b'","trail_price":"', 17)
+                p += 17
+                p += hp_write_nano(p, order.trail)
+            elif order.trail_share:
+                memcpy(p, b'","trail_percent":"', 19)
+                p += 19
+                p += hp_write_nano(p, order.trail_share * 100)
             memcpy(p, b'"}', 2)
             p += 2
             size = <uint32_t>(p - body)

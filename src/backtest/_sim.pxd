@@ -10,6 +10,9 @@ Model (every figure of it in event time)
     * What remains of a day or gtc limit order rests behind the quantity displayed at its
       price then.  Trades at its price use up that queue first; a trade through its price
       fills up to the quantity traded, the other side reaching it the rest.
+    * A stop waits for a trade at its price or beyond it, a trailing stop for one that far from the
+      best trade since it arrived (at first the last trade, or the side it sells to or buys from);
+      then it meets the book as a market or limit order.
     * Our orders do not change the recorded market.
 """
 from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -31,6 +34,10 @@ cdef struct sim_order_t:
     int64_t qty
     int64_t filled
     int64_t ahead               # nanoqty displayed before us at our price
+    int64_t stop                # trade that it waits for; 0 = it waits for none
+    int64_t trail               # TRAILING_STOP: distance, or
+    int64_t trail_share         # in 1e-9 of the price
+    int64_t best                # best trade since; 0 = none
     uint16_t instrument
     int8_t side
     uint8_t type
@@ -70,6 +77,8 @@ cdef class SimWire(Wire):
     cdef void _answer(self, const sim_order_t *s, uint8_t kind, int64_t price, int64_t qty,
                       int64_t now) noexcept nogil
     cdef void _arrive(self, sim_order_t *s, int64_t now) noexcept nogil
+    cdef void _meet(self, sim_order_t *s, int64_t now) noexcept nogil
+    cdef void _trail(self, sim_order_t *s, int64_t price) noexcept nogil
     cdef void _fill(self, sim_order_t *s, int64_t price, int64_t qty, int64_t now) noexcept nogil
     cdef int64_t _taken(self, uint16_t instrument, int8_t side, int64_t price) noexcept nogil
     cdef void _take(self, uint16_t instrument, int8_t side, int64_t price,

@@ -7,6 +7,12 @@ from .._book cimport Book, book_best_ask, book_best_bid, book_level_t, book_leve
 from .._schema cimport *
 from .._wire cimport WIRE_BUSY, WIRE_SENT
 
+cdef extern from "_wide.h" nogil:
+    ctypedef struct hp_wide_t:
+        pass
+    hp_wide_t hp_wide_mul(int64_t a, int64_t b) noexcept
+    int64_t hp_wide_ceil(hp_wide_t a, int64_t b) noexcept
+
 cdef int64_t NEVER = 0x7fffffffffffffff
 cdef int64_t FAR = 0x7fffffffffffffff
 
@@ -68,6 +74,7 @@ cdef class SimWire(Wire):
         s.order, s.due = order.order, now + self.latency
         s.price, s.qty = order.price, order.qty
         s.instrument, s.side, s.type, s.tif = order.instrument, order.side, order.type, order.tif
+        s.stop, s.trail, s.trail_share = order.stop, order.trail, order.trail_share
         if s.due == 0:
             s.due = 1
         self.submitted += 1
@@ -154,18 +161,42 @@ cdef class SimWire(Wire):
         self._answer(s, HP_ORDER_EVENT_FILL if s.filled == s.qty else HP_ORDER_EVENT_PARTIAL_FILL,
                      price, qty, now)
 
+    cdef void _trail(self, sim_order_t *s, int64_t price) noexcept nogil:
+        """Let the trigger of a trailing stop follow a trade."""
+        cdef int64_t distance
+        if s.best and s.side * (price - s.best) >= 0:   # a purchase follows it down
+            return
+        s.best = price
+        distance = s.trail
+        if s.trail_share:
+            distance = hp_wide_ceil(hp_wide_mul(price, s.trail_share), 1000000000)
+        s.stop = price + s.side * distance
+
     cdef void _arrive(self, sim_order_t *s, int64_t now) noexcept nogil:
+        """An order reaches the venue: it meets the book, or waits."""
+        cdef book_t *b = self.books[s.instrument]
+        cdef int64_t price
+        s.due = 0
+        self._answer(s, HP_ORDER_EVENT_ACKED, 0, 0, now)
+        if s.type == HP_ORDER_TYPE_TRAILING_STOP:
+            price = b.last_price
+            if price <= 0:
+                price = book_best_ask(b) if s.side > 0 else book_best_bid(b)
+            if price > 0:
+                self._trail(s, price)
+        if s.type < HP_ORDER_TYPE_STOP:
+            self._meet(s, now)
+
+    cdef void _meet(self, sim_order_t *s, int64_t now) noexcept nogil:
         """An order meets the displayed book."""
         cdef book_level_t levels[SIM_LEVELS]
         cdef int64_t count, i, free_, available = 0, part, limit
         cdef uint32_t side = 1 if s.side > 0 else 0     # of the book it takes from
         cdef int8_t other = -s.side
-        s.due = 0
         limit = s.price
-        if s.type == HP_ORDER_TYPE_MARKET:
+        if limit == 0:
             limit = FAR if s.side > 0 else 0
         count = book_levels(self.books[s.instrument], side, levels, SIM_LEVELS)
-        self._answer(s, HP_ORDER_EVENT_ACKED, 0, 0, now)
         if s.tif == HP_TIF_FOK:
             for i in range(count):
                 if s.side * (levels[i].price - limit) > 0:
@@ -193,7 +224,7 @@ cdef class SimWire(Wire):
         if s.filled == s.qty:
             s.order = 0
             return
-        if s.type == HP_ORDER_TYPE_MARKET or s.tif == HP_TIF_IOC or s.tif == HP_TIF_FOK:
+        if s.price == 0 or s.tif == HP_TIF_IOC or s.tif == HP_TIF_FOK:
             self._answer(s, HP_ORDER_EVENT_CANCELED, 0, 0, now)
             s.order = 0
             return
@@ -239,6 +270,15 @@ cdef class SimWire(Wire):
             if self.tail - self.head >= SIM_ANSWERS - 80:
                 return
             part = 0
+            if s.type >= HP_ORDER_TYPE_STOP:    # it waits
+                if not trade or price <= 0:
+                    continue
+                if s.stop and s.side * (price - s.stop) >= 0:
+                    s.type = HP_ORDER_TYPE_LIMIT if s.price else HP_ORDER_TYPE_MARKET
+                    self._meet(s, m.ts_recv)
+                elif s.type == HP_ORDER_TYPE_TRAILING_STOP:
+                    self._trail(s, price)
+                continue
             if trade and price > 0:
                 through = s.side * (s.price - price)
                 if through > 0:

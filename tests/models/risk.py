@@ -434,7 +434,8 @@ class NaiveRisk:
 
     @staticmethod
     def key(intent):
-        return intent["instrument"], intent["side"], intent["price"], intent["qty"]
+        return (intent["instrument"], intent["side"], intent["price"], intent["qty"],
+                *(intent.get(name, 0) for name in ("stop", "trail", "trail_share")))
 
     def missing(self, i, now):
         """The first figure that is needed and not there, or too old."""
@@ -467,7 +468,9 @@ class NaiveRisk:
             return "UNSETTLED", 0, 1, 0
         if i >= self.count:
             return "UNKNOWN_INSTRUMENT", None, None, 0
-        spec, market = self.instruments[i], intent["type"] == "MARKET"
+        spec, kind = self.instruments[i], intent["type"]
+        limited = kind in ("LIMIT", "STOP_LIMIT")
+        stop, trail, share = (intent.get(n, 0) for n in ("stop", "trail", "trail_share"))
         position = self.qty[i] if side > 0 else -self.qty[i]
         reducing = position < 0
 
@@ -487,16 +490,30 @@ class NaiveRisk:
             return "STALE_DATA", None, None, 0
         bid, ask, last, ts, _ = book
         touch = ask if side > 0 else bid
-        if market and touch <= 0:
+        if kind != "LIMIT" and touch <= 0:
             return "STALE_DATA", None, None, 0
         if now - ts > L["max_data_age_ms"] * MS:
             return "STALE_DATA", L["max_data_age_ms"] * MS, now - ts, 0
         if more and (gone := self.missing(i, now)):
             return gone
-        if (side not in (1, -1) or intent["type"] not in ("MARKET", "LIMIT")
-                or intent["tif"] not in (1, 2, 3, 4) or qty <= 0 or qty < spec["min_qty"]
-                or qty % spec["lot"] or (market and price != 0)
-                or (not market and (price <= 0 or price % spec["tick"]))):
+        waits = kind in ("STOP", "STOP_LIMIT", "TRAILING_STOP")
+        if (side not in (1, -1) or kind not in (
+                "MARKET", "LIMIT", "STOP", "STOP_LIMIT", "TRAILING_STOP")
+                or intent["tif"] not in ((1, 2) if waits else (1, 2, 3, 4, 5, 6))
+                or qty <= 0 or qty < spec["min_qty"]
+                or qty % spec["lot"] or (not limited and price != 0)
+                or (limited and (price <= 0 or price % spec["tick"]))):
+            return "INVALID_ORDER", None, None, 0
+        if kind in ("STOP", "STOP_LIMIT"):
+            good = (stop > 0 and stop % spec["tick"] == 0 and trail == share == 0
+                    and (stop > touch if side > 0 else stop < touch))
+        elif kind == "TRAILING_STOP":
+            good = stop == 0 and (
+                0 < share < NANO and trail == 0 if share else
+                0 < trail < touch and trail % spec["tick"] == 0)
+        else:
+            good = stop == trail == share == 0
+        if not good:
             return "INVALID_ORDER", None, None, 0
         if not fresh:
             return "DUPLICATE", None, None, 0
@@ -506,12 +523,18 @@ class NaiveRisk:
             return "DUPLICATE_ORDER", L["duplicate_window_ms"] * MS, max(now - same, 0), 0
 
         collar = Fraction(L["price_collar_bps"], 10000)
-        if market:
-            worth, at, meets = ceil(touch * (1 + collar)), touch, side * 2**100
-            if worth > TOP:
-                return "OVERFLOW", None, None, 0
-        else:
+        if limited:
             worth, at, meets = price if side > 0 else max(price, bid), price, price
+            near = at if kind == "LIMIT" else self.reference[i] + price - stop
+        else:
+            begin, most = touch, collar
+            if side > 0 and kind != "MARKET":
+                begin = max(touch, stop or touch + trail + ceil(Fraction(touch * share, NANO)))
+                most = max(collar, Fraction(4, 100))
+            worth, meets = ceil(begin * (1 + most)), side * 2**100
+            at, near = stop or touch, touch
+            if worth >= TOP:
+                return "OVERFLOW", None, None, 0
         if more and self.on("min_price") and at < L["min_price"]:
             return "PRICE_RANGE", L["min_price"], at, 0
         if more and self.on("max_price") and at > L["max_price"]:
@@ -633,12 +656,12 @@ class NaiveRisk:
             allowed = [1] + [2] * L["allow_premarket"] + [3] * L["allow_afterhours"]
             if found[0] not in allowed:
                 return "HOURS", None, found[0], 0
-        off = abs(at - self.reference[i])
+        off = abs(near - self.reference[i])
         if off > self.reference[i] * collar:
             return ("PRICE_COLLAR", L["price_collar_bps"],
                     -(-off * 10000 // self.reference[i]), 0)
         if self.on("last_collar_bps"):
-            off = abs(at - last)
+            off = abs(near - last)
             if off * 10000 > last * L["last_collar_bps"]:
                 return ("LAST_COLLAR", L["last_collar_bps"],
                         -(-off * 10000 // last) if last else TOP, 0)

@@ -51,7 +51,7 @@ def packer(record, *names):
 
 
 INTENT = packer(schema.INTENT, "event", "instrument", "side", "qty", "price", "type", "tif",
-                "action", "target", "strategy")
+                "action", "target", "strategy", "stop", "trail", "trail_share")
 BOOK = packer(schema.BOOK, "instrument", "bid", "ask", "last_price", "ts_recv", "flags")
 ORDER_EVENT = packer(schema.ORDER_EVENT, "order", "event", "kind", "cum_qty", "qty", "side",
                      "instrument", "price", "reason")
@@ -292,15 +292,36 @@ class Oracle:
             price = round(naive.reference[i] * (1 + offset)) // 10**7 * 10**7
         elif rng.random() < 0.02:
             price = NANO
-        tif = rng.choice((1, 2, 3, 4) * 15 + (0, 5))
+        kind = "MARKET" if market else "LIMIT"
+        tif = rng.choice((1, 2, 3, 4, 5, 6) * 10 + (0, 7))
+        stop = trail = share = 0
+        if rng.random() < 0.2:
+            kind = rng.choice(("STOP", "STOP_LIMIT", "TRAILING_STOP", "TRAILING_STOP"))
+            tif = rng.choice((1, 2) * 10 + (3,))
+            price = 0
+            if kind == "TRAILING_STOP":
+                trail, share = rng.choice((
+                    (10**7, 0), (10**7, 0), (5 * NANO, 0), (0, 10**7), (0, 5 * 10**7), (0, 1),
+                    (0, 0), (1, 0), (10**12, 0), (0, NANO), (0, -1), (NANO, NANO // 2)))
+                stop = NANO * (rng.random() < 0.02)
+            else:
+                away = rng.choice((0.0005, 0.001, 0.02, 0.1, -0.001)) * (side or 1)
+                stop = round(naive.reference[i] * (1 + away)) // 10**7 * 10**7
+                stop = rng.choice((stop,) * 40 + (0, -10**7, stop + 1, 2**63 - 1))
+                trail = NANO * (rng.random() < 0.02)
+                if kind == "STOP_LIMIT":
+                    price = stop + rng.choice((-1, 0, 1, 2, 300)) * 10**7
+                    price = rng.choice((min(max(price, -1), 2**63 - 1),) * 40 + (0, 1))
+        elif rng.random() < 0.01:
+            stop, trail, share = rng.choice(((NANO, 0, 0), (0, NANO, 0), (0, 0, 1)))
         strategy = rng.choice((0, 0, 0, 1, 200))
         where = i if rng.random() < 0.995 else self.count
         wanted = naive.check({"stream": 3, "seq": self.seq, "action": "NEW", "instrument": where,
                               "side": side, "qty": qty, "price": price, "tif": tif,
-                              "type": "MARKET" if market else "LIMIT", "strategy": strategy},
-                             self.now)
-        intent = INTENT(SIGNAL | self.seq, where, side, qty, price,
-                        T.MARKET if market else T.LIMIT, tif, A.NEW, 0, strategy)
+                              "type": kind, "strategy": strategy, "stop": stop, "trail": trail,
+                              "trail_share": share}, self.now)
+        intent = INTENT(SIGNAL | self.seq, where, side, qty, price, getattr(T, kind), tif, A.NEW,
+                        0, strategy, stop, trail, share)
         if self.orders % 8:
             reason, limit, value, detail, token = self.risk.judge(intent, self.now)
         else:                                           # records cost more: now and then
@@ -343,7 +364,7 @@ class Oracle:
         wanted = naive.check({"stream": 3, "seq": self.seq, "action": "CANCEL", "target": target},
                              self.now)
         reason, *_ = self.risk.judge(
-            INTENT(SIGNAL | self.seq, 0, 0, 0, 0, 0, 0, A.CANCEL, target, 0), self.now)
+            INTENT(SIGNAL | self.seq, 0, 0, 0, 0, 0, 0, A.CANCEL, target, 0, 0, 0, 0), self.now)
         self.same("cancel", wanted[0], REASON[reason])
         self.seen["CANCEL " + wanted[0]] += 1
 
