@@ -384,27 +384,30 @@ COMMENT ON COLUMN hftpipe.signal.member IS 'Of an ensemble: 1 is the first; 0 = 
 COMMENT ON COLUMN hftpipe.signal.wanted IS 'SHADOW: what it would have ordered, sells negative. [nanoqty]';
 
 CREATE TABLE hftpipe.intent (
-    run        bigint NOT NULL,
-    stream     smallint NOT NULL,
-    seq        bigint NOT NULL,
-    ts         bigint NOT NULL,
-    ts_in      bigint NOT NULL,
-    aux        bigint NOT NULL,
-    checksum   bigint NOT NULL,
-    event      bigint NOT NULL,
-    cause      bigint NOT NULL,
-    ts_recv    bigint NOT NULL,
-    price      bigint NOT NULL,
-    qty        bigint NOT NULL,
-    target     bigint NOT NULL,
-    hop        bigint NOT NULL,
-    instrument integer NOT NULL,
-    side       smallint NOT NULL,
-    type       smallint NOT NULL,
-    tif        smallint NOT NULL,
-    action     smallint NOT NULL,
-    strategy   smallint NOT NULL,
-    tag        smallint NOT NULL,
+    run         bigint NOT NULL,
+    stream      smallint NOT NULL,
+    seq         bigint NOT NULL,
+    ts          bigint NOT NULL,
+    ts_in       bigint NOT NULL,
+    aux         bigint NOT NULL,
+    checksum    bigint NOT NULL,
+    event       bigint NOT NULL,
+    cause       bigint NOT NULL,
+    ts_recv     bigint NOT NULL,
+    price       bigint NOT NULL,
+    qty         bigint NOT NULL,
+    target      bigint NOT NULL,
+    hop         bigint NOT NULL,
+    instrument  integer NOT NULL,
+    side        smallint NOT NULL,
+    type        smallint NOT NULL,
+    tif         smallint NOT NULL,
+    action      smallint NOT NULL,
+    strategy    smallint NOT NULL,
+    tag         smallint NOT NULL,
+    stop        bigint NOT NULL,
+    trail       bigint NOT NULL,
+    trail_share bigint NOT NULL,
     PRIMARY KEY (run, stream, seq)
 );
 COMMENT ON TABLE hftpipe.intent IS 'What a strategy wants; not yet checked.';
@@ -418,7 +421,7 @@ COMMENT ON COLUMN hftpipe.intent.checksum IS 'checksum() over the words of the b
 COMMENT ON COLUMN hftpipe.intent.event IS 'Identity of this intent; becomes the order''s.';
 COMMENT ON COLUMN hftpipe.intent.cause IS 'Identity of the market event that caused it; 0 = none.';
 COMMENT ON COLUMN hftpipe.intent.ts_recv IS 'Of the market event that caused it, monotonic. [ns]';
-COMMENT ON COLUMN hftpipe.intent.price IS 'Limit price; 0 for a market order. [nanoprice]';
+COMMENT ON COLUMN hftpipe.intent.price IS 'Limit price; 0 for an order without. [nanoprice]';
 COMMENT ON COLUMN hftpipe.intent.qty IS 'Positive. [nanoqty]';
 COMMENT ON COLUMN hftpipe.intent.target IS 'CANCEL: seq of the intent whose order to cancel; else 0.';
 COMMENT ON COLUMN hftpipe.intent.hop IS 'Published this long after ts_recv; saturates. [ns]';
@@ -429,6 +432,9 @@ COMMENT ON COLUMN hftpipe.intent.tif IS 'TIF_*.';
 COMMENT ON COLUMN hftpipe.intent.action IS 'ACTION_NEW or ACTION_CANCEL.';
 COMMENT ON COLUMN hftpipe.intent.strategy IS 'Index of the strategy.';
 COMMENT ON COLUMN hftpipe.intent.tag IS 'EXIT_* when it closes a position by a rule of [exits].';
+COMMENT ON COLUMN hftpipe.intent.stop IS 'STOP, STOP_LIMIT: the trade that makes it an order. [nanoprice]';
+COMMENT ON COLUMN hftpipe.intent.trail IS 'TRAILING_STOP: distance; 0 = trail_share counts. [nanoprice]';
+COMMENT ON COLUMN hftpipe.intent.trail_share IS 'TRAILING_STOP: distance as a share of the price. [1e-9]';
 
 CREATE TABLE hftpipe.verdict (
     run        bigint NOT NULL,
@@ -968,10 +974,15 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('side', 1, 'buy', 'Bid side.'),
     ('order_type', 1, 'market', 'At any price.'),
     ('order_type', 2, 'limit', 'At price or better.'),
+    ('order_type', 3, 'stop', 'A market order once the last trade reaches `stop`.'),
+    ('order_type', 4, 'stop_limit', 'A limit order at price once the last trade reaches `stop`.'),
+    ('order_type', 5, 'trailing_stop', 'A stop that follows the best trade at a distance of `trail` or `trail_share`.'),
     ('tif', 1, 'day', 'Until the session ends.'),
     ('tif', 2, 'gtc', 'Until cancelled.'),
     ('tif', 3, 'ioc', 'At once, the rest is cancelled.'),
     ('tif', 4, 'fok', 'All at once or nothing.'),
+    ('tif', 5, 'opg', 'In the opening auction only.'),
+    ('tif', 6, 'cls', 'In the closing auction only.'),
     ('action', 1, 'new', 'Send a new order.'),
     ('action', 2, 'cancel', 'Cancel order `target`.'),
     ('action', 3, 'denied', 'Risk refused it: the gateway only tells everybody.'),

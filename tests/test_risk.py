@@ -706,7 +706,7 @@ def test_instruments_and_sizes_are_checked():
     risk = Risk(WIDE, instruments(1))
     with pytest.raises(IndexError, match="below 1, was 1"):
         risk.exposure(1)
-    with pytest.raises(ValueError, match="record is 64 bytes, was 1"):
+    with pytest.raises(ValueError, match="record is 128 bytes, was 1"):
         risk.check(b"x", 0)
     risk.seed(0, NANO, NANO)
     with pytest.raises(ValueError, match="without position"):

@@ -1,4 +1,5 @@
 """Orders that wait for a trade: valued at their worst, sent as they are, and triggered."""
+import json
 import time
 
 import numpy
@@ -9,11 +10,11 @@ from hftpipe.alpaca._http import AlpacaWire
 from hftpipe.alpaca.rest import Rest
 from hftpipe.alpaca.session import client_order_id, nano
 from hftpipe.venue import server
-from tests.chain import Chain, quote
-from tests.test_checks import DAY, STOP, STOP_LIMIT, TRAILING, Gate
+from tests.chain import Chain, quote, table
+from tests.test_checks import STOP, STOP_LIMIT, TRAILING, Gate
 
 NANO = 10**9
-T, E = schema.ORDER_TYPE, schema.ORDER_EVENT_KIND
+T, E, DAY = schema.ORDER_TYPE, schema.ORDER_EVENT_KIND, schema.TIF.DAY
 CENT = NANO // 100
 
 
@@ -30,7 +31,7 @@ CENT = NANO // 100
     ({"type": STOP_LIMIT, "stop": 102 * NANO, "price": 102.5}, 102.5),
     ({"type": STOP_LIMIT, "stop": 99 * NANO, "price": 98.5, "side": -1}, 100)])
 def test_the_value_of_an_order_is_that_of_its_worst(fields, worth):
-    worth = int(round(worth * NANO))
+    worth = round(worth * NANO)
     for limit, outcome in ((worth, "none"), (worth - 1, "order_notional")):
         g = Gate(max_order_notional=f"{limit // NANO}.{limit % NANO:09d}", price_collar_bps=200)
         assert g.ask(**{"price": 0, "tif": DAY, **fields}) == outcome
@@ -73,16 +74,93 @@ def play(order, *market):
     """Send *order* at the first quote; [(kind, price, qty)] of what became of it."""
     asked = []
 
-    def strategy(context, intents):
+    def strategy(context, add):
         if context.event == 1 and not asked:
             asked.append(1)
-            intents.add(**{"qty": 10 * NANO, "tif": DAY, "action": 1, **order})
+            add(**{"qty": 10 * NANO, "tif": DAY, "action": 1, **order})
 
-    chain = Chain(strategy, limits={"price_collar_bps": 10_000 - 1, "allow_short": True})
-    chain.table["flags"] = 2
+    instruments = table()
+    instruments["flags"] = 2                            # may be sold short
+    chain = Chain(strategy, instruments=instruments, limits={"allow_short": True})
     chain.inline.run(numpy.concatenate(market))
+    chain.inline.finish()
     return [(int(b["kind"]), int(b["price"]) // CENT, int(b["qty"]) // NANO)
             for b in chain.bodies("gateway", schema.ORDER_EVENT) if b["kind"] != E.SENT]
 
 
 MS = 10**6
+
+
+@pytest.mark.parametrize(("order", "prices", "wanted"), [
+    # a sale once somebody trades at 9950: at the bid then
+    ({"side": -1, "type": T.STOP, "stop": 9950 * CENT}, (9990, 9951, 9950), (9940, 3)),
+    ({"side": -1, "type": T.STOP, "stop": 9950 * CENT}, (9990, 9951), None),
+    ({"side": 1, "type": T.STOP, "stop": 10050 * CENT}, (10049, 10050), (10051, 2)),
+    # a limit that the book does not meet rests
+    ({"side": -1, "type": T.STOP_LIMIT, "stop": 9950 * CENT, "price": 9945 * CENT}, (9950,), ()),
+    ({"side": -1, "type": T.STOP_LIMIT, "stop": 9950 * CENT, "price": 9930 * CENT}, (9950,),
+     (9940, 1)),
+    # 50 cents below the best trade since it arrived
+    ({"side": -1, "type": T.TRAILING_STOP, "trail": 50 * CENT}, (10010, 10040, 9991, 9990),
+     (9940, 4)),
+    ({"side": -1, "type": T.TRAILING_STOP, "trail": 50 * CENT}, (10010, 10040, 9991), None),
+    ({"side": 1, "type": T.TRAILING_STOP, "trail": 50 * CENT}, (9990, 9950, 9999, 10000),
+     (10051, 4)),
+    # 1 % of 10000 is 100, of 10100 it is 101
+    ({"side": -1, "type": T.TRAILING_STOP, "trail_share": NANO // 100},
+     (10000, 10100, 10000, 9999), (9940, 4))])
+def test_a_stop_waits_for_its_trade(order, prices, wanted):
+    market = [quote(MS, 10000, 10001, 50, 50)]
+    for n, price in enumerate(prices, 1):
+        bid, ask = (9940, 9960) if order["side"] < 0 else (10040, 10051)
+        market += [quote(n * 10 * MS, bid, ask, 50, 50), trade(n * 10 * MS + MS, price)]
+    found = play(order, *market)
+    assert (E.ACKED, 0 if "price" not in order else order["price"] // CENT, 10) in found
+    fills = [f for f in found if f[0] in (E.FILL, E.PARTIAL_FILL)]
+    if wanted:
+        assert fills == [(E.FILL, wanted[0], 10)]
+    else:
+        assert not fills
+    assert not [f for f in found if f[0] in (E.CANCELED, E.REJECTED, E.DENIED, E.DROPPED)]
+
+
+# ---------------------------------------------------------------- the local exchange
+
+def until(condition, what):
+    end = time.monotonic() + 20
+    while not (found := condition()):
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.01)
+    return found
+
+
+def test_the_exchange_takes_each_kind_as_it_is(tmp_path):
+    with server.spawn("--symbols", "AAPL", "--rate-limit", "0", "--state", str(tmp_path)) as (
+            _, venue):
+        rest = Rest(venue["rest"], venue["key"], venue["secret"])
+        wire = AlpacaWire(venue["rest"], venue["key"], venue["secret"], 7, ["AAPL"],
+                          rate_per_minute=0)
+        wire.open()
+        kinds = [{"type": T.STOP, "stop": 900 * NANO},
+                 {"type": T.STOP_LIMIT, "stop": 900 * NANO, "price": 901 * NANO},
+                 {"type": T.TRAILING_STOP, "trail": 2 * NANO},
+                 {"type": T.TRAILING_STOP, "trail_share": NANO // 80}]
+        for seq, fields in enumerate(kinds, 1):
+            row = numpy.zeros(1, schema.dtype(schema.ORDER))[0]
+            for name, value in {"order": schema.event_id(schema.STREAM.SIGNAL, seq),
+                                "side": 1, "qty": NANO, "tif": 1, "action": 1, **fields}.items():
+                row[name] = value
+            assert wire.send(row) == 1
+            said = until(wire.answer, "an answer")
+            assert said["kind"] == E.ACKED, fields
+            found = rest.order_by_client_id(client_order_id(7, seq))
+            status, body = rest.request("GET", f"/v2/orders/{found.id}")
+            body = json.loads(body)
+            assert (status, found.type) == (200, T.label(fields["type"]))
+            assert nano(body["stop_price"]) == fields["stop"] if "stop" in fields else True
+            assert nano(body["limit_price"]) == fields.get("price", 0)
+            assert nano(body["trail_price"]) == fields.get("trail", 0)
+            assert nano(body["trail_percent"]) == 100 * fields.get("trail_share", 0)
+        assert {o.status for o in rest.orders()} == {"new"}
+        wire.close()
+        rest.close()
