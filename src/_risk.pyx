@@ -345,9 +345,8 @@ cdef int64_t risk_market_worth(const hp_intent_t *i, int64_t touch, int64_t coll
     cdef int64_t worth
     if i.side > 0 and i.type != HP_ORDER_TYPE_MARKET:
         collar = max(collar, <int64_t>STOP_COLLAR_BPS)
-        worth = i.stop if i.stop else hp_add_saturate(
+        touch = i.stop if i.stop else hp_add_saturate(
             touch, i.trail + hp_wide_ceil(hp_wide_mul(touch, i.trail_share), NANO))
-        touch = max(touch, worth)
     if hp_add_overflow(touch, hp_bps_ceil(touch, collar), &worth):
         return INT64_MAX
     return worth

@@ -197,6 +197,12 @@ def unresolved():
     yield g.ask(qty=7)
     g.step("unknown")
     yield g.ask(qty=8)
+    g.event -= 2                        # what is not newer and ends it, ends this too
+    g.step("canceled", g.last)
+    yield g.ask(qty=9)
+    g.event += 2
+    g.step("unknown")
+    yield g.ask(qty=10)
 
 
 def unknown_instrument():
@@ -623,6 +629,7 @@ def test_at_the_limit_it_passes_and_one_unit_beyond_it_refuses(reason, case):
             (TRAILING, {"price": 0, "trail_share": NANO}),
             (TRAILING, {"price": 0, "trail_share": -1}),
             (TRAILING, {"price": 1, "trail": nano(1)}))),
+    {"type": 0, "price": 0}, {"type": 6, "price": 0},
     {"stop": nano(101)}, {"trail": nano(1)}, {"trail_share": 1}], ids=str)
 def test_an_order_with_a_field_out_of_range_is_refused(beyond):
     g = Gate()
