@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -519,7 +520,7 @@ def test_moments_follow_from_the_seed_whenever_they_are_looked_for():
     fine, coarse = moments("7/mute", 0.01), moments("7/mute", 0.5)
     assert fine == coarse and 70 < len(fine) < 130
     assert fine != moments("8/mute", 0.01)
-    assert 0 < fine[0] < 10 and all(5 <= b - a <= 15 for a, b in zip(fine, fine[1:], strict=False))
+    assert 0 < fine[0] < 10 and all(5 <= b - a <= 15 for a, b in itertools.pairwise(fine))
 
 
 def test_faults_begin_with_the_first_order_and_end(tmp_path):
