@@ -67,6 +67,10 @@ breaker_latency_ms = "off: the drill goes on"
 breaker_daily_loss = "off: the drill goes on"
 [exits]
 enabled = false
+[halt]
+error_rate = 0
+latency = "0s"
+position = 0
 [gateway]
 timeout = "1s"
 [observe]
