@@ -5,10 +5,12 @@ import asyncio
 import io
 import itertools
 import json
+import re
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import aiohttp
 import msgspec
@@ -543,6 +545,20 @@ def test_every_built_in_profile_is_one(name):
 def test_the_groups_hold_every_kind_once():
     names = [k for kinds in GROUPS.values() for k in kinds]
     assert sorted(names) == sorted(KINDS) and set(load("all").faults) == set(KINDS)
+
+
+def test_the_table_of_the_documents_has_every_kind_with_its_options():
+    page = (Path(__file__).parent.parent / "docs/venues.md").read_text()
+    rows = [line.split("|")[1:5] for line in page.partition("### Chaos")[2].splitlines()
+            if line.startswith("| `")]
+    shown = {}
+    for kinds, _, options, test in rows:
+        assert "test_" in test
+        shown |= {kind: options for kind in re.findall(r"`(\w+)`", kinds)}
+    assert sorted(shown) == sorted(KINDS)
+    for kind, text in shown.items():
+        for option in KINDS[kind].options:
+            assert re.search(rf"\b{option}\b", text), (kind, option)
 
 
 @pytest.mark.parametrize(("text", "wrong"), [

@@ -86,13 +86,19 @@ _OFTEN: dict[str, dict[str, Any]] = {
                                     "error_504", "reset")},
     "lost_late": {"share": 0.1},
 }
-#: What the rounds have in turn; what loses an update or moves a position ends a round early.
-MIXES: tuple[tuple[str, ...], ...] = (
-    ("lost_now", "lost_never", "error_500", "error_502", "error_504", "reset"),
-    ("duplicate", "late", "reorder", "fill_first"),
-    ("mute", "disconnect", "refuse_406", "refuse_429", "slow_client", "malformed", "oversized"),
-    ("storm_429", "latency", "loss", "load", "clock"),
-    ("lost_late",), ("missing",), ("drift",),
+_DATA = ("mute", "disconnect", "refuse_406", "refuse_429", "slow_client", "malformed", "oversized")
+_UPDATES = ("mute", "disconnect", "refuse_429", "malformed", "oversized")
+#: What the rounds have in turn; what loses an update or moves a position may end a round early.
+MIXES: tuple[dict[str, dict[str, Any]], ...] = (
+    {k: _OFTEN[k] for k in ("lost_now", "lost_never", "error_500", "error_502", "error_504",
+                            "reset")},
+    {k: _OFTEN[k] for k in ("duplicate", "late", "reorder", "fill_first")},
+    {k: _OFTEN[k] | ({"on": ["data"]} if k in _UPDATES else {}) for k in _DATA},
+    {k: _OFTEN[k] for k in ("storm_429", "latency", "loss", "load", "clock")},
+    {"lost_late": _OFTEN["lost_late"]},
+    {k: {**_OFTEN[k], "on": ["updates"]} for k in _UPDATES},
+    {"missing": _OFTEN["missing"]},
+    {"drift": _OFTEN["drift"]},
 )
 ENDS = ("denied", "dropped", "filled", "canceled", "rejected", "expired")
 
@@ -547,7 +553,7 @@ def _judge(scene: Scene, out: Round, spans: Sequence[tuple[int, int]]) -> None:
 def mixes(profile: str | None) -> Sequence[Mapping[str, Mapping[str, Any]]]:
     """Faults of the rounds, in turn; UsageError when there is no such profile."""
     if profile is None:
-        return [{k: _OFTEN[k] for k in names} for names in MIXES]
+        return MIXES
     if profile in chaos.GROUPS:
         return [{k: _OFTEN[k] for k in chaos.GROUPS[profile]}]
     if profile in chaos.PROFILES:
