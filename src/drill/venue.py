@@ -34,6 +34,7 @@ GAP_MS = 60                     # between two orders of the strategy
 RATE = 1000                     # market data messages per second
 POSITION = 400                  # shares; the strategy wants more
 ORDERS = 6                      # that may be open
+FOREVER = 1 << 62              # an end that has not come, monotonic ns
 LEAST = 3.0                     # s of trading below which no round is begun
 INVARIANTS = {
     "one order": "at most one broker order per intent, and none without an intent that was sent",
@@ -435,18 +436,28 @@ class Scene:
 def play(place: Path, out: Round, faults: Mapping[str, Mapping[str, Any]], seconds: float,
          patience: float, say: Callable[[str], object]) -> None:
     """One round: *seconds* of trading under *faults*, and at most *patience* to settle."""
+    import psycopg
     began = time.monotonic()
-    scene = Scene(place, faults, out.seed, seconds, 2 * (seconds + patience) + 60)
     spans: list[tuple[int, int]] = []
-    wrong: list[str] = []
+    wrong = out.wrong["whole"] = []
     try:
-        with scene.database() as c:
-            end = _active(scene, c, out, spans, wrong, seconds, patience, say)
-            out.end = _settle(scene, c, out, spans, end + patience, say)
+        scene = Scene(place, faults, out.seed, seconds, 2 * (seconds + patience) + 60)
+    except HftpipeError as e:
+        out.end = "not begun"
+        wrong.append(str(e))
+        return
+    try:
+        try:
+            with scene.database() as c:
+                end = _active(scene, c, out, spans, wrong, seconds, patience, say)
+                out.end = _settle(scene, c, out, spans, end + patience, say)
+        except (HftpipeError, psycopg.Error) as e:      # the run ended, or hangs
+            out.end = "ended"
+            wrong.append(str(e).splitlines()[0])
         out.halted = scene.halted
         code, said = scene.finish()
-        if out.halted:
-            spans[-1] = spans[-1][0], 1 << 62
+        if out.halted and spans:
+            spans[-1] = spans[-1][0], FOREVER
         if code or not said.get("verified"):
             wrong.append(f"the run ended with {code}: {said.get('cause') or scene.why()}")
         scene.truth.read()
@@ -456,7 +467,6 @@ def play(place: Path, out: Round, faults: Mapping[str, Mapping[str, Any]], secon
         scene.close()
         scene.truth.close()
         out.seconds = time.monotonic() - began
-        out.wrong["whole"] = wrong
 
 
 def _active(scene: Scene, c: psycopg.Connection, out: Round, spans: list[tuple[int, int]],
@@ -491,7 +501,7 @@ def _halted(scene: Scene, c: psycopg.Connection, out: Round, spans: list[tuple[i
     out.halts += 1
     epoch = scene.closed()
     begin, sent = _clock.now_ns(), scene.gateway.counter("orders_sent")
-    spans.append((begin, 1 << 62))
+    spans.append((begin, FOREVER))
     until(lambda: scene.guardian.counter("settled_epoch") >= epoch, "the guardian has settled",
           scene.popen)
     end = time.monotonic() + min(5.0, patience)
@@ -505,7 +515,7 @@ def _halted(scene: Scene, c: psycopg.Connection, out: Round, spans: list[tuple[i
     spans[-1] = begin, _clock.now_ns()
     if scene.resume():
         return True
-    spans[-1] = begin, 1 << 62
+    spans[-1] = begin, FOREVER
     return False
 
 
@@ -514,10 +524,10 @@ def _settle(scene: Scene, c: psycopg.Connection, out: Round, spans: list[tuple[i
     """Give the run time to find out where it stands."""
     while scene.popen.poll() is None:
         if scene.halted:
-            if not spans or spans[-1][1] != 1 << 62:
+            if not spans or spans[-1][1] != FOREVER:
                 out.halts += 1
                 scene.closed()
-                spans.append((_clock.now_ns(), 1 << 62))
+                spans.append((_clock.now_ns(), FOREVER))
             return "halted"
         if scene.agree(c):
             return "settled"
