@@ -542,6 +542,8 @@ CREATE TABLE hftpipe.update_event (
     instrument    integer NOT NULL,
     kind          smallint NOT NULL,
     side          smallint NOT NULL,
+    reason        smallint NOT NULL,
+    flags         smallint NOT NULL,
     PRIMARY KEY (run, stream, seq)
 );
 COMMENT ON TABLE hftpipe.update_event IS 'What the venue said about one of our orders.';
@@ -568,6 +570,8 @@ COMMENT ON COLUMN hftpipe.update_event.position_qty IS 'Position after it, as th
 COMMENT ON COLUMN hftpipe.update_event.instrument IS 'Index into the instrument table.';
 COMMENT ON COLUMN hftpipe.update_event.kind IS 'ORDER_EVENT_*.';
 COMMENT ON COLUMN hftpipe.update_event.side IS '+1 buy, -1 sell.';
+COMMENT ON COLUMN hftpipe.update_event.reason IS 'REASON_* of a rejection that is not the venue''s word; else 0.';
+COMMENT ON COLUMN hftpipe.update_event.flags IS 'UPDATE_FLAG_*.';
 
 CREATE TABLE hftpipe.position_event (
     run          bigint NOT NULL,
@@ -797,6 +801,8 @@ CREATE TABLE hftpipe.checks (
     spread             integer NOT NULL,
     volume_ratio       integer NOT NULL,
     limits             integer NOT NULL,
+    unsettled          integer NOT NULL,
+    unresolved         integer NOT NULL,
     PRIMARY KEY (run, stream, seq)
 );
 COMMENT ON TABLE hftpipe.checks IS 'How near every check was to its limit; cause is the intent.';
@@ -865,6 +871,8 @@ COMMENT ON COLUMN hftpipe.checks.position_volume IS 'Use of the limit behind it:
 COMMENT ON COLUMN hftpipe.checks.spread IS 'Use of the limit behind it: Spread above its limit. [1e-3]';
 COMMENT ON COLUMN hftpipe.checks.volume_ratio IS 'Use of the limit behind it: Volume of late too low. [1e-3]';
 COMMENT ON COLUMN hftpipe.checks.limits IS 'Use of the limit behind it: Gateway: approved under limits that have been changed since. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.unsettled IS 'Use of the limit behind it: Order updates are down, or what happened meanwhile is not known yet. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.unresolved IS 'Use of the limit behind it: An order of the instrument has had no answer yet. [1e-3]';
 
 CREATE TABLE hftpipe.model_reload (
     run        bigint NOT NULL,
@@ -954,6 +962,7 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('signal_flag', 1, 'late', 'The inference took longer than its budget.'),
     ('signal_flag', 2, 'unused', 'Late, and so no decision came of it.'),
     ('signal_flag', 4, 'shadow', 'The strategy sees everything and trades nothing.'),
+    ('update_flag', 1, 'reconciled', 'Asked for by REST, not sent by the stream.  A fill counts only if cum_qty - qty is what was filled so far; executions up to cum_qty are counted with it.'),
     ('side', -1, 'sell', 'Ask side.'),
     ('side', 0, 'none', 'Unknown.'),
     ('side', 1, 'buy', 'Bid side.'),
@@ -1022,6 +1031,9 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('reason', 53, 'spread', 'Spread above its limit.'),
     ('reason', 54, 'volume_ratio', 'Volume of late too low.'),
     ('reason', 55, 'limits', 'Gateway: approved under limits that have been changed since.'),
+    ('reason', 58, 'unsettled', 'Order updates are down, or what happened meanwhile is not known yet.'),
+    ('reason', 59, 'unresolved', 'An order of the instrument has had no answer yet.'),
+    ('reason', 63, 'absent', 'The venue was asked often enough and never had the order.'),
     ('order_event', 1, 'denied', 'Risk refused the intent; terminal.'),
     ('order_event', 2, 'dropped', 'The gateway refused to send it; terminal.'),
     ('order_event', 3, 'sent', 'Handed to the socket.'),
@@ -1061,7 +1073,7 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('risk_event', 12, 'drawdown', 'Drawdown `value` reached level `detail` (1 warn, 2 act, 3 halt), `limit`.'),
     ('risk_event', 13, 'cancel', 'The open breaker cancels order `cause`.'),
     ('risk_event', 14, 'figure_refused', 'A figure of kind `detail` was out of range: what it told is unknown.'),
-    ('risk_event', 15, 'day', 'Trading day `value` began: the counts of the day are zero again.'),
+    ('risk_event', 15, 'day', 'Trading day `value` began: the counts of the day are zero again.  Before it was `limit`; 0 = not known, so that all of the run is of this day.'),
     ('figure', 1, 'session', 'Trading session of `instrument`: value is SESSION_*, `other` the trading day in days since 1970; holds until `until`.'),
     ('figure', 2, 'var_95', 'One-day value at risk of what is held, 95 %, nanocash.'),
     ('figure', 3, 'var_99', 'The same at 99 %.'),

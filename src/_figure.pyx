@@ -6,32 +6,30 @@ from ._atomic cimport hp_store_release
 from ._breaker cimport breaker_set, breaker_trade, breaker_trip
 from ._risk cimport (
     RISK_FILLS, RISK_KINDS, STANDING_PAUSED, STANDING_RESTRICTED, STANDING_SPREAD,
-    STANDING_TRADE_LOSS, STANDING_VOLATILITY, STANDING_VOLUME_RATIO, exposure_t, fill_t,
-    hp_add_saturate, hp_share_floor, hp_sub_saturate, hp_wide_add, hp_wide_cash, hp_wide_mul,
-    hp_wide_over, hp_wide_sub, hp_wide_t, hp_wide_times, pairs_t, risk_kind_slot, risk_move,
-    risk_spread_wide)
+    STANDING_UNRESOLVED, STANDING_TRADE_LOSS, STANDING_VOLATILITY, STANDING_VOLUME_RATIO,
+    exposure_t, fill_t, hp_add_saturate, hp_share_floor, hp_sub_saturate, hp_wide_add, hp_wide_cash,
+    hp_wide_mul, hp_wide_over, hp_wide_sub, hp_wide_t, hp_wide_times, pairs_t, risk_kind_slot,
+    risk_move, risk_spread_wide)
 from ._schema cimport (
     HP_BREAKER_CAUSE_DAILY_LOSS, HP_BREAKER_CAUSE_DRAWDOWN, HP_FIGURE_BREAKER,
-    HP_FIGURE_CORRELATION, HP_FIGURE_EQUITY, HP_FIGURE_LIMIT, HP_FIGURE_MONTH_PNL,
-    HP_FIGURE_PAUSE, HP_FIGURE_PEAK, HP_FIGURE_REARM, HP_FIGURE_RESTRICT, HP_FIGURE_SECTOR,
-    HP_FIGURE_SESSION, HP_FIGURE_UNIT_VAR_95, HP_FIGURE_UNIT_VAR_99, HP_FIGURE_VAR_95,
-    HP_FIGURE_VAR_99, HP_FIGURE_VOLATILITY, HP_FIGURE_VOLUME, HP_FIGURE_VOLUME_RATIO,
-    HP_FIGURE_WEEK_PNL, HP_LIMIT_ALLOW_AFTERHOURS, HP_LIMIT_ALLOW_PREMARKET,
-    HP_LIMIT_BASE_VOLATILITY_BPS, HP_LIMIT_BREAKER_COOLDOWN_MS, HP_LIMIT_BREAKER_DAILY_LOSS,
-    HP_LIMIT_BREAKER_DRAWDOWN_BPS, HP_LIMIT_BREAKER_FAILURES, HP_LIMIT_BREAKER_LATENCY_MS,
-    HP_LIMIT_BREAKER_LOSSES, HP_LIMIT_BREAKER_QUIET_MS, HP_LIMIT_BREAKER_REJECTS,
-    HP_LIMIT_BREAKER_SLOW_MS, HP_LIMIT_DRAWDOWN_ACT_BPS, HP_LIMIT_DRAWDOWN_CONFIRM,
-    HP_LIMIT_DRAWDOWN_HALT_BPS, HP_LIMIT_DRAWDOWN_WARN_BPS, HP_LIMIT_MARKET_HOURS,
-    HP_LIMIT_MAX_CORRELATION, HP_LIMIT_MAX_DAILY_LOSS, HP_LIMIT_MAX_FIGURE_AGE_MS,
-    HP_LIMIT_MAX_LEVERAGE, HP_LIMIT_MAX_MONTHLY_LOSS, HP_LIMIT_MAX_ORDERS_PER_MINUTE,
-    HP_LIMIT_MAX_ORDER_VOLUME_BPS, HP_LIMIT_MAX_POSITION_NOTIONAL, HP_LIMIT_MAX_POSITION_SHARES,
-    HP_LIMIT_MAX_POSITION_VOLUME_BPS, HP_LIMIT_MAX_SECTOR_SHARE_BPS, HP_LIMIT_MAX_SPREAD_BPS,
-    HP_LIMIT_MAX_SYMBOL_SHARE_BPS, HP_LIMIT_MAX_TRADE_LOSS, HP_LIMIT_MAX_VAR_95,
-    HP_LIMIT_MAX_VAR_99, HP_LIMIT_MAX_VOLATILITY_BPS, HP_LIMIT_MAX_WEEKLY_LOSS,
-    HP_LIMIT_MIN_VOLUME_RATIO, HP_LIMIT_STOP_DISTANCE_BPS, HP_RISK_EVENT_DAY,
-    HP_RISK_EVENT_FIGURE_REFUSED, HP_RISK_EVENT_LIMIT_SET, HP_RISK_EVENT_PAUSE,
-    HP_RISK_EVENT_REARM, HP_RISK_EVENT_RESTRICT, HP_SESSION_AFTER, HP_SESSION_BLACKOUT,
-    HP_SESSION_OPEN, HP_SESSION_PRE)
+    HP_FIGURE_CORRELATION, HP_FIGURE_EQUITY, HP_FIGURE_LIMIT, HP_FIGURE_MONTH_PNL, HP_FIGURE_PAUSE,
+    HP_FIGURE_PEAK, HP_FIGURE_REARM, HP_FIGURE_RESTRICT, HP_FIGURE_SECTOR, HP_FIGURE_SESSION,
+    HP_FIGURE_UNIT_VAR_95, HP_FIGURE_UNIT_VAR_99, HP_FIGURE_VAR_95, HP_FIGURE_VAR_99,
+    HP_FIGURE_VOLATILITY, HP_FIGURE_VOLUME, HP_FIGURE_VOLUME_RATIO, HP_FIGURE_WEEK_PNL,
+    HP_LIMIT_ALLOW_AFTERHOURS, HP_LIMIT_ALLOW_PREMARKET, HP_LIMIT_BASE_VOLATILITY_BPS,
+    HP_LIMIT_BREAKER_COOLDOWN_MS, HP_LIMIT_BREAKER_DAILY_LOSS, HP_LIMIT_BREAKER_DRAWDOWN_BPS,
+    HP_LIMIT_BREAKER_FAILURES, HP_LIMIT_BREAKER_LATENCY_MS, HP_LIMIT_BREAKER_LOSSES,
+    HP_LIMIT_BREAKER_QUIET_MS, HP_LIMIT_BREAKER_REJECTS, HP_LIMIT_BREAKER_SLOW_MS,
+    HP_LIMIT_DRAWDOWN_ACT_BPS, HP_LIMIT_DRAWDOWN_CONFIRM, HP_LIMIT_DRAWDOWN_HALT_BPS,
+    HP_LIMIT_DRAWDOWN_WARN_BPS, HP_LIMIT_MARKET_HOURS, HP_LIMIT_MAX_CORRELATION,
+    HP_LIMIT_MAX_DAILY_LOSS, HP_LIMIT_MAX_FIGURE_AGE_MS, HP_LIMIT_MAX_LEVERAGE,
+    HP_LIMIT_MAX_MONTHLY_LOSS, HP_LIMIT_MAX_ORDERS_PER_MINUTE, HP_LIMIT_MAX_ORDER_VOLUME_BPS,
+    HP_LIMIT_MAX_POSITION_NOTIONAL, HP_LIMIT_MAX_POSITION_SHARES, HP_LIMIT_MAX_POSITION_VOLUME_BPS,
+    HP_LIMIT_MAX_SECTOR_SHARE_BPS, HP_LIMIT_MAX_SPREAD_BPS, HP_LIMIT_MAX_SYMBOL_SHARE_BPS,
+    HP_LIMIT_MAX_TRADE_LOSS, HP_LIMIT_MAX_VAR_95, HP_LIMIT_MAX_VAR_99, HP_LIMIT_MAX_VOLATILITY_BPS,
+    HP_LIMIT_MAX_WEEKLY_LOSS, HP_LIMIT_MIN_VOLUME_RATIO, HP_LIMIT_STOP_DISTANCE_BPS,
+    HP_RISK_EVENT_FIGURE_REFUSED, HP_RISK_EVENT_LIMIT_SET, HP_RISK_EVENT_PAUSE, HP_RISK_EVENT_REARM,
+    HP_RISK_EVENT_RESTRICT, HP_SESSION_AFTER, HP_SESSION_BLACKOUT, HP_SESSION_OPEN, HP_SESSION_PRE)
 
 cdef enum:
     NANO = 1000000000
@@ -91,7 +89,7 @@ cdef void settle(risk_t *r, exposure_t *x) noexcept nogil:
     if not off(r, HP_LIMIT_MAX_POSITION_VOLUME_BPS):
         x.position_volume = hp_share_floor(x.volume, r.limit[HP_LIMIT_MAX_POSITION_VOLUME_BPS],
                                            BPS)
-    x.standing &= STANDING_PAUSED | STANDING_RESTRICTED
+    x.standing &= STANDING_PAUSED | STANDING_RESTRICTED | STANDING_UNRESOLVED
     if hp_sub_saturate(0, x.unrealised) > r.limit[HP_LIMIT_MAX_TRADE_LOSS]:
         x.standing |= STANDING_TRADE_LOSS
     if not off(r, HP_LIMIT_MAX_VOLATILITY_BPS) \
@@ -366,15 +364,11 @@ cdef void begin_day(risk_t *r, int64_t day) noexcept nogil:
     risk_equity(r)
 
 
-cdef bint session(risk_t *r, exposure_t *x, const hp_figure_t *f, int64_t until,
-                  hp_risk_event_t *e) noexcept nogil:
-    """Trading hours of one instrument; 1 when a new day began (G4)."""
+cdef void session(risk_t *r, exposure_t *x, const hp_figure_t *f, int64_t until) noexcept nogil:
+    """Trading hours of one instrument; a new day may begin (G4)."""
     x.session, x.session_until = <uint8_t>f.value, until
-    if f.other <= r.day:
-        return False
-    begin_day(r, f.other)
-    e.kind, e.value = HP_RISK_EVENT_DAY, r.day
-    return True
+    if f.other > r.day:
+        begin_day(r, f.other)
 
 
 cdef bint word(risk_t *r, exposure_t *x, const hp_figure_t *f, int64_t now,
@@ -429,7 +423,8 @@ cdef bint risk_figure(risk_t *r, const hp_figure_t *f, int64_t now,
     elif f.kind == HP_FIGURE_SESSION:
         known = 0 <= f.value <= HP_SESSION_BLACKOUT
         if known:
-            return session(r, x, f, until, e)
+            session(r, x, f, until)
+            return False
         x.session_until = INT64_MIN
     elif f.kind == HP_FIGURE_CORRELATION:
         known = of_pair(r, f, until)

@@ -298,6 +298,10 @@ cdef class Risk:
                 "best_sell": -x.best[1] if x.first[1] else 0,
                 "worst": hp_wide_ceil(x.worst, NANO), "moving": x.moving}
 
+    def unsettle(self, bint unsettled):
+        """Let only cancels pass, or everything again: whether the orders at the venue are known."""
+        self.r.unsettled = unsettled
+
     def standing(self, int64_t instrument) -> int:
         """Bit set of an instrument: 1 = paused, 2 = on the restricted list."""
         return self.exposure_at(instrument).standing & 3

@@ -20,6 +20,8 @@ What holds, whatever order the venue's messages come in and however often
         qty, else the way it first ended.
     O4  Fills move positions even after the end of an order.  An execution beyond the
         order's quantity is refused and counted (`overfills`): the gateway must halt on it.
+    O6  What REST tells of executions (UPDATE_FLAG_RECONCILED) counts only if it goes on from
+        cum_qty; from then on executions up to its cum_qty are known, whatever their names.
     O5  At most `capacity` orders live; at least `capacity` ended ones are remembered, the
         oldest is forgotten first.  An order_t does not move while it is remembered.
 """
@@ -51,6 +53,7 @@ cdef struct order_t:
     uint8_t cancelling          # a cancel is on the wire
     uint8_t reason              # why it was dropped or refused
     uint8_t pad[6]
+    int64_t covered             # executions up to this cum_qty are counted, by REST's word
 
 cdef struct execution_t:
     uint64_t order              # 0 = slot never used
@@ -77,6 +80,7 @@ cdef struct orders_t:
     uint64_t orphans            # messages about orders not in the table
     uint64_t orphan_fills       # of them executions: a position moved that we did not book
     uint64_t overfills          # executions beyond the order's quantity, refused
+    uint64_t reconciled         # executions that only REST told of
     uint64_t malformed          # executions without quantity, price or name; unknown kinds
 
 

@@ -16,7 +16,7 @@ from ._schema cimport (
     HP_ORDER_STATE_CREATED, HP_ORDER_STATE_DROPPED, HP_ORDER_STATE_EXPIRED,
     HP_ORDER_STATE_FILLED, HP_ORDER_STATE_OPEN,
     HP_ORDER_STATE_PARTIAL, HP_ORDER_STATE_PENDING_CANCEL, HP_ORDER_STATE_REJECTED,
-    HP_ORDER_STATE_SENT, HP_ORDER_STATE_UNKNOWN, HP_REASON_VENUE)
+    HP_ORDER_STATE_SENT, HP_ORDER_STATE_UNKNOWN, HP_REASON_VENUE, HP_UPDATE_FLAG_RECONCILED)
 
 import numpy
 
@@ -142,6 +142,13 @@ cdef int order_fill(orders_t *o, order_t *t, const hp_update_t *u,
             o.malformed += 1
             return 0
         low = <uint64_t>u.cum_qty
+    if u.flags & HP_UPDATE_FLAG_RECONCILED:
+        if u.cum_qty - u.qty != t.cum_qty:          # O6: something came in between
+            o.duplicates += 1
+            return 0
+    elif 0 < u.cum_qty <= t.covered:
+        o.duplicates += 1
+        return 0
     if execution_seen(o, t.order, high, low):
         o.duplicates += 1
         return 0
@@ -150,6 +157,9 @@ cdef int order_fill(orders_t *o, order_t *t, const hp_update_t *u,
         return 0
     execution_add(o, t.order, high, low)
     t.cum_qty += u.qty
+    if u.flags & HP_UPDATE_FLAG_RECONCILED:
+        t.covered = t.cum_qty
+        o.reconciled += 1
     t.venue_cum = max(t.venue_cum, max(u.cum_qty, t.cum_qty))
     t.acked = 1
     o.fills += 1
@@ -204,7 +214,7 @@ cdef int order_apply(orders_t *o, const hp_update_t *u, hp_order_event_t *out) n
         state = HP_ORDER_STATE_EXPIRED
     elif u.kind == HP_ORDER_EVENT_REJECTED:
         state = HP_ORDER_STATE_REJECTED
-        t.reason = HP_REASON_VENUE
+        t.reason = u.reason if u.reason else <uint8_t>HP_REASON_VENUE
     else:                                           # our own steps are not the venue's to say
         o.malformed += 1
         return 0
@@ -350,7 +360,8 @@ cdef class Orders:
         return {"live": self.o.live, "unknown": self.o.unknown, "fills": self.o.fills,
                 "late_fills": self.o.late_fills, "duplicates": self.o.duplicates,
                 "orphans": self.o.orphans, "orphan_fills": self.o.orphan_fills,
-                "overfills": self.o.overfills, "malformed": self.o.malformed}
+                "overfills": self.o.overfills, "reconciled": self.o.reconciled,
+                "malformed": self.o.malformed}
 
     def __len__(self):
         return self.o.live

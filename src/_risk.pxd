@@ -3,8 +3,8 @@
 Each intent passes all checks or is refused with the first reason that applies, in this order.
 Orders that reduce a position are let out of those marked (r)::
 
-    HALTED  STORE_FULL  UNKNOWN_INSTRUMENT  BREAKER(r)  PAUSED  RESTRICTED  STALE_DATA
-    NO_FIGURE(r) OLD_FIGURE(r)  INVALID_ORDER  DUPLICATE  DUPLICATE_ORDER  PRICE_RANGE(r)
+    HALTED  STORE_FULL  UNSETTLED  UNKNOWN_INSTRUMENT  BREAKER(r)  PAUSED  RESTRICTED
+    UNRESOLVED  STALE_DATA  NO_FIGURE(r) OLD_FIGURE(r)  INVALID_ORDER  DUPLICATE  DUPLICATE_ORDER  PRICE_RANGE(r)
     ORDER_SIZE  ORDER_NOTIONAL  ORDER_SMALL(r)  ORDER_RATE  ORDERS_PER_DAY(r)  REPEATED(r)
     CROSSES_ZERO  SHORT_NOT_ALLOWED(r)
     POSITION_SIZE(r)  POSITION_NOTIONAL(r)  TOTAL_NOTIONAL(r)  OPEN_POSITIONS(r)  PENDING
@@ -40,7 +40,8 @@ Reservations
     R2  Every ORDER_EVENT is reduced to its cum_qty: what is above the highest seen so far moves
         the position, and the reservation by the same amount, in one call.  So events may come
         twice, or in any order.
-    R3  A terminal event releases what is left; UNKNOWN releases nothing.
+    R3  A terminal event releases what is left; UNKNOWN releases nothing, and until the venue has
+        told what became of the order no other one of its instrument passes.
     R4  Ended orders are remembered (at least `capacity` of them), so late fills and duplicates
         are told apart.  A fill of an order not remembered moves the position, if its event is
         newer than all before.
@@ -107,6 +108,7 @@ cdef enum:                                  # exposure_t.standing: refused whate
     STANDING_VOLATILITY = 8
     STANDING_SPREAD = 16
     STANDING_VOLUME_RATIO = 32
+    STANDING_UNRESOLVED = 64
 
 cdef struct exposure_t:                     # one instrument; six lines
     int64_t tick                            # nanoprice
@@ -122,7 +124,7 @@ cdef struct exposure_t:                     # one instrument; six lines
     uint8_t standing                        # STANDING_*
     uint8_t sector                          # 0 = unknown
     uint8_t session                         # SESSION_*
-    uint8_t pad[2]
+    uint16_t unresolved                     # open orders without an answer
     # Pairs are indexed by risk_way(side), and signed by side, so that the code has no branch on
     # it: orders to both sides alternate, and a branch guessed wrong costs as much as a check.
     int64_t qty                             # nanoqty, signed
@@ -165,7 +167,7 @@ cdef struct reservation_t:                  # one order; one line
     uint8_t open
     uint8_t answered                        # the venue has said something about it
     uint8_t reduces                         # it passed as one that reduces
-    uint8_t pad
+    uint8_t unresolved                      # no answer came, so far
 
 cdef struct approval_t:                     # of one order, for rate and duplicates
     int64_t at                              # ns
@@ -214,7 +216,8 @@ cdef struct risk_t:
     uint8_t hours                           # whether sessions count
     uint8_t at_risk                         # a value at risk is limited
     uint8_t paired                          # the correlation is limited
-    uint8_t pad[5]
+    uint8_t unsettled                       # order updates are down: only cancels pass
+    uint8_t pad[4]
     hp_wide_t total                         # sum of worst
     hp_wide_t gross_cap                     # equity times leverage
     hp_wide_t symbol_cap                    # share of the equity

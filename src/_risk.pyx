@@ -15,17 +15,17 @@ from ._index cimport (
 from ._schema cimport (
     HP_ACTION_CANCEL, HP_ACTION_DENIED, HP_ACTION_NEW, HP_BOOK_FLAG_CROSSED, HP_BOOK_FLAG_EMPTY,
     HP_BOOK_FLAG_HALTED, HP_BOOK_FLAG_STALE, HP_BREAKER_CLOSED, HP_FIGURE_CORRELATION,
-    HP_FIGURE_SECTOR, HP_FIGURE_SESSION, HP_FIGURE_UNIT_VAR_95, HP_FIGURE_VAR_95,
-    HP_FIGURE_VAR_99, HP_FIGURE_VOLUME_RATIO, HP_LIMIT_ALLOW_SHORT, HP_LIMIT_DRAWDOWN_ACT_BPS,
+    HP_FIGURE_SECTOR, HP_FIGURE_SESSION, HP_FIGURE_UNIT_VAR_95, HP_FIGURE_VAR_95, HP_FIGURE_VAR_99,
+    HP_FIGURE_VOLUME_RATIO, HP_LIMIT_ALLOW_SHORT, HP_LIMIT_DRAWDOWN_ACT_BPS,
     HP_LIMIT_DUPLICATE_WINDOW_MS, HP_LIMIT_LAST_COLLAR_BPS, HP_LIMIT_MAX_CORRELATION,
     HP_LIMIT_MAX_DAILY_LOSS, HP_LIMIT_MAX_DATA_AGE_MS, HP_LIMIT_MAX_MONTHLY_LOSS,
     HP_LIMIT_MAX_OPEN_ORDERS, HP_LIMIT_MAX_OPEN_POSITIONS, HP_LIMIT_MAX_ORDERS_PER_DAY,
     HP_LIMIT_MAX_ORDERS_PER_MINUTE, HP_LIMIT_MAX_ORDER_NOTIONAL, HP_LIMIT_MAX_ORDER_SHARES,
     HP_LIMIT_MAX_PRICE, HP_LIMIT_MAX_SPREAD_BPS, HP_LIMIT_MAX_STRATEGY_ORDERS,
-    HP_LIMIT_MAX_TOTAL_NOTIONAL, HP_LIMIT_MAX_TRADE_LOSS, HP_LIMIT_MAX_VAR_95,
-    HP_LIMIT_MAX_VAR_99, HP_LIMIT_MAX_VOLATILITY_BPS, HP_LIMIT_MAX_WEEKLY_LOSS,
-    HP_LIMIT_MIN_ORDER_NOTIONAL, HP_LIMIT_MIN_PRICE, HP_LIMIT_MIN_VOLUME_RATIO,
-    HP_LIMIT_PRICE_COLLAR_BPS, HP_LIMIT_STOP_DISTANCE_BPS, HP_ORDER_EVENT_CANCELED,
+    HP_LIMIT_MAX_TOTAL_NOTIONAL, HP_LIMIT_MAX_TRADE_LOSS, HP_LIMIT_MAX_VAR_95, HP_LIMIT_MAX_VAR_99,
+    HP_LIMIT_MAX_VOLATILITY_BPS, HP_LIMIT_MAX_WEEKLY_LOSS, HP_LIMIT_MIN_ORDER_NOTIONAL,
+    HP_LIMIT_MIN_PRICE, HP_LIMIT_MIN_VOLUME_RATIO, HP_LIMIT_PRICE_COLLAR_BPS,
+    HP_LIMIT_STOP_DISTANCE_BPS, HP_ORDER_EVENT_CANCELED, HP_ORDER_EVENT_CANCEL_REJECTED,
     HP_ORDER_EVENT_CANCEL_SENT, HP_ORDER_EVENT_DENIED, HP_ORDER_EVENT_DROPPED,
     HP_ORDER_EVENT_EXPIRED, HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_PARTIAL_FILL,
     HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_REPLACED, HP_ORDER_EVENT_SENT, HP_ORDER_EVENT_UNKNOWN,
@@ -41,9 +41,9 @@ from ._schema cimport (
     HP_REASON_PRICE_RANGE, HP_REASON_REPEATED, HP_REASON_RESTRICTED, HP_REASON_SECTOR,
     HP_REASON_SHORT_NOT_ALLOWED, HP_REASON_SPREAD, HP_REASON_STALE_DATA, HP_REASON_STORE_FULL,
     HP_REASON_TABLE_FULL, HP_REASON_TOTAL_NOTIONAL, HP_REASON_TRADE_LOSS,
-    HP_REASON_UNKNOWN_INSTRUMENT, HP_REASON_VAR_95, HP_REASON_VAR_99, HP_REASON_VOLATILITY,
-    HP_REASON_VOLUME_RATIO, HP_REASON_WASH_TRADE, HP_REASON_WEEKLY_LOSS, HP_SEQ_BITS, HP_SIDE_BUY,
-    HP_SIDE_SELL, HP_TIF_DAY, HP_TIF_FOK)
+    HP_REASON_UNKNOWN_INSTRUMENT, HP_REASON_UNRESOLVED, HP_REASON_UNSETTLED, HP_REASON_VAR_95,
+    HP_REASON_VAR_99, HP_REASON_VOLATILITY, HP_REASON_VOLUME_RATIO, HP_REASON_WASH_TRADE,
+    HP_REASON_WEEKLY_LOSS, HP_SEQ_BITS, HP_SIDE_BUY, HP_SIDE_SELL, HP_TIF_DAY, HP_TIF_FOK)
 from ._token cimport token_of
 
 cdef enum:
@@ -143,7 +143,7 @@ cdef inline void reserve(risk_t *r, exposure_t *x, const hp_intent_t *i, const q
     t.order, t.qty, t.cum_qty, t.at = i.event, i.qty, 0, now
     t.price, t.worth = q.price, q.worth
     t.instrument, t.side, t.type, t.open = i.instrument, i.side, i.type, 1
-    t.answered, t.reduces = 0, q.reduces
+    t.answered, t.reduces, t.unresolved = 0, q.reduces, 0
     hp_index_put(&r.index, hp_index_tag(t.order), slot)
     r.live += 1
     x.open_qty[way] += i.qty
@@ -168,12 +168,22 @@ cdef inline void unreserve(exposure_t *x, const reservation_t *t, int64_t qty) n
     x.open_value[way] = hp_wide_sub(x.open_value[way], hp_wide_mul(t.worth, qty))
 
 
+cdef void resolved(exposure_t *x, reservation_t *t) noexcept nogil:
+    """The venue has told what became of an order without an answer."""
+    t.unresolved = 0
+    x.unresolved -= 1
+    if x.unresolved == 0:
+        x.standing &= <uint8_t>~STANDING_UNRESOLVED
+
+
 cdef void release(risk_t *r, exposure_t *x, reservation_t *t) noexcept nogil:
     """The order has ended: give back the rest, leave the lists, be remembered."""
     cdef uint32_t at
     cdef int way = risk_way(t.side)
     cdef uint32_t *before = &r.orders[<int64_t>t.previous - 1].next
     unreserve(x, t, risk_remaining(t))
+    if t.unresolved:
+        resolved(x, t)
     t.open = 0
     r.orders[<int64_t>t.next - 1].previous = t.previous
     if t.previous == 0:
@@ -307,6 +317,8 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
         for k in range(r.stages):
             if hp_load_relaxed(&r.blocks[k].store_full):
                 return refuse(v, HP_REASON_STORE_FULL, 0, k)
+    if r.unsettled:
+        return refuse(v, HP_REASON_UNSETTLED, 0, 1)
     if i.instrument >= r.count:
         return refuse(v, HP_REASON_UNKNOWN_INSTRUMENT, <int64_t>r.count - 1, i.instrument)
     x = &r.table[i.instrument]
@@ -318,9 +330,12 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
     if not reducing and not breaker_passes(&r.breaker):
         v.detail = r.breaker.cause
         return refuse(v, HP_REASON_BREAKER, HP_BREAKER_CLOSED, r.breaker.state)
-    if x.standing & (STANDING_PAUSED | STANDING_RESTRICTED):
-        return refuse(v, HP_REASON_PAUSED if x.standing & STANDING_PAUSED
-                      else HP_REASON_RESTRICTED, 0, 1)
+    if x.standing & (STANDING_PAUSED | STANDING_RESTRICTED | STANDING_UNRESOLVED):
+        if x.standing & STANDING_PAUSED:
+            return refuse(v, HP_REASON_PAUSED, 0, 1)
+        if x.standing & STANDING_RESTRICTED:
+            return refuse(v, HP_REASON_RESTRICTED, 0, 1)
+        return refuse(v, HP_REASON_UNRESOLVED, 0, x.unresolved)
 
     touch = (&x.bid)[1 + sell]
     if x.reference <= 0 or x.flags & UNUSABLE or (market and touch <= 0):
@@ -679,6 +694,16 @@ cdef void risk_order_event(risk_t *r, const hp_order_event_t *e, int64_t now) no
             t.answered = 1
             breaker_answer(&r.breaker, hp_sub_saturate(now, t.at), now)
         breaker_step(&r.breaker, e.order, e.kind, e.reason, now)
+        if t != NULL and t.open:
+            x = &r.table[t.instrument]
+            if e.kind == HP_ORDER_EVENT_UNKNOWN:
+                x.unresolved += 1 - t.unresolved
+                t.unresolved = 1
+                x.standing |= STANDING_UNRESOLVED
+            elif t.unresolved and e.kind not in (
+                    HP_ORDER_EVENT_SENT, HP_ORDER_EVENT_CANCEL_SENT,
+                    HP_ORDER_EVENT_CANCEL_REJECTED):
+                resolved(x, t)
     if t == NULL:
         if not newer or (e.kind != HP_ORDER_EVENT_PARTIAL_FILL and e.kind != HP_ORDER_EVENT_FILL):
             return

@@ -82,6 +82,11 @@ enum {
   HP_SIGNAL_FLAG_SHADOW = 4, /* The strategy sees everything and trades nothing. */
 };
 
+/* Bit set of an update. */
+enum {
+  HP_UPDATE_FLAG_RECONCILED = 1, /* Asked for by REST, not sent by the stream.  A fill counts only if cum_qty - qty is what was filled so far; executions up to cum_qty are counted with it. */
+};
+
 /* Buyer or seller. */
 enum {
   HP_SIDE_SELL = -1, /* Ask side. */
@@ -168,6 +173,9 @@ enum {
   HP_REASON_SPREAD = 53, /* Spread above its limit. */
   HP_REASON_VOLUME_RATIO = 54, /* Volume of late too low. */
   HP_REASON_LIMITS = 55, /* Gateway: approved under limits that have been changed since. */
+  HP_REASON_UNSETTLED = 58, /* Order updates are down, or what happened meanwhile is not known yet. */
+  HP_REASON_UNRESOLVED = 59, /* An order of the instrument has had no answer yet. */
+  HP_REASON_ABSENT = 63, /* The venue was asked often enough and never had the order. */
 };
 
 /* A step in the life of an order. */
@@ -219,7 +227,7 @@ enum {
   HP_RISK_EVENT_DRAWDOWN = 12, /* Drawdown `value` reached level `detail` (1 warn, 2 act, 3 halt), `limit`. */
   HP_RISK_EVENT_CANCEL = 13, /* The open breaker cancels order `cause`. */
   HP_RISK_EVENT_FIGURE_REFUSED = 14, /* A figure of kind `detail` was out of range: what it told is unknown. */
-  HP_RISK_EVENT_DAY = 15, /* Trading day `value` began: the counts of the day are zero again. */
+  HP_RISK_EVENT_DAY = 15, /* Trading day `value` began: the counts of the day are zero again.  Before it was `limit`; 0 = not known, so that all of the run is of this day. */
 };
 
 /* What a figure tells risk. */
@@ -655,7 +663,7 @@ _Static_assert(offsetof(hp_intent_t, action) == 61, "intent.action: offset");
 _Static_assert(offsetof(hp_intent_t, strategy) == 62, "intent.strategy: offset");
 _Static_assert(offsetof(hp_intent_t, tag) == 63, "intent.tag: offset");
 
-#define HP_VERDICT_ID UINT64_C(0x8d97819fa4ea6e2e)
+#define HP_VERDICT_ID UINT64_C(0xb64b256b13af9117)
 /* What risk said about an intent. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -685,7 +693,7 @@ _Static_assert(offsetof(hp_verdict_t, reason) == 58, "verdict.reason: offset");
 _Static_assert(offsetof(hp_verdict_t, action) == 59, "verdict.action: offset");
 _Static_assert(offsetof(hp_verdict_t, detail) == 60, "verdict.detail: offset");
 
-#define HP_CHECKS_ID UINT64_C(0xd9a9118affa79ed6)
+#define HP_CHECKS_ID UINT64_C(0x41ef1f34656cbea9)
 /* How near every check was to its limit; cause is the intent. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -746,8 +754,8 @@ typedef struct {
   uint16_t limits;        /* 116 [1e-3]: Use of the limit behind it: Gateway: approved under limits that have been changed since. */
   uint16_t pad56;         /* 118: Zero. */
   uint16_t pad57;         /* 120: Zero. */
-  uint16_t pad58;         /* 122: Zero. */
-  uint16_t pad59;         /* 124: Zero. */
+  uint16_t unsettled;     /* 122 [1e-3]: Use of the limit behind it: Order updates are down, or what happened meanwhile is not known yet. */
+  uint16_t unresolved;    /* 124 [1e-3]: Use of the limit behind it: An order of the instrument has had no answer yet. */
   uint16_t pad60;         /* 126: Zero. */
 } __attribute__((aligned(64))) hp_checks_t;
 _Static_assert(sizeof(hp_checks_t) == 128, "checks: size");
@@ -809,11 +817,11 @@ _Static_assert(offsetof(hp_checks_t, volume_ratio) == 114, "checks.volume_ratio:
 _Static_assert(offsetof(hp_checks_t, limits) == 116, "checks.limits: offset");
 _Static_assert(offsetof(hp_checks_t, pad56) == 118, "checks.pad56: offset");
 _Static_assert(offsetof(hp_checks_t, pad57) == 120, "checks.pad57: offset");
-_Static_assert(offsetof(hp_checks_t, pad58) == 122, "checks.pad58: offset");
-_Static_assert(offsetof(hp_checks_t, pad59) == 124, "checks.pad59: offset");
+_Static_assert(offsetof(hp_checks_t, unsettled) == 122, "checks.unsettled: offset");
+_Static_assert(offsetof(hp_checks_t, unresolved) == 124, "checks.unresolved: offset");
 _Static_assert(offsetof(hp_checks_t, pad60) == 126, "checks.pad60: offset");
 
-#define HP_ORDER_ID UINT64_C(0x0bd17888c92562b5)
+#define HP_ORDER_ID UINT64_C(0x14e62ebcc6dc1817)
 /* An order that risk lets go (or denied, for the books). */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -849,7 +857,7 @@ _Static_assert(offsetof(hp_order_t, action) == 61, "order.action: offset");
 _Static_assert(offsetof(hp_order_t, strategy) == 62, "order.strategy: offset");
 _Static_assert(offsetof(hp_order_t, reason) == 63, "order.reason: offset");
 
-#define HP_UPDATE_ID UINT64_C(0xe30a2cbed10acd2b)
+#define HP_UPDATE_ID UINT64_C(0xd0e4fad8301203bf)
 /* What the venue said about one of our orders. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -868,7 +876,9 @@ typedef struct {
   uint16_t instrument;    /* 104: Index into the instrument table. */
   uint8_t  kind;          /* 106: ORDER_EVENT_*. */
   int8_t   side;          /* 107: +1 buy, -1 sell. */
-  uint32_t pad0;          /* 108: Zero. */
+  uint8_t  reason;        /* 108: REASON_* of a rejection that is not the venue's word; else 0. */
+  uint8_t  flags;         /* 109: UPDATE_FLAG_*. */
+  uint16_t pad0;          /* 110: Zero. */
   uint64_t pad1;          /* 112: Zero. */
   uint64_t pad2;          /* 120: Zero. */
 } __attribute__((aligned(64))) hp_update_t;
@@ -889,11 +899,13 @@ _Static_assert(offsetof(hp_update_t, position_qty) == 96, "update.position_qty: 
 _Static_assert(offsetof(hp_update_t, instrument) == 104, "update.instrument: offset");
 _Static_assert(offsetof(hp_update_t, kind) == 106, "update.kind: offset");
 _Static_assert(offsetof(hp_update_t, side) == 107, "update.side: offset");
-_Static_assert(offsetof(hp_update_t, pad0) == 108, "update.pad0: offset");
+_Static_assert(offsetof(hp_update_t, reason) == 108, "update.reason: offset");
+_Static_assert(offsetof(hp_update_t, flags) == 109, "update.flags: offset");
+_Static_assert(offsetof(hp_update_t, pad0) == 110, "update.pad0: offset");
 _Static_assert(offsetof(hp_update_t, pad1) == 112, "update.pad1: offset");
 _Static_assert(offsetof(hp_update_t, pad2) == 120, "update.pad2: offset");
 
-#define HP_ORDER_EVENT_ID UINT64_C(0x6646b7ead1393721)
+#define HP_ORDER_EVENT_ID UINT64_C(0x8de53a43d664a9fb)
 /* A step in the life of an order; the gateway's word. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -969,7 +981,7 @@ _Static_assert(offsetof(hp_position_t, cash) == 104, "position.cash: offset");
 _Static_assert(offsetof(hp_position_t, equity) == 112, "position.equity: offset");
 _Static_assert(offsetof(hp_position_t, peak) == 120, "position.peak: offset");
 
-#define HP_RISK_EVENT_ID UINT64_C(0xe62552c6762d0233)
+#define HP_RISK_EVENT_ID UINT64_C(0x79c9c5ce1cf77ff3)
 /* Something happened to the gate. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1381,6 +1393,11 @@ enum {
   HP_METRIC_BOOKS_STALE, /* hftpipe_books_stale: Of them, books that are stale. */
   HP_METRIC_BOOKS_CROSSED, /* hftpipe_books_crossed: Of them, books that are crossed or locked. */
   HP_METRIC_JUMP_BPS, /* hftpipe_jump_ratio: Largest distance of a mid from its mean of about a minute. */
+  HP_METRIC_UNSETTLED, /* hftpipe_unsettled: 1 while no new order may leave: updates are down, or what happened meanwhile is not known. */
+  HP_METRIC_RECONCILIATIONS, /* hftpipe_reconciliations_total: Looks at the venue's orders or positions that found them equal to ours. */
+  HP_METRIC_BREAKS, /* hftpipe_breaks_total: Differences to the venue found, whether mended or not. */
+  HP_METRIC_BREAKS_OPEN, /* hftpipe_breaks_open: Of them, those that still stand. */
+  HP_METRIC_ORDERS_RESOLVED, /* hftpipe_orders_resolved_total: Orders without an answer of which the venue told. */
   HP_METRIC_VENUE_ORDERS, /* hftpipe_venue_orders: Open orders as the venue last said. */
   HP_METRIC_SWEEPS, /* hftpipe_sweeps_total: Times the venue was asked to cancel every open order. */
   HP_METRIC_SWEPT, /* hftpipe_swept_total: Open orders that those found. */

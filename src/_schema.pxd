@@ -93,6 +93,9 @@ cdef extern from "_schema.h" nogil:
         HP_SIGNAL_FLAG_SHADOW
 
     enum:
+        HP_UPDATE_FLAG_RECONCILED
+
+    enum:
         HP_SIDE_SELL
         HP_SIDE_NONE
         HP_SIDE_BUY
@@ -169,6 +172,9 @@ cdef extern from "_schema.h" nogil:
         HP_REASON_SPREAD
         HP_REASON_VOLUME_RATIO
         HP_REASON_LIMITS
+        HP_REASON_UNSETTLED
+        HP_REASON_UNRESOLVED
+        HP_REASON_ABSENT
 
     enum:
         HP_ORDER_EVENT_DENIED
@@ -549,8 +555,8 @@ cdef extern from "_schema.h" nogil:
         uint16_t limits
         uint16_t pad56
         uint16_t pad57
-        uint16_t pad58
-        uint16_t pad59
+        uint16_t unsettled
+        uint16_t unresolved
         uint16_t pad60
 
     ctypedef struct hp_order_t:
@@ -587,7 +593,9 @@ cdef extern from "_schema.h" nogil:
         uint16_t instrument
         uint8_t kind
         int8_t side
-        uint32_t pad0
+        uint8_t reason
+        uint8_t flags
+        uint16_t pad0
         uint64_t pad1
         uint64_t pad2
 
@@ -842,6 +850,11 @@ cdef extern from "_schema.h" nogil:
         HP_METRIC_BOOKS_STALE
         HP_METRIC_BOOKS_CROSSED
         HP_METRIC_JUMP_BPS
+        HP_METRIC_UNSETTLED
+        HP_METRIC_RECONCILIATIONS
+        HP_METRIC_BREAKS
+        HP_METRIC_BREAKS_OPEN
+        HP_METRIC_ORDERS_RESOLVED
         HP_METRIC_VENUE_ORDERS
         HP_METRIC_SWEEPS
         HP_METRIC_SWEPT

@@ -16,6 +16,7 @@ cdef class GatewayStage(Stage):
     cdef Orders table
     cdef Wire wire
     cdef int64_t max_age        # ns from ts_recv to the send
+    cdef uint64_t max_unknown   # orders without an answer that are borne; 0 = any number
 
     cdef uint64_t _credit(self) noexcept nogil
     cdef void _emit(self, hp_order_event_t *e, int64_t ts, int64_t ts_in) noexcept nogil

@@ -14,10 +14,10 @@ from ._schema cimport (
     HP_METRIC_ORDERS_SENT, HP_METRIC_ORDERS_UNKNOWN, HP_METRIC_RECORDS_IN,
     HP_ORDER_EVENT_CANCEL_REJECTED, HP_ORDER_EVENT_CANCEL_SENT, HP_ORDER_EVENT_DENIED,
     HP_ORDER_EVENT_DROPPED, HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_PARTIAL_FILL,
-    HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_SENT, HP_ORDER_STATE_CREATED, HP_ORDER_STATE_DROPPED,
-    HP_ORDER_STATE_FREE, HP_ORDER_STATE_SENT, HP_REASON_BUSY, HP_REASON_DISCONNECTED,
-    HP_REASON_EXPIRED, HP_REASON_HALTED, HP_REASON_LIMITS, HP_REASON_NONE, HP_REASON_TABLE_FULL,
-    HP_REASON_TOKEN, HP_RECORD_ORDER_EVENT)
+    HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_SENT, HP_ORDER_EVENT_UNKNOWN, HP_ORDER_STATE_CREATED,
+    HP_ORDER_STATE_DROPPED, HP_ORDER_STATE_FREE, HP_ORDER_STATE_SENT, HP_REASON_BUSY,
+    HP_REASON_DISCONNECTED, HP_REASON_EXPIRED, HP_REASON_HALTED, HP_REASON_LIMITS, HP_REASON_NONE,
+    HP_REASON_TABLE_FULL, HP_REASON_TOKEN, HP_RECORD_ORDER_EVENT)
 from ._stage cimport hp_copy_words, stage_end, store_credit, store_next, store_put
 from ._token cimport token_of
 from ._wire cimport WIRE_BUSY, WIRE_SENT
@@ -42,10 +42,13 @@ cdef class GatewayStage(Stage):
         The venue.
     max_age : int, ns
         An order older than this, counted from its tick, is dropped.
+    max_unknown : int
+        With more orders without an answer than this, trading halts; 0 = no limit.
     """
 
     def __init__(self, orders, updates, outputs, Orders table not None, Wire wire not None,
-                 store=None, Control control=None, int index=4, int64_t max_age=1_000_000_000):
+                 store=None, Control control=None, int index=4, int64_t max_age=1_000_000_000,
+                 uint64_t max_unknown=0):
         self._setup("gateway", control, index, store, schema.STREAM.GATEWAY, schema.STORED)
         self.orders = stage_end(self._keep, orders, schema.ORDER, False)
         self.updates = stage_end(self._keep, updates, schema.UPDATE, False)
@@ -55,6 +58,7 @@ cdef class GatewayStage(Stage):
         for i, ring in enumerate(outputs):
             self.outputs[i] = stage_end(self._keep, ring, schema.ORDER_EVENT, True)
         self.table, self.wire, self.max_age = table, wire, max_age
+        self.max_unknown = max_unknown
 
     cdef uint64_t _credit(self) noexcept nogil:
         """Order events there is room for on every output."""
@@ -115,6 +119,9 @@ cdef class GatewayStage(Stage):
             histogram_record(&self.block.histograms[HP_HISTOGRAM_ORDER_TO_FILL],
                              now - order.ts_sent)
         self._emit(&e, now, u.ts_recv)
+        if (self.max_unknown and e.kind == HP_ORDER_EVENT_UNKNOWN
+                and self.table.o.unknown > self.max_unknown):
+            self._halt()
 
     cdef void _refuse(self, const hp_order_t *o, uint8_t kind, uint8_t reason) noexcept nogil:
         """Tell everybody that *o* does not leave; it never was in the table."""

@@ -22,6 +22,7 @@ cdef class RiskStage(Stage):
     cdef Board board            # for whoever looks, or None
     cdef int64_t shown          # ns, when it was last written
     cdef stage_block_t *blocks
+    cdef int updates            # block whose HP_METRIC_UNSETTLED counts; -1 = none
     cdef uint64_t halt_seen
     cdef bint armed_seen
     cdef bint store_full_seen
@@ -29,6 +30,7 @@ cdef class RiskStage(Stage):
     cdef int figure_links
     cdef uint64_t changes_seen  # of the breaker
     cdef uint8_t level_seen     # of the drawdown
+    cdef int64_t day_seen       # trading day on record
     cdef uint64_t latched_seen[4]
     cdef int64_t withdraw_at    # next slot of orders to cancel; -1 = nothing to do
 

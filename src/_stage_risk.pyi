@@ -13,7 +13,7 @@ class RiskStage(Stage):
     def __init__(
         self, intents: Ring, marks: Ring, order_events: Ring, positions: Ring, orders: Ring,
         risk: Risk, store: Ring | None = None, control: Control | None = None, index: int = 3,
-        figures: Sequence[Ring] = (),
+        figures: Sequence[Ring] = (), updates: int = -1,
     ) -> None: ...
     @property
     def risk(self) -> Risk: ...

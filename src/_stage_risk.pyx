@@ -15,12 +15,13 @@ from ._schema cimport (
     HP_ACTION_CANCEL, HP_BREAKER_CLOSED, HP_BREAKER_OPEN, HP_HISTOGRAM_RISK,
     HP_LIMIT_DRAWDOWN_ACT_BPS, HP_LIMIT_DRAWDOWN_HALT_BPS, HP_LIMIT_DRAWDOWN_WARN_BPS,
     HP_METRIC_ACK_EPOCH, HP_METRIC_APPROVED, HP_METRIC_CREDIT_STALLS, HP_METRIC_DENIED,
-    HP_METRIC_RECORDS_IN, HP_REASON_BREAKER, HP_REASON_DRAWDOWN, HP_REASON_HALTED, HP_REASON_NONE,
-    HP_REASON_REPEATED, HP_REASON_STORE_FULL, HP_RECORD_CHECKS, HP_RECORD_RISK_EVENT,
-    HP_RECORD_VERDICT, HP_RISK_EVENT_BREAKER, HP_RISK_EVENT_CANCEL, HP_RISK_EVENT_DRAWDOWN,
-    HP_RISK_EVENT_HALT_SEEN, HP_RISK_EVENT_LATCHED, HP_RISK_EVENT_RESUME_SEEN,
-    HP_RISK_EVENT_STORE_FULL, HP_RISK_EVENT_STORE_OK, hp_book_t, hp_checks_t, hp_figure_t,
-    hp_intent_t, hp_order_event_t, hp_order_t, hp_position_t, hp_risk_event_t, hp_verdict_t)
+    HP_METRIC_RECORDS_IN, HP_METRIC_UNSETTLED, HP_REASON_BREAKER, HP_REASON_DRAWDOWN,
+    HP_REASON_HALTED, HP_REASON_NONE, HP_REASON_REPEATED, HP_REASON_STORE_FULL, HP_RECORD_CHECKS,
+    HP_RECORD_RISK_EVENT, HP_RECORD_VERDICT, HP_RISK_EVENT_BREAKER, HP_RISK_EVENT_CANCEL,
+    HP_RISK_EVENT_DAY, HP_RISK_EVENT_DRAWDOWN, HP_RISK_EVENT_HALT_SEEN, HP_RISK_EVENT_LATCHED,
+    HP_RISK_EVENT_RESUME_SEEN, HP_RISK_EVENT_STORE_FULL, HP_RISK_EVENT_STORE_OK, hp_book_t,
+    hp_checks_t, hp_figure_t, hp_intent_t, hp_order_event_t, hp_order_t, hp_position_t,
+    hp_risk_event_t, hp_verdict_t)
 from ._stage cimport hp_copy_words, hp_saturate, stage_end, store_credit, store_next, store_put
 
 from hftpipe import schema
@@ -48,10 +49,12 @@ cdef class RiskStage(Stage):
     risk : Risk
     figures : sequence of Ring, optional
         Consumer ends, FIGURE: the analyst's and the operator's.
+    updates : int
+        Stage whose metric `unsettled` lets only cancels pass; -1 = none.
     """
 
     def __init__(self, intents, marks, order_events, positions, orders, Risk risk not None,
-                 store=None, Control control=None, int index=3, figures=()):
+                 store=None, Control control=None, int index=3, figures=(), int updates=-1):
         self._setup("risk", control, index, store, schema.STREAM.RISK, schema.STORED_WIDE)
         self.intents = stage_end(self._keep, intents, schema.INTENT, False)
         self.marks = stage_end(self._keep, marks, schema.BOOK, False)
@@ -65,8 +68,10 @@ cdef class RiskStage(Stage):
             self.figure_links += 1
         self.risk = risk
         self.withdraw_at = -1
+        self.day_seen = risk.r.day
         if control is not None:
             self.blocks = control.blocks
+        self.updates = updates if control is not None else -1
 
     @property
     def refusals(self):
@@ -89,6 +94,9 @@ cdef class RiskStage(Stage):
         is_armed = armed != 0 and armed == halt
         for i in range(CONTROL_STAGES):
             full |= hp_load_relaxed(&self.blocks[i].store_full) != 0
+        if self.updates >= 0:
+            self.risk.r.unsettled = hp_load_acquire(
+                &self.blocks[self.updates].counters[HP_METRIC_UNSETTLED]) != 0
         if halt != self.block.ack_epoch:
             hp_store_release(&self.block.ack_epoch, halt)
             control_set(self.block, HP_METRIC_ACK_EPOCH, halt)
@@ -138,6 +146,11 @@ cdef class RiskStage(Stage):
             elif c.after == HP_BREAKER_OPEN:
                 self.withdraw_at = 0            # and what is on its way is taken back
             self._tell(&e, 0, c.at)
+        if r.day != self.day_seen and store_credit(&self.store):
+            memset(&e, 0, sizeof(e))
+            e.kind, e.value, e.limit = HP_RISK_EVENT_DAY, r.day, self.day_seen
+            self._tell(&e, 0, now)
+            self.day_seen = r.day
         if r.level != self.level_seen and store_credit(&self.store):
             if r.level > self.level_seen:
                 memset(&e, 0, sizeof(e))

@@ -5,3 +5,4 @@ from ._stage cimport Stage
 
 cdef class UpdatesStage(Stage):
     cdef ring_t *gateway
+    cdef ring_t *events         # NULL = nobody tells

@@ -59,7 +59,8 @@ class PrivateLinks:
     def __init__(self, capacity: Mapping[str, int] | None = None, store: bool = True) -> None:
         self._ends: dict[str, tuple[Ring, Ring]] = {}
         for link in topology.links(capacity):
-            if store or link.consumer != "store":
+            # Nobody asks a venue that runs in the same thread what it has.
+            if (store or link.consumer != "store") and link.name != "gateway.updates":
                 record = schema.BY_NAME[link.record]
                 self._ends[link.name] = _ring.pair(record, link.capacity)
 
@@ -137,7 +138,7 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
                               need(links.consumer("gateway.risk")),
                               need(links.consumer("ledger.risk")),
                               need(links.producer("risk.gateway")),
-                              risk, **common,
+                              risk, **common, updates=topology.INDEX["updates"],
                               figures=[ring for source in ("analyst", "supervisor")
                                        if (ring := links.consumer(f"{source}.risk")) is not None])
             if board is not None:
@@ -148,11 +149,15 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
             stage = GatewayStage(need(links.consumer("risk.gateway")),
                                  need(links.consumer("updates.gateway")),
                                  [need(links.producer(f"gateway.{to}"))
-                                  for to in ("risk", "ledger", "signal")],
+                                  for to in ("risk", "ledger", "signal")]
+                                 + [ring for ring in (links.producer("gateway.updates"),)
+                                    if ring is not None],
                                  Orders(), wire(out), **common,
-                                 max_age=config.gateway.max_age)
+                                 max_age=config.gateway.max_age,
+                                 max_unknown=config.gateway.max_unknown)
         elif name == "updates":
-            stage = UpdatesStage(need(links.producer("updates.gateway")), **common)
+            stage = UpdatesStage(need(links.producer("updates.gateway")),
+                                 links.consumer("gateway.updates"), **common)
         elif name == "ledger":
             stage = LedgerStage(need(links.consumer("gateway.ledger")),
                                 need(links.consumer("book.ledger")),

@@ -535,6 +535,15 @@ class Gateway:
                        "An order older than this is dropped, not sent.")
     timeout: int = option(duration("10ms", "10min"), "5s",
                        "Without an answer for so long, an order is unknown.")
+    max_unknown: int = option(whole(1, 1000), 5,
+                              "With more orders without an answer than this, trading halts.")
+    absent_after: int = option(duration("1s", "10min"), "35s",
+                               "An order without an answer that the venue still does not know "
+                               "after so long never got there.")
+    check_orders: int = option(duration("1s", "5min"), "30s",
+                               "How often open orders are compared with the venue's.")
+    check_positions: int = option(duration("1s", "5min"), "60s",
+                                  "How often positions are compared with the venue's.")
 
 
 @dataclass(frozen=True)

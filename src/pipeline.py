@@ -363,6 +363,8 @@ def _connected(supervisor: Supervisor, control: Control) -> None:
     while True:
         missing = [name for name in ("feed", "updates")
                    if not control.stage(topology.INDEX[name]).counter("connected")]
+        if not missing and control.stage(topology.INDEX["updates"]).counter("unsettled"):
+            missing = ["updates, which wait for the venue's orders and positions"]
         if not missing:
             return
         if time.monotonic() >= end:

@@ -445,7 +445,7 @@ class RunDir:
         ----------
         way : str
             How the halt came: cli, file, signal, socket, http, helper, supervisor, guardian,
-            trigger or drill.
+            trigger, reconcile or drill.
         cancel, flatten : bool
             Whether the guardian is to cancel every open order, to close every position.
         """

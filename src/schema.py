@@ -242,6 +242,11 @@ SIGNAL_FLAG = Enum("signal_flag", "Bit set of a signal.", (
     ("SHADOW", 4, "The strategy sees everything and trades nothing."),
 ))
 
+UPDATE_FLAG = Enum("update_flag", "Bit set of an update.", (
+    ("RECONCILED", 1, "Asked for by REST, not sent by the stream.  A fill counts only if cum_qty - "
+     "qty is what was filled so far; executions up to cum_qty are counted with it."),
+))
+
 SIDE = Enum("side", "Buyer or seller.", (
     ("SELL", -1, "Ask side."), ("NONE", 0, "Unknown."), ("BUY", 1, "Bid side."),
 ))
@@ -318,6 +323,9 @@ REASON = Enum("reason", "Why risk or the gateway refused; 0 = it did not.", (
     ("SPREAD", 53, "Spread above its limit."),
     ("VOLUME_RATIO", 54, "Volume of late too low."),
     ("LIMITS", 55, "Gateway: approved under limits that have been changed since."),
+    ("UNSETTLED", 58, "Order updates are down, or what happened meanwhile is not known yet."),
+    ("UNRESOLVED", 59, "An order of the instrument has had no answer yet."),
+    ("ABSENT", 63, "The venue was asked often enough and never had the order."),
 ))
 
 ORDER_EVENT_KIND = Enum("order_event", "A step in the life of an order.", (
@@ -360,7 +368,8 @@ RISK_EVENT_KIND = Enum("risk_event", "What happened to the gate.", (
     ("DRAWDOWN", 12, "Drawdown `value` reached level `detail` (1 warn, 2 act, 3 halt), `limit`."),
     ("CANCEL", 13, "The open breaker cancels order `cause`."),
     ("FIGURE_REFUSED", 14, "A figure of kind `detail` was out of range: what it told is unknown."),
-    ("DAY", 15, "Trading day `value` began: the counts of the day are zero again."),
+    ("DAY", 15, "Trading day `value` began: the counts of the day are zero again.  Before it was "
+     "`limit`; 0 = not known, so that all of the run is of this day."),
 ))
 
 FIGURE_KIND = Enum("figure", "What a figure tells risk.", (
@@ -704,14 +713,13 @@ VERDICT = Record("verdict", 64, "What risk said about an intent.", (
     Field("detail", "u32", "", "What the reason is about: kind of figure, other instrument."),
 ))
 
-# One cell per REASON, in order of its value, so that C finds the cell of a reason by counting.
+# One cell per REASON, in order of its value, so that C finds the cell of a reason by counting;
+# what is no check of risk may have a number beyond them.
 CHECK_CELLS = 60
 
 
 def _cells() -> tuple[Field, ...]:
     names = {value: (name.lower(), doc) for name, value, doc in REASON.members if value}
-    if max(names) > CHECK_CELLS:
-        raise ValueError(f"checks: {CHECK_CELLS} cells do not hold REASON {max(names)}")
     return tuple(
         Field(names[value][0], "u16", "1e-3", f"Use of the limit behind it: {names[value][1]}")
         if value in names else Field(f"pad{value}", "u16", "", "Zero.", None)
@@ -757,7 +765,10 @@ UPDATE = Record("update", 128, "What the venue said about one of our orders.", (
     INSTRUMENT_INDEX,
     Field("kind", "u8", "", "ORDER_EVENT_*.", enum=ORDER_EVENT_KIND),
     Field("side", "i8", "", "+1 buy, -1 sell.", enum=SIDE),
-    Field("pad0", "u32", "", "Zero.", None),
+    Field("reason", "u8", "", "REASON_* of a rejection that is not the venue's word; else 0.",
+          enum=REASON),
+    Field("flags", "u8", "", "UPDATE_FLAG_*.", enum=UPDATE_FLAG),
+    Field("pad0", "u16", "", "Zero.", None),
     Field("pad1", "u64", "", "Zero.", None), Field("pad2", "u64", "", "Zero.", None),
 ))
 
@@ -890,7 +901,8 @@ BY_NAME = {r.name: r for r in RECORDS}
 # What may stand in a store link, by the number in its envelope.
 BODIES = {value: BY_NAME[name] for _, value, name in RECORD.members}
 
-ENUMS = (STREAM, RECORD, MARKET_KIND, MARKET_FLAG, BOOK_FLAG, SIGNAL_FLAG, SIDE, ORDER_TYPE, TIF,
+ENUMS = (STREAM, RECORD, MARKET_KIND, MARKET_FLAG, BOOK_FLAG, SIGNAL_FLAG, UPDATE_FLAG, SIDE,
+         ORDER_TYPE, TIF,
          ACTION, REASON, ORDER_EVENT_KIND, ORDER_STATE, RISK_EVENT_KIND, FIGURE_KIND, SESSION,
          BREAKER, BREAKER_CAUSE, LIMIT, EXIT)
 
@@ -938,6 +950,13 @@ METRICS = (
     Metric("books_crossed", "gauge", "", "Of them, books that are crossed or locked."),
     Metric("jump_bps", "gauge", "bps",
            "Largest distance of a mid from its mean of about a minute."),
+    Metric("unsettled", "gauge", "", "1 while no new order may leave: updates are down, or what "
+           "happened meanwhile is not known."),
+    Metric("reconciliations", "counter", "", "Looks at the venue's orders or positions that "
+           "found them equal to ours."),
+    Metric("breaks", "counter", "", "Differences to the venue found, whether mended or not."),
+    Metric("breaks_open", "gauge", "", "Of them, those that still stand."),
+    Metric("orders_resolved", "counter", "", "Orders without an answer of which the venue told."),
     Metric("venue_orders", "gauge", "", "Open orders as the venue last said."),
     Metric("sweeps", "counter", "", "Times the venue was asked to cancel every open order."),
     Metric("swept", "counter", "", "Open orders that those found."),

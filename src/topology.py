@@ -83,6 +83,7 @@ LINKS = (
     Link("gateway", "signal", "order_event", 4096),
     Link("gateway", "risk", "order_event", 4096),
     Link("gateway", "ledger", "order_event", 4096),
+    Link("gateway", "updates", "order_event", 16384),
     Link("ledger", "risk", "position", 4096),
     Link("analyst", "risk", "figure", 4096),
     Link("supervisor", "risk", "figure", 256),
@@ -99,7 +100,7 @@ LINKS = (
 
 # What a producer looks for before it takes anything, and the credit that is on its way back.
 LEAST = {"feed.book": 4096, "feed.store": 4096, "signal.risk": 32,
-         "gateway.signal": 8, "gateway.risk": 8, "gateway.ledger": 8}
+         "gateway.signal": 8, "gateway.risk": 8, "gateway.ledger": 8, "gateway.updates": 8}
 LEAST_STORE = 128
 
 

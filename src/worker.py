@@ -405,11 +405,15 @@ def updates(context: Context) -> Exit:
 
 
 async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> Exit:
+    from hftpipe.alpaca.asker import Asker
+    from hftpipe.alpaca.reconcile import Reconciler
+    from hftpipe.alpaca.rest import Rest
+    from hftpipe.desk import ask
     venue = context.private["venue"]
     key, secret = credentials(context)
     block = context.control.stage(topology.INDEX["updates"])
     waiting: list[Any] = []
-    malformed = 0
+    malformed = doubts = 0
 
     def retry() -> None:
         nonlocal malformed
@@ -430,20 +434,54 @@ async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> 
     def on_updates(rows: Any) -> None:
         waiting.append(rows)
         retry()
+        books.heard(rows, _clock.now_ns())
 
-    def back() -> None:
-        # What happened to open orders while the stream was down was not sent to us, and will
-        # not be: positions may be wrong.  Without an open order nothing can have been missed.
-        open_orders = context.control.stage(topology.INDEX["gateway"]).counter("orders_open")
-        if open_orders:
-            epoch = context.control.halt()
-            context.log.error("halted: order updates were down while orders were open",
-                              orders_open=open_orders, epoch=epoch)
+    def turn() -> None:
+        nonlocal doubts
+        now = _clock.now_ns()
+        while len(events := stage.take()):
+            books.events(events, now)
+        answer = asker.poll()
+        if answer is not None:
+            waiting.extend(books.answer(answer, now))
+        retry()
+        if client.reader.doubts + client.reader.errors > doubts:
+            doubts = client.reader.doubts + client.reader.errors
+            books.doubt(now)
+        task = books.due(now)
+        if task is not None:
+            asker.submit(task)
+        block.set("unsettled", int(not books.settled))
+        block.set("reconciliations", books.looks)
+        block.set("breaks", books.breaks)
+        block.set("breaks_open", books.open_breaks)
+        block.set("orders_resolved", books.resolved)
+
+    def halt(reason: str) -> None:
+        if context.control.trading == "armed":
+            context.run_dir.halt(context.control, reason, way="reconcile", by="updates")
+
+    symbols = [row["symbol"].decode() for row in context.table]
+    gateway = context.config.gateway
+    books = Reconciler(
+        context.run.run, symbols, halt,
+        lambda level, event, **more: getattr(context.log, level)(event, **more),
+        absent=gateway.absent_after, orders=gateway.check_orders,
+        positions=gateway.check_positions, unlimited=bool(venue.get("unlimited")),
+        start=_clock.utc_ns())
+    asker = Asker(lambda: Rest(venue["rest"], key, secret),
+                  lambda symbol, reason: ask(str(context.run_dir.path), "pause",
+                                             symbol=symbol, reason=reason), books.after)
+    block.set("unsettled", 1)
+
+    def down() -> None:
+        block.set("unsettled", 1)       # at once: nothing is approved from here on
+        books.went_down(_clock.now_ns())
 
     client = updates_type(
         venue["updates_stream"], key, secret, context.run.run,
-        {row["symbol"].decode(): i for i, row in enumerate(context.table)}, on_updates,
-        on_reconnect=back)
+        {symbol: i for i, symbol in enumerate(symbols)}, on_updates,
+        on_live=lambda: books.went_live(_clock.now_ns()), on_down=down)
     stop = asyncio.Event()
     task = asyncio.create_task(client.run(stop))
     _settle(context, "updates", _control.RUNNING)
@@ -454,10 +492,11 @@ async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> 
         drained = context.ended(*DRAIN_AFTER["updates"]) and not waiting
         return context.control.stop == _control.QUIT or bool(context.control.stop and drained)
 
-    await _beat(context, "updates", done, retry)
+    await _beat(context, "updates", done, turn)
     stop.set()
     await task
     retry()                     # what came while the stream was closing
+    asker.close(1.0)            # daemonic: it may hang in a request
     _settle(context, "updates", _control.STOPPED)
     return Exit.OK
 

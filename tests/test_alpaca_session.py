@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from hftpipe import schema
-from hftpipe.alpaca import messages, rest, session
+from hftpipe.alpaca import rest, session
 from hftpipe.alpaca.rest import Rest, VenueError
 from hftpipe.errors import ConfigError, DataError, DeadlineError
 from tests.data import recording as recorded
@@ -182,47 +182,6 @@ def test_bad_address_and_repr():
 
 
 # ---------------------------------------------------------------- reconciliation
-
-def rows_of(**more):
-    found = session.snapshot_rows(messages.Order(**{
-        k: v for k, v in order(17, **more.pop("order", {})).items()}), RUN, 2, **more)
-    assert (found["order"] == schema.event_id(3, 17)).all() and (found["instrument"] == 2).all()
-    assert (found["venue_id_low"] == 17).all()
-    return [(int(r["kind"]), int(r["price"]), int(r["qty"]), int(r["cum_qty"])) for r in found]
-
-
-@pytest.mark.parametrize("fields, known, wanted", [
-    ({}, 0, [(K.ACKED, 0, 0, 0)]),
-    ({"status": "filled", "filled_qty": "100", "filled_avg_price": "10.5"}, 0,
-     [(K.ACKED, 0, 0, 100 * NANO), (K.FILL, 10_500_000_000, 100 * NANO, 100 * NANO)]),
-    ({"status": "filled", "filled_qty": "100", "filled_avg_price": "10.5"}, 100 * NANO,
-     [(K.ACKED, 0, 0, 100 * NANO)]),
-    ({"status": "partially_filled", "filled_qty": "40", "filled_avg_price": "10.0333333335"},
-     10 * NANO,
-     [(K.ACKED, 0, 0, 40 * NANO), (K.PARTIAL_FILL, 10_033_333_334, 30 * NANO, 40 * NANO)]),
-    ({"status": "canceled", "filled_qty": "5", "filled_avg_price": "1"}, 0,
-     [(K.ACKED, 0, 0, 5 * NANO), (K.PARTIAL_FILL, NANO, 5 * NANO, 5 * NANO),
-      (K.CANCELED, 0, 0, 5 * NANO)]),
-    ({"status": "rejected"}, 0, [(K.ACKED, 0, 0, 0), (K.REJECTED, 0, 0, 0)]),
-    ({"status": "expired"}, 0, [(K.ACKED, 0, 0, 0), (K.EXPIRED, 0, 0, 0)]),
-    ({"status": "something_new"}, 0, [(K.ACKED, 0, 0, 0)])])
-def test_an_order_is_brought_to_where_the_venue_says(fields, known, wanted):
-    assert rows_of(order=fields, known=known) == wanted
-
-
-def test_resolving_an_order_without_an_answer():
-    def handler(method, path, query):
-        name = query["client_order_id"]
-        if name == f"hp-{RUN:x}-11":
-            return 200, order(17, status="filled", filled_qty="100", filled_avg_price="10")
-        return (200, order(18, symbol="MSFT")) if name.endswith("-12") else (404, b"")
-
-    found, _ = ask(handler, lambda r: (session.resolve(r, RUN, 17, {"AAPL": 0}),
-                                       session.resolve(r, RUN, 99, {"AAPL": 0})))
-    assert found[0]["kind"].tolist() == [K.ACKED, K.FILL] and found[1] is None
-    with pytest.raises(DataError, match="MSFT, not one of ours"):
-        ask(handler, lambda r: session.resolve(r, RUN, 18, {"AAPL": 0}))
-
 
 @pytest.mark.parametrize("text, wanted", [
     ("2026-03-02T14:30:00Z", "2026-03-02T14:29:59.999999999Z"),

@@ -234,12 +234,8 @@ def test_text_and_binary_frames_are_the_same(opcode):
     drive(test, script)
 
 
-def test_reconnects_and_says_so_each_time_but_the_first():
-    hooks = []
-
-    async def hook():
-        hooks.append(len(hooks))
-        await asyncio.sleep(0)
+def test_says_each_time_when_it_is_live_and_when_it_is_down():
+    hooks, downs = [], []
 
     async def first(c):
         await greet(c)
@@ -248,42 +244,22 @@ def test_reconnects_and_says_so_each_time_but_the_first():
 
     async def drop(c):
         await greet(c)
-        await eventually(lambda: len(hooks) == 2)       # live long enough to be called
+        await eventually(lambda: len(hooks) == 3)       # live long enough to be called
         c.reset()
 
     async def broken(c):
         await greet(c)
-        await eventually(lambda: len(hooks) == 1)
+        await eventually(lambda: len(hooks) == 2)
         await c.send({"action": "error", "data": {"error_message": "internal server error"}})
         await c.until_closed()
 
     async def test(updates, rows, server):
-        await eventually(lambda: len(server.clients) == 4 and updates.live and len(hooks) == 3)
-        assert updates.reconnects == 3
+        await eventually(lambda: len(server.clients) == 4 and updates.live and len(hooks) == 4)
+        assert updates.reconnects == 3 and len(downs) == 3
 
-    drive(test, first, broken, drop, calm, on_reconnect=hook)
-
-
-def test_updates_flow_while_the_hook_runs():
-    async def drop(c):
-        await greet(c)
-        c.reset()
-
-    async def talk(c):
-        await greet(c)
-        await c.send(json.dumps(update()).encode())
-        await c.until_closed()
-
-    rows_seen = []
-
-    async def test(updates, rows, server):
-        rows_seen.append(rows)
-        await eventually(lambda: len(server.clients) == 2 and rows)
-
-    async def hook():
-        await eventually(lambda: rows_seen and rows_seen[0])
-
-    drive(test, drop, talk, on_reconnect=hook)
+    drive(test, first, broken, drop, calm, on_live=lambda: hooks.append(1),
+          on_down=lambda: downs.append(1))
+    assert len(downs) == 4
 
 
 @pytest.mark.parametrize("answers", [

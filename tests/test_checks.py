@@ -19,7 +19,7 @@ MINUTE = 60 * NANO
 REASON, KIND = schema.REASON, schema.FIGURE_KIND
 LIMIT, MARKET, IOC = schema.ORDER_TYPE.LIMIT, schema.ORDER_TYPE.MARKET, schema.TIF.IOC
 #: Given by the gateway or the venue: what these see is below, and in the tests of wire and orders.
-LATER = {"token", "expired", "limits", "busy", "disconnected", "venue"}
+LATER = {"absent", "token", "expired", "limits", "busy", "disconnected", "venue"}
 
 
 def nano(x):
@@ -47,6 +47,7 @@ class Gate:
         self.out, self.store = self.links.consumer("risk.gateway"), self.links.consumer(
             "risk.store")
         self.seq = self.event = 0
+        self.passed = None
         self.at(T0)
         for kind, value in (("equity", nano(equity)), ("peak", nano(peak or equity)),
                             ("week_pnl", 0), ("month_pnl", 0), ("var_95", 0), ("var_99", 0)):
@@ -114,7 +115,17 @@ class Gate:
             assert order["action"] == fields.get("action", schema.ACTION.NEW)
             assert order["token"] == verdict["token"] != 0
         self.verdict, self.order = verdict, order
+        self.passed = self.passed if verdict["reason"] else order
         return REASON.label(int(verdict["reason"]))
+
+    def step(self, kind, order=None):
+        """A step in the life of *order*, or of the last one that passed."""
+        self.event += 1
+        self.last = self.passed if order is None else order
+        self.push(self.events, schema.ORDER_EVENT,
+                  event=schema.event_id(schema.STREAM.GATEWAY, self.event),
+                  order=self.last["order"], kind=getattr(schema.ORDER_EVENT_KIND, kind.upper()),
+                  instrument=self.last["instrument"])
 
     def fill(self, qty=None):
         """The order asked for last fills, or a part of it does."""
@@ -150,6 +161,40 @@ def store_full():
     yield g.ask()
     g.control.stage(0).store_full = True
     yield g.ask(qty=2)
+
+
+def unsettled():
+    """Updates are down: nothing passes, whatever it does to the position."""
+    g = Gate()
+    yield g.ask()
+    g.control.stage(topology.INDEX["updates"]).set("unsettled", 1)
+    yield g.ask(qty=2)
+    g.position(qty=nano(5))
+    g.control.stage(topology.INDEX["updates"]).set("unsettled", 0)
+    yield g.ask(side=-1, qty=2, price=100.02)
+    g.control.stage(topology.INDEX["updates"]).set("unsettled", 1)
+    yield g.ask(side=-1, qty=1, price=100.02)
+
+
+def unresolved():
+    """As long as an order of the instrument has no answer; others go on."""
+    g = Gate()
+    yield g.ask()
+    first = g.order
+    g.step("unknown")
+    yield g.ask(qty=2)
+    yield g.ask(qty=3, i=1)
+    g.step("cancel_sent", first)
+    yield g.ask(qty=4)
+    g.step("unknown", first)            # said twice is one
+    g.step("acked", first)
+    yield g.ask(qty=5)
+    g.step("unknown")
+    yield g.ask(qty=6)
+    g.step("rejected", g.last)
+    yield g.ask(qty=7)
+    g.step("unknown")
+    yield g.ask(qty=8)
 
 
 def unknown_instrument():
@@ -522,6 +567,7 @@ def table_full():
 
 CASES = {
     "halted": [halted], "store_full": [store_full], "unknown_instrument": [unknown_instrument],
+    "unsettled": [unsettled], "unresolved": [unresolved],
     "breaker": [breaker, breaker_half_open], "paused": [paused], "restricted": [restricted],
     "stale_data": [stale_data, stale_flags], "duplicate": [duplicate],
     "duplicate_order": [duplicate_order], "price_range": [price_low, price_high],

@@ -11,6 +11,7 @@ from hftpipe._order import Orders
 from tests.models.order import NaiveOrder
 
 E, S, R = schema.ORDER_EVENT_KIND, schema.ORDER_STATE, schema.REASON
+FLAG = schema.UPDATE_FLAG
 NANO = 10**9
 
 
@@ -27,12 +28,13 @@ def order(seq=1, qty=100 * NANO, **more):
     return row
 
 
-def update(kind, seq=1, qty=0, cum=0, execution=0, price=9 * NANO, low=0):
+def update(kind, seq=1, qty=0, cum=0, execution=0, price=9 * NANO, low=0, flags=0, reason=0):
     row = np.zeros((), schema.dtype(schema.UPDATE))
     row["order"], row["kind"], row["qty"], row["cum_qty"] = name(seq), kind, qty, cum
     row["execution"], row["execution_low"] = execution, low
     row["price"] = price if qty else 0
     row["venue_id"], row["venue_id_low"] = 11, 12
+    row["flags"], row["reason"] = flags, reason
     return row
 
 
@@ -122,7 +124,11 @@ KINDS = ("sent", "dropped", "cancel_sent", "unknown", "acked", "cancel_rejected"
 OWN = {"sent", "dropped", "cancel_sent"}
 moves = st.lists(st.one_of(
     st.sampled_from(KINDS),
-    st.tuples(st.integers(1, 6), st.integers(1, 60))), max_size=40)
+    st.tuples(st.integers(1, 6), st.integers(1, 60)),
+    st.tuples(st.just("rest"), st.integers(0, 60), st.integers(1, 60))), max_size=40)
+# What can be said of an order, each once: with five of them in every order of time.
+WORDS = ("unknown", "acked", "cancel_sent", "cancel_rejected", "canceled", "expired", "rejected",
+         (1, 40), (2, 60), (3, 100), ("rest", 0, 40), ("rest", 40, 60))
 
 
 def drive(script):
@@ -130,9 +136,17 @@ def drive(script):
     assert orders.new(order())
     quantities = {}
     for move in script:
-        if isinstance(move, tuple):
+        if isinstance(move, tuple) and move[0] == "rest":
+            known, qty = move[1] * NANO, move[2] * NANO
+            wanted = naive.reconciled(known, qty)
+            event = orders.apply(update(E.PARTIAL_FILL, qty=qty, cum=known + qty, execution=77,
+                                        low=known + qty, flags=FLAG.RECONCILED))
+            assert (event is None) == (wanted is None)
+            if event is not None:
+                assert (event["kind"], event["qty"]) == (getattr(E, wanted), qty)
+        elif isinstance(move, tuple):
             execution, qty = move[0], quantities.setdefault(move[0], move[1]) * NANO
-            wanted = naive.fill(execution, qty)
+            wanted = naive.fill(execution, qty, qty)
             event = orders.apply(update(E.PARTIAL_FILL, qty=qty, cum=qty, execution=execution))
             assert (event is None) == (wanted is None)
             if event is not None:
@@ -160,6 +174,35 @@ def drive(script):
 @settings(max_examples=300, deadline=None)
 def test_agrees_with_the_naive_order(script):
     drive(script)
+
+
+@pytest.mark.parametrize("words", [3, pytest.param(5, marks=pytest.mark.slow)])
+def test_every_way_in_which_words_can_come(words):
+    for script in itertools.product(WORDS, repeat=words):
+        drive(("sent", *script))
+
+
+def test_what_rest_tells_counts_only_if_it_goes_on_from_what_is_known():
+    orders = sent()
+    orders.apply(fills(40)[0])
+    rest = {"execution": 8, "flags": FLAG.RECONCILED}
+    assert orders.apply(update(E.PARTIAL_FILL, qty=30 * NANO, cum=30 * NANO, **rest)) is None
+    assert orders.apply(update(E.PARTIAL_FILL, qty=30 * NANO, cum=100 * NANO, **rest)) is None
+    event = orders.apply(update(E.PARTIAL_FILL, qty=30 * NANO, cum=70 * NANO, **rest))
+    assert (event["qty"], event["cum_qty"]) == (30 * NANO, 70 * NANO)
+    # By the stream's name it comes late, and is known; what comes after it is new.
+    assert orders.apply(update(E.PARTIAL_FILL, qty=30 * NANO, cum=70 * NANO, execution=3)) is None
+    assert orders.apply(update(E.FILL, qty=30 * NANO, cum=100 * NANO, execution=4))[
+        "state"] == S.FILLED
+    found = orders.counters()
+    assert (found["fills"], found["reconciled"], found["overfills"]) == (3, 1, 0)
+
+
+def test_an_order_that_never_was_is_rejected_for_that_reason():
+    orders = sent()
+    orders.apply(update(E.UNKNOWN))
+    event = orders.apply(update(E.REJECTED, reason=R.ABSENT))
+    assert (event["kind"], event["reason"], event["state"]) == (E.REJECTED, R.ABSENT, S.REJECTED)
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def test_every_body_that_is_stored_fits_its_slot():
 def test_a_check_is_found_by_counting_reasons():
     first = 8
     for name, value, _ in schema.REASON.members:
-        if value:
+        if 0 < value <= schema.CHECK_CELLS:
             assert schema.CHECKS.offsets[name.lower()] == first + 2 * (value - 1)
     assert first + 2 * schema.CHECK_CELLS == schema.CHECKS.size
 

@@ -20,12 +20,11 @@ import msgspec
 import numpy
 
 from hftpipe import schema
-from hftpipe._clock import now_ns
 from hftpipe.alpaca import messages
 from hftpipe.alpaca._codec import parse_nano, parse_time
 from hftpipe.alpaca._socket import Receiver
 from hftpipe.alpaca._tls import Session, Trust
-from hftpipe.alpaca.rest import USER_AGENT, Rest, SecretLike, reveal
+from hftpipe.alpaca.rest import USER_AGENT, SecretLike, reveal
 from hftpipe.errors import ConfigError, DataError, DeadlineError, HftpipeError
 
 UPDATE = schema.dtype(schema.UPDATE)
@@ -343,62 +342,3 @@ def update_row(order: messages.Order, run: int, instrument: int, ts_recv: int,
     row["ts_recv"] = ts_recv
     row["ts_venue"] = parse_time(ts_venue) if ts_venue else 0
     return row
-
-
-def snapshot_rows(order: messages.Order, run: int, instrument: int,
-                  known: int = 0) -> numpy.ndarray[Any, Any]:
-    """UPDATE records that bring an order to where the venue says it is.
-
-    Parameters
-    ----------
-    order : messages.Order
-        As REST shows it.
-    run : int
-    instrument : int
-    known : int, nanoqty
-        Filled so far by what we know; what is missing becomes one fill at the average price,
-        without an execution id.  Where the executions themselves matter take them from
-        :meth:`Rest.fills`.
-
-    Returns
-    -------
-    1 to 3 records: ACKED, the missing fill, the end.
-    """
-    base = update_row(order, run, instrument, now_ns(), order.updated_at)
-    rows = [base.copy()]
-    rows[0]["kind"] = KIND.ACKED
-    missing = int(base["cum_qty"][0]) - known
-    if missing > 0:
-        fill = base.copy()
-        filled = order.status == "filled"
-        fill["kind"] = KIND.FILL if filled else KIND.PARTIAL_FILL
-        fill["qty"], fill["price"] = missing, nano(order.filled_avg_price)
-        rows.append(fill)
-    kind = STATUS_KINDS.get(order.status, KIND.ACKED)
-    if kind != KIND.ACKED:
-        end = base.copy()
-        end["kind"] = kind
-        rows.append(end)
-    return numpy.concatenate(rows)
-
-
-def resolve(rest: Rest, run: int, seq: int, instruments: Mapping[str, int],
-            known: int = 0) -> numpy.ndarray[Any, Any] | None:
-    """What became of the order of intent *seq*, of which no answer came.
-
-    Returns
-    -------
-    records as of :func:`snapshot_rows`, or None when the venue does not have it (ask again
-    before believing it: an order may be accepted late).
-
-    Raises
-    ------
-    DataError
-        If the venue's order is of another instrument than any of ours.
-    """
-    found = rest.order_by_client_id(client_order_id(run, seq))
-    if found is None:
-        return None
-    if found.symbol not in instruments:
-        raise DataError(f"order {found.client_order_id} is of {found.symbol}, not one of ours")
-    return snapshot_rows(found, run, instruments[found.symbol], known)

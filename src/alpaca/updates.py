@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -113,9 +113,9 @@ class Updates(Stream):
     instruments : mapping of str to int
     sink : callable(records)
         Called with an array of one UPDATE record for each; `event` is still 0.
-    on_reconnect : callable() or coroutine function, optional
-        Called when the stream is live again after it was down: what happened in between was
-        not sent and has to be fetched by REST.  Updates flow while it runs.
+    on_live, on_down : callable(), optional
+        Called when updates begin to flow, for the first time or again, and when they end: what
+        happens in between is not sent and has to be fetched by REST.
     ping, step_timeout, frame_max, context
         As of :class:`Stream`.
     """
@@ -125,14 +125,15 @@ class Updates(Stream):
     def __init__(self, url: str, key: SecretLike, secret: SecretLike, run: int,
                  instruments: Mapping[str, int],
                  sink: Callable[[numpy.ndarray[Any, Any]], object], *,
-                 on_reconnect: Callable[[], Awaitable[object] | None] | None = None,
+                 on_live: Callable[[], object] | None = None,
+                 on_down: Callable[[], object] | None = None,
                  ping: float = 10.0, step_timeout: float = 5.0, frame_max: int = 1 << 20,
                  context: ssl.SSLContext | None = None) -> None:
         super().__init__(url, ping=ping, step_timeout=step_timeout, frame_max=frame_max,
                          context=context)
         self.reader = Reader(run, instruments)
         self._key, self._secret = key, secret
-        self._sink, self._on_reconnect = sink, on_reconnect
+        self._sink, self._on_live, self._on_down = sink, on_live, on_down
 
     async def _begin(self) -> None:
         self.send(msgspec.json.encode({"action": "authenticate", "data": {
@@ -171,5 +172,10 @@ class Updates(Stream):
         if found is not None:
             self._sink(found)
 
-    def _went_live(self, again: bool) -> Any:
-        return self._on_reconnect() if again and self._on_reconnect is not None else None
+    def _went_live(self, again: bool) -> None:
+        if self._on_live is not None:
+            self._on_live()
+
+    def _went_down(self) -> None:
+        if self._on_down is not None:
+            self._on_down()

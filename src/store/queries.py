@@ -131,7 +131,8 @@ def gate_state(conninfo: str, run: int, profile: str, *, day: bool) -> dict[str,
         out: dict[str, Any] = {"state": breaker[0], "cause": breaker[1],
                                "losses": _losing_trades(c, run, profile), "latched": latched}
         began = c.execute(
-            f"SELECT value, run, seq FROM hftpipe.risk_event {mine} AND kind = %(day)s "
+            "SELECT value, run, CASE \"limit\" WHEN 0 THEN 0 ELSE seq END "
+            f"FROM hftpipe.risk_event {mine} AND kind = %(day)s "
             "ORDER BY run DESC, seq DESC LIMIT 1", want).fetchone() if day else None
         if began is not None:
             want |= {"from_run": began[1], "from_seq": began[2],

@@ -11,6 +11,7 @@ class NaiveOrder:
         self.qty = qty
         self.log = []               # steps with an effect: (kind, ...)
         self.executions = {}        # id -> qty
+        self.covered = 0            # up to here REST has told
 
     @property
     def cum(self):
@@ -53,8 +54,19 @@ class NaiveOrder:
     def ended(self):
         return self.state in ("FILLED", "CANCELED", "EXPIRED", "REJECTED", "DROPPED")
 
-    def fill(self, name, qty):
+    def reconciled(self, known, qty):
+        """An execution of which REST told to somebody who thought *known* was filled."""
+        if known != self.cum:
+            return None
+        kind = self.fill(("rest", known, qty), qty, 0)
+        if kind is not None:
+            self.covered = self.cum
+        return kind
+
+    def fill(self, name, qty, cum):
         """The kind to publish, or None."""
+        if 0 < cum <= self.covered:
+            return None
         if name in self.executions or qty > self.qty - self.cum:
             return None
         self.executions[name] = qty

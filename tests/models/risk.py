@@ -139,7 +139,7 @@ class Breaker:
 
 class Order:
     __slots__ = ("answered", "at", "cum", "instrument", "open", "price", "qty", "reduces", "side",
-                 "worth")
+                 "unresolved", "worth")
 
     @property
     def left(self):
@@ -168,7 +168,7 @@ class NaiveRisk:
         self.latched = set()
         self.last_seq = defaultdict(int)
         self.last_event = 0
-        self.armed, self.full = True, False
+        self.armed, self.full, self.unsettled = True, False, False
         self.breaker = Breaker(self.limits)
         self.paused, self.restricted = set(), set()
         self.figures = {}               # (kind, instrument or None) -> (value, until)
@@ -250,6 +250,9 @@ class NaiveRisk:
                 o.answered = True
                 self.breaker.answer(now - o.at, now)
             self.breaker.step(order, kind, reason, now)
+            if o is not None and o.open and kind not in (
+                    "SENT", "CANCEL_SENT", "CANCEL_REJECTED"):
+                o.unresolved = kind == "UNKNOWN"
         if o is None:
             if newer and kind in ("FILL", "PARTIAL_FILL") and instrument < self.count and qty > 0:
                 self.reference[instrument] = self.reference[instrument] or price
@@ -410,6 +413,7 @@ class NaiveRisk:
         else:
             del self.orders[self.ended.pop(0)]
         o = Order()
+        o.unresolved = False
         o.instrument, o.side, o.price, o.worth = (intent["instrument"], intent["side"], price,
                                                   worth)
         o.qty, o.cum, o.open, o.at, o.answered, o.reduces = (intent["qty"], 0, True, now, False,
@@ -459,6 +463,8 @@ class NaiveRisk:
             return "HALTED", None, None, 0
         if self.full:
             return "STORE_FULL", None, None, 0
+        if self.unsettled:
+            return "UNSETTLED", 0, 1, 0
         if i >= self.count:
             return "UNKNOWN_INSTRUMENT", None, None, 0
         spec, market = self.instruments[i], intent["type"] == "MARKET"
@@ -473,6 +479,9 @@ class NaiveRisk:
             return "PAUSED", 0, 1, 0
         if i in self.restricted:
             return "RESTRICTED", 0, 1, 0
+        silent = sum(o.unresolved for o in self.live.values() if o.instrument == i)
+        if silent:
+            return "UNRESOLVED", 0, silent, 0
         book = self.books.get(i)
         if book is None or not self.reference[i] or book[4] & UNUSABLE:
             return "STALE_DATA", None, None, 0

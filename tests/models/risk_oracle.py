@@ -101,7 +101,8 @@ TIGHT = {
 
 # As in _risk.pxd.
 ORDERED = """
-    HALTED  STORE_FULL  UNKNOWN_INSTRUMENT  BREAKER  PAUSED  RESTRICTED  STALE_DATA
+    HALTED  STORE_FULL  UNSETTLED  UNKNOWN_INSTRUMENT  BREAKER  PAUSED  RESTRICTED  UNRESOLVED
+    STALE_DATA
     NO_FIGURE  OLD_FIGURE  INVALID_ORDER  DUPLICATE  DUPLICATE_ORDER  PRICE_RANGE
     ORDER_SIZE  OVERFLOW  ORDER_NOTIONAL  ORDER_SMALL  ORDER_RATE  ORDERS_PER_DAY  REPEATED
     CROSSES_ZERO  SHORT_NOT_ALLOWED
@@ -394,6 +395,8 @@ class Oracle:
         else:
             control.halt()
         control.stage(3).store_full = naive.full
+        naive.unsettled = rng.random() < 0.03
+        self.risk.unsettle(naive.unsettled)
 
     # ---- comparing
 
