@@ -74,6 +74,8 @@ latency = "0s"
 position = 0
 [gateway]
 timeout = "1s"
+check_orders = "10s"
+check_positions = "15s"
 [observe]
 prometheus = "127.0.0.1:0"
 """
