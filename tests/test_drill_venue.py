@@ -52,10 +52,11 @@ def test_the_worst_that_open_orders_can_come_to_is_the_exposure():
     both = [order("a", qty="6"), order("b", qty="5")]
     assert venue.exposure(both, 11, 2) == []
     assert len(venue.exposure(both, 10, 2)) == 1
-    assert venue.exposure(both, 11, 1) == ["2 orders were open with hp-1-b, the limit is 1"]
+    assert venue.exposure(both, 11, 1) == [
+        "2 orders of ACME were open with hp-1-b, the limit is 1"]
     assert venue.exposure([order("a", qty="6"), order("b", side="sell", qty="5")], 6, 2) == []
     other = [order("a", qty="6"), order("b", symbol="BOLT", qty="6")]
-    assert venue.exposure(other, 6, 2) == []
+    assert venue.exposure(other, 6, 1) == []
     filled = [order("a", qty="6"), event("a", "partial_fill", "2"), event("a", "fill", "4"),
               order("b", qty="5")]
     assert venue.exposure(filled, 11, 1) == []

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 GAP_MS = 60                     # between two orders of the strategy
 RATE = 1000                     # market data messages per second
 POSITION = 400                  # shares; the strategy wants more
-ORDERS = 6                      # that may be open
+ORDERS = 6                      # of one symbol that may be open
 FOREVER = 1 << 62              # an end that has not come, monotonic ns
 LEAST = 3.0                     # s of trading below which no round is begun
 INVARIANTS = {
     "one order": "at most one broker order per intent, and none without an intent that was sent",
     "position": "position equal to the venue's, order by order, or HALTED",
-    "exposure": f"never above {POSITION} shares per symbol, nor {ORDERS} open orders",
+    "exposure": f"never above {POSITION} shares, nor {ORDERS} open orders of a symbol",
     "after a halt": "nothing sent after a halt",
     "known end": "every intent filled, cancelled, rejected or refused, or its symbol frozen, or "
                  "HALTED",
@@ -146,9 +146,10 @@ def exposure(log: Iterable[Mapping[str, Any]], shares: int, orders: int) -> list
             if could > shares * NANO:
                 wrong.append(f"{symbol} could come to {side * could // NANO} shares with "
                              f"{line['client_order_id']}, the limit is {shares}")
-        if len(left) > orders:
-            wrong.append(f"{len(left)} orders were open with {line['client_order_id']}, the limit "
-                         f"is {orders}")
+        here = sum(s == symbol for s, _, _ in left.values())
+        if here > orders:
+            wrong.append(f"{here} orders of {symbol} were open with {line['client_order_id']}, "
+                         f"the limit is {orders}")
     return wrong
 
 
