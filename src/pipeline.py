@@ -73,7 +73,8 @@ def run(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False,
 
 def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False,
             seconds: float | None = None, record: str | None = None, seed: int | None = None,
-            rate: float | None = None, say: Callable[[str], None] = lambda text: None,
+            rate: float | None = None, chaos: str | None = None,
+            say: Callable[[str], None] = lambda text: None,
             live: Callable[[dict[str, Any]], None] | None = None) -> Outcome:
     """Run the pipeline.
 
@@ -90,6 +91,8 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
         Also write every stored event into this new file.
     seed, rate : optional
         Of the local venue: its traders' seed, market data messages per second.
+    chaos : str, optional
+        Faults of the local venue, as `hftpipe venue --chaos`.
     say : callable
         Told one line about every step.
     live : callable, optional
@@ -126,7 +129,7 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
                 say(f"migrate   {len(applied)} applied, up to {applied[-1].name}")
             recover(run_dir, conninfo, say)
             return _execute(config, digest, plan, run_dir, conninfo, table, halted, seconds, path,
-                            seed, rate, say, live, logger, server)
+                            seed, rate, chaos, say, live, logger, server)
     finally:
         if before is not None:
             os.sched_setaffinity(0, before)
@@ -160,7 +163,7 @@ def recover(run_dir: RunDir, conninfo: str, say: Callable[[str], None]) -> None:
 
 def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo: str, table: Any,
              halted: bool, seconds: float | None, record: str, seed: int | None,
-             rate: float | None,
+             rate: float | None, chaos: str | None,
              say: Callable[[str], None], live: Callable[[dict[str, Any]], None] | None,
              logger: Any, server: Postgres | None) -> Outcome:
     info = {"config": digest, "instruments": [
@@ -175,7 +178,7 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
     opened = contextlib.ExitStack()
     try:
         with supervisor:
-            venue = _venue(supervisor, config, plan, run_dir, seed, rate)
+            venue = _venue(supervisor, config, plan, run_dir, seed, rate, chaos)
             say(f"venue     {venue['rest']}")
             left = _gate_state(conninfo, run.run, config, say)
             private = {"conninfo": conninfo, "venue": venue, "gate": left,
@@ -303,7 +306,7 @@ def _revive(server: Postgres, private: dict[str, Any], run_dir: RunDir, logger: 
 
 
 def _venue(supervisor: Supervisor, config: Config, plan: Plan, run_dir: RunDir,
-           seed: int | None, rate: float | None) -> dict[str, Any]:
+           seed: int | None, rate: float | None, chaos: str | None = None) -> dict[str, Any]:
     """Where the venue is; the local one is started."""
     if config.venue.kind != "local":
         return {"rest": config.venue.rest, "data_stream": config.venue.data_stream,
@@ -317,6 +320,8 @@ def _venue(supervisor: Supervisor, config: Config, plan: Plan, run_dir: RunDir,
         argv += ["--seed", str(seed)]
     if rate is not None:
         argv += ["--rate", str(rate)]
+    if chaos is not None:
+        argv += ["--chaos", chaos]
     house = plan.process_of("store").affinity
     supervisor.spawn(Child("venue", tuple(argv), affinity=house, phase=process.SERVICE,
                            capture=True))

@@ -87,7 +87,8 @@ class Seconds(Type):
     """A time with its unit, "250ms", "15s" or "2min", as seconds; a bare number is refused."""
 
     name = "time"
-    units: Mapping[str, float] = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+    units: Mapping[str, float] = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0,
+                                 "h": 3600.0}
     most = 500 * 3600.0                 # poll(2) counts milliseconds in an int
 
     def convert(self, value: Any, param: click.Parameter | None,

@@ -22,11 +22,12 @@ from hftpipe.errors import ConfigError, Exit
               help="Of the exchange's simulated traders.")
 @click.option("--rate", type=RATE, default=2000, show_default=True,
               help="Market data messages per second.")
+@click.option("--chaos", metavar="FILE|NAME", help="Faults of the exchange, as of venue.")
 @click.option("--record", metavar="FILE", help="Also write every event into this new recording.")
 @shared
 @click.pass_obj
 def command(settings: Settings, seconds: float, cores: str | None, oversubscribe: bool,
-            seed: int, rate: float, record: str | None) -> int:
+            seed: int, rate: float, chaos: str | None, record: str | None) -> int:
     """Run the whole pipeline against the local exchange and sum up.
 
     Market data over WebSocket, order book, features, an imbalance strategy and an ONNX model,
@@ -35,6 +36,11 @@ def command(settings: Settings, seconds: float, cores: str | None, oversubscribe
     """
     from hftpipe import pipeline, rundir
     from hftpipe.cli.start import plan_of
+    if chaos is not None:
+        from hftpipe.venue.chaos import load
+        load(chaos)                         # before anything runs
+        if Path(chaos).is_file():
+            chaos = str(Path(chaos).absolute())
     loaded = settings.load()
     if loaded.profile != "demo":
         raise ConfigError(f"demo runs profile demo, was {loaded.profile}; use hftpipe start")
@@ -50,7 +56,7 @@ def command(settings: Settings, seconds: float, cores: str | None, oversubscribe
     def execute(path: Path) -> pipeline.Outcome:
         return pipeline.execute(
             loaded, plan, run_dir=rundir.RunDir(path), seconds=seconds, record=record, seed=seed,
-            rate=rate, say=say, live=line.show if people else None)
+            rate=rate, chaos=chaos, say=say, live=line.show if people else None)
 
     if settings.run_dir is not None:
         out = execute(Path(settings.run_dir))

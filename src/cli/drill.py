@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
-from hftpipe.cli._common import Settings, emit, shared
+from hftpipe.cli._common import SECONDS, Settings, emit, shared
 from hftpipe.errors import Exit
 
 
@@ -42,4 +43,51 @@ def halt(settings: Settings, rounds: int, seed: int, bounds: tuple[str, ...]) ->
     if shown:
         print("\r\x1b[2K", end="", file=sys.stderr)
     emit(settings, report.document(), drill.lines(report))
+    return Exit.MISMATCH if report.missed else Exit.OK
+
+
+@command.command("venue", epilog="Example: hftpipe drill venue --seed 1 --for 30m -o json")
+@click.option("--for", "seconds", type=SECONDS, default="10min", show_default=True, metavar="TIME",
+              help="Rounds are begun for so long.")
+@click.option("--seed", type=click.IntRange(0, 2**63), default=1, show_default=True,
+              help="Of the faults and the market; round n has the seed + n - 1.")
+@click.option("--round", "length", type=SECONDS, default="30s", show_default=True, metavar="TIME",
+              help="How long each round's faults last.")
+@click.option("--settle", type=SECONDS, default="75s", show_default=True, metavar="TIME",
+              help="How long a run may then take to find out where it stands.")
+@click.option("--profile", metavar="NAME",
+              help="Only these faults: a group or a kind of `hftpipe venue --chaos`.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+              help="Keep the logs of rounds in which an invariant failed.")
+@click.option("--ambiguous", type=click.IntRange(1, 10_000_000), metavar="N",
+              help="Instead: lose N answers to orders, look them up, send some again; no doubles.")
+@click.option("--within", type=SECONDS, default="30s", show_default=True, metavar="TIME",
+              help="Of --ambiguous: how late an order may be accepted.")
+@shared
+@click.pass_obj
+def venue(settings: Settings, seconds: float, seed: int, length: float, settle: float,
+          profile: str | None, keep: Path | None, ambiguous: int | None, within: float) -> int:
+    """Run the pipeline against a venue that does everything wrong, and check the invariants.
+
+    Rounds with all kinds of faults in turn. Exit code 9: an invariant failed.
+    """
+    from hftpipe.drill import ambiguous as answers
+    from hftpipe.drill import venue as drill
+    shown = sys.stderr.isatty() and not settings.json
+
+    def say(words: str) -> None:
+        if shown:
+            print(f"\r\x1b[2K{words}", end="", file=sys.stderr, flush=True)
+
+    report: drill.Report | answers.Report
+    if ambiguous is not None:
+        report = lost = answers.run(ambiguous, seed, within, say)
+        text = answers.lines(lost)
+    else:
+        report = rounds = drill.run(seconds, seed, length=length, patience=settle,
+                                    profile=profile, keep=keep, say=say)
+        text = drill.lines(rounds)
+    if shown:
+        print("\r\x1b[2K", end="", file=sys.stderr)
+    emit(settings, report.document(), text)
     return Exit.MISMATCH if report.missed else Exit.OK

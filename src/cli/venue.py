@@ -31,13 +31,16 @@ from hftpipe.errors import HftpipeError
               show_default=True, help="When stocks trade.")
 @click.option("--now", default=None, metavar="TIME",
               help="Where the sessions' clock stands at the start, e.g. 2026-03-02T09:29:50-05:00.")
+@click.option("--chaos", metavar="FILE|NAME", default=None,
+              help="Inject faults by the seed: a TOML file, or stream, updates, answers, limits, "
+                   "weather, drift, ambiguous, all.")
 @click.option("--for", "seconds", type=SECONDS, metavar="TIME", help="Stop after, e.g. 30s.")
 @click.option("--die-with-parent", is_flag=True, help="Stop when the parent process ends.")
 @shared
 @click.pass_obj
 def command(settings: Settings, host: str, port: int, seed: int, symbols: str, rate: float,
             state: Path | None, stamps: bool, rate_limit: int, cash: str,
-            multiplier: int, hours: str, now: str | None,
+            multiplier: int, hours: str, now: str | None, chaos: str | None,
             seconds: float | None, die_with_parent: bool) -> None:
     """Run the built-in exchange alone.
 
@@ -46,13 +49,15 @@ def command(settings: Settings, host: str, port: int, seed: int, symbols: str, r
     json the first line is one object that names rest, data_stream, updates_stream, key, secret
     and symbols. Ends with exit code 0 on SIGTERM and SIGINT; 75: port or state directory in use.
     """
+    from hftpipe.venue import chaos as faults
     from hftpipe.venue import server
     if die_with_parent:
         server.die_with_parent()
     config = server.Config(
         host=host, port=port, seed=seed, symbols=tuple(s for s in symbols.split(",") if s),
         rate=rate, state=state, stamps=stamps, rate_limit=rate_limit, cash=cash,
-        multiplier=multiplier, hours=hours, now=now)
+        multiplier=multiplier, hours=hours, now=now,
+        chaos=faults.load(chaos) if chaos is not None else None)
     config = replace(config, key=os.environ.get(server.KEY_ENV) or config.key,
                      secret=os.environ.get(server.SECRET_ENV) or config.secret)
     try:

@@ -14,6 +14,7 @@ from aiohttp import web
 from hftpipe._clock import now_ns, utc_ns
 
 from . import account
+from .chaos import Chaos
 from .exchange import Exchange, Refused
 from .orders import invalid
 from .session import FIRST, LAST, NEW_YORK, rows
@@ -57,6 +58,7 @@ class Stamp(asyncio.Protocol):
         self.inner = inner
         self.current = 0                # of the request being handled
         self._first = 0                 # of the oldest byte no request was begun for
+        self.gone = asyncio.Event()     # the connection ended
         self._data_received = inner.data_received
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -71,6 +73,7 @@ class Stamp(asyncio.Protocol):
         return self.inner.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.gone.set()
         self.inner.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -127,6 +130,7 @@ class Rest:
         self.limiter = Limiter(limit)
         self.data_limiter = Limiter(limit)      # the data service counts for itself
         self.requests = 0
+        self.chaos: Chaos | None = None
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -170,7 +174,9 @@ class Rest:
                 response = answer({"code": 42910000, "message": "rate limit exceeded."}, 429)
             else:
                 try:
-                    response = await handler(request)
+                    response = await (
+                        handler(request) if self.chaos is None or data or stamp is None
+                        else self.chaos.request(request, handler, stamp.current, stamp.gone))
                 except Refused as error:
                     response = answer(error.body, error.status)
                 except web.HTTPNotFound:
@@ -192,8 +198,18 @@ class Rest:
     # ------------------------------------------------------------ orders
 
     async def new_order(self, request: web.Request) -> web.Response:
-        recv = received(request)
-        raw = await request.read()
+        order, reply = self.place(await request.read(), received(request))
+        self._later(self.exchange.execute, order)
+        return reply
+
+    def place(self, raw: bytes, recv: int) -> tuple[Order, web.Response]:
+        """Accept the order that *raw* asks for; the answer shows it as it is now: pending_new.
+
+        Raises
+        ------
+        Refused
+            Written down already.
+        """
         body: Any = None
         try:
             body = self._body(raw)
@@ -207,9 +223,7 @@ class Rest:
                 client_order_id=client if isinstance(client, str) else None)
             raise
         order = self.exchange.accept(fields, recv)
-        reply = answer(self.exchange.nested(order))     # as it is now: pending_new
-        self._later(self.exchange.execute, order)
-        return reply
+        return order, answer(self.exchange.nested(order))
 
     @staticmethod
     def _body(raw: bytes) -> Any:
@@ -444,7 +458,8 @@ class Rest:
         return answer(account.asset(self.exchange, instrument))
 
     async def clock(self, request: web.Request) -> web.Response:
-        return answer(self.exchange.hours.clock(utc_ns()))
+        shift = self.chaos.told("GET /v2/clock") if self.chaos is not None else 0
+        return answer(self.exchange.hours.clock(utc_ns() + shift))
 
     async def calendar(self, request: web.Request) -> web.Response:
         query = request.query

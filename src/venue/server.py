@@ -25,6 +25,7 @@ from hftpipe._clock import utc_ns
 from hftpipe.errors import BusyError, ConfigError, DeadlineError, HftpipeError, UsageError
 
 from ._traders import Traders
+from .chaos import Chaos, Profile
 from .data import Data
 from .exchange import Exchange, Refused
 from .history import Bar, History
@@ -89,6 +90,8 @@ class Config:
         Where the clock of the sessions stands at the start, RFC 3339; the host's by default.
     buffer, message : int
         Largest unsent backlog of a client, largest message from one, in bytes.
+    chaos : Profile or None
+        Faults to inject, by the seed.
     """
 
     host: str = "127.0.0.1"
@@ -114,6 +117,7 @@ class Config:
     now: str | None = None
     buffer: int = 4 << 20
     message: int = 1 << 20
+    chaos: Profile | None = None
 
     def __post_init__(self) -> None:
         for name, good, wanted in (
@@ -209,6 +213,11 @@ class Venue:
             updates_limit=config.updates_limit)
         paths = {*self.sockets.feeds, "/stream", "/stream/"}
         self.rest = Rest(self.exchange, keys, config.rate_limit, paths, self._fail)
+        self.chaos: Chaos | None = None
+        if config.chaos is not None:
+            self.chaos = Chaos(config.chaos, f"{config.seed}/{state.runs}", state, self.exchange,
+                               self.rest.place, self._fail)
+            self.rest.chaos = self.sockets.chaos = self.updates.chaos = self.chaos
         self.exchange.on_update = self.updates.publish
         self.exchange.on_messages = self._publish
 
@@ -240,7 +249,7 @@ class Venue:
             "data_stream_crypto": f"ws://{host}:{port}/v1beta3/crypto/us",
             "updates_stream": f"ws://{host}:{port}/stream", "key": config.key,
             "secret": config.secret, "symbols": list(config.symbols), "pid": os.getpid(),
-            "seed": config.seed}
+            "seed": config.seed, **({"chaos": config.chaos.name} if config.chaos else {})}
         self.state.record("start", now, run=state.runs + 1, pid=os.getpid(), seed=config.seed,
                           rate=config.rate, symbols=list(config.symbols), account=state.account)
         self.exchange.resume()
@@ -253,6 +262,8 @@ class Venue:
         await self.sockets.close()
         await self._runner.cleanup()
         self.exchange.write_mark()
+        if self.chaos is not None:
+            self.chaos.flush()
         self.stamps.close()
         self.state.close()
         if self.error is not None:
@@ -272,6 +283,10 @@ class Venue:
     def _publish(self, messages: list[Any]) -> None:
         stamped = self._ticks.stamp(messages)
         self.history.add(stamped)
+        if self.chaos is not None:
+            shift = self.chaos.told("data", len(messages))
+            if shift:
+                stamped = [(t + shift, m) for t, m in stamped]
         self.iex.publish(stamped)
         self.sip.publish(stamped)
         self.crypto.publish(stamped)
@@ -288,10 +303,13 @@ class Venue:
             second = 0
             session = loop.time()
             while not self._stop.is_set():
-                now = utc_ns()
+                now = market = utc_ns()
+                if self.chaos is not None:
+                    self.chaos.tick()
+                    market = self.chaos.market(now)
                 if self.config.rate:
-                    self.skipped += self.exchange.traders.skip(now - CATCH_UP)
-                self.exchange.step(now)
+                    self.skipped += self.exchange.traders.skip(market - CATCH_UP)
+                self.exchange.step(market)
                 if self.test.sessions:
                     self._fake.step(now)
                     self.test.publish(self._ticks.stamp(self._fake.take()))

@@ -21,6 +21,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from hftpipe._clock import now_ns, utc_ns
 
 from ._traders import LEVEL, QUOTE, TRADE
+from .chaos import Chaos, Line
 from .history import Bar, bucket
 from .state import NANO, stamp
 from .traders import Instrument
@@ -145,11 +146,23 @@ class Session:
         self.buffer = buffer
         self.authenticated = False
         self.dropped = False
+        self.line: Line | None = None       # what faults its frames go through
 
     def send(self, payload: bytes) -> None:
-        self.send_frame(frame(self.opcode, payload))
+        data = frame(self.opcode, payload)
+        if self.line is None:
+            self.write(data)
+        else:
+            self.line.control(data)
 
-    def send_frame(self, data: bytes) -> None:
+    def tell(self, data: bytes, about: str) -> None:
+        """Send a frame of messages, which faults may hit."""
+        if self.line is None:
+            self.write(data)
+        else:
+            self.line.message(data, about)
+
+    def write(self, data: bytes) -> None:
         if self.dropped or self.transport.is_closing():
             return
         self.transport.write(data)
@@ -401,7 +414,7 @@ class Feed:
                         rows.append(row)
                     data = joined[codec, part] = frame(codec.opcode, codec.array(rows))
                 before = now_ns()
-                session.send_frame(data)
+                session.tell(data, self.path)
                 self.stamps.add(self.path, events[part[0]][2], events[part[-1]][2], len(part),
                                 before, now_ns())
                 self.sent += len(part)
@@ -422,18 +435,25 @@ class Updates:
 
     def __init__(self) -> None:
         self.sessions: list[UpdateSession] = []
+        self.chaos: Chaos | None = None
 
     def publish(self, data: dict[str, Any]) -> None:
         listening = [s for s in self.sessions if s.listening]
         if listening:
+            if self.chaos is not None:
+                data = self.chaos.update(data)
             body = {"stream": "trade_updates", "data": data}
-            encoded = {o: o.encode(body) for o in {s.codec for s in listening}}
+            encoded = {o: frame(UpdateSession.opcode, o.encode(body))
+                       for o in {s.codec for s in listening}}
+            about = f"{data['event']} {data['order']['client_order_id']}"
             for session in listening:
-                session.send(encoded[session.codec])
+                session.tell(encoded[session.codec], about)
 
 
 class UpdateSession(Session):
     """A client of ``/stream``: replies are BINARY frames with JSON, or MessagePack if asked."""
+
+    opcode = Packed.opcode
 
     def __init__(self, request: web.Request, socket: web.WebSocketResponse, codec: Codec,
                  buffer: int) -> None:
@@ -493,6 +513,7 @@ class Sockets:
         self.buffer, self.message = buffer, message
         self.symbols, self.updates_limit = symbols, updates_limit
         self.open: set[Session] = set()
+        self.chaos: Chaos | None = None
 
     def routes(self) -> list[web.RouteDef]:
         return [*(web.get(path, self.data) for path in self.feeds),
@@ -505,14 +526,31 @@ class Sockets:
                     frame(8, WSCloseCode.GOING_AWAY.to_bytes(2, "big")))
                 session.transport.close()
 
+    def _join(self, session: Session, stream: str, path: str) -> None:
+        self.open.add(session)
+        if self.chaos is not None:
+            session.line = Line(self.chaos, stream, path, session, frame)
+            self.chaos.lines.add(session.line)
+
+    def _part(self, session: Session) -> None:
+        self.open.discard(session)
+        if self.chaos is not None and session.line is not None:
+            self.chaos.lines.discard(session.line)
+
+    @staticmethod
+    def _too_many() -> web.Response:
+        return web.json_response({"code": 42910000, "message": "too many connections"}, status=429)
+
     # ------------------------------------------------------------ market data
 
-    async def data(self, request: web.Request) -> web.WebSocketResponse:
+    async def data(self, request: web.Request) -> web.StreamResponse:
         feed = self.feeds[request.path]
+        if self.chaos is not None and self.chaos.refuses("data", feed.path):
+            return self._too_many()
         socket = web.WebSocketResponse(compress=False, max_msg_size=self.message)
         await socket.prepare(request)
         session = DataSession(request, socket, codec_of(request), self.buffer, feed)
-        self.open.add(session)
+        self._join(session, "data", feed.path)
         clean = False
         try:
             session.control(T="success", msg="connected")
@@ -533,7 +571,7 @@ class Sockets:
             if ending and not socket.closed:    # refused: time to read why, then close
                 await asyncio.sleep(self.linger)
         finally:
-            self.open.discard(session)
+            self._part(session)
             if session in feed.sessions:
                 feed.sessions.remove(session)
             if session.authenticated:
@@ -558,7 +596,7 @@ class Sockets:
         if self.symbols and feed.path == "/v2/sip":
             session.error(409)
             return True
-        if feed.slots:
+        if feed.slots or (self.chaos is not None and self.chaos.full(feed.path)):
             session.error(406)
             return True
         feed.slots += 1
@@ -599,13 +637,13 @@ class Sockets:
     # ------------------------------------------------------------ trade updates
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        if self.updates_limit and len(self.updates.sessions) >= self.updates_limit:
-            return web.json_response({"code": 42910000, "message": "too many connections"},
-                                     status=429)
+        if (self.updates_limit and len(self.updates.sessions) >= self.updates_limit) or (
+                self.chaos is not None and self.chaos.refuses("updates", request.path)):
+            return self._too_many()
         socket = web.WebSocketResponse(compress=False, max_msg_size=self.message)
         await socket.prepare(request)
         session = UpdateSession(request, socket, codec_of(request), self.buffer)
-        self.open.add(session)
+        self._join(session, "updates", "/stream")
         self.updates.sessions.append(session)
         try:
             deadline = asyncio.get_running_loop().time() + self.auth_timeout
@@ -622,7 +660,7 @@ class Sockets:
             if refused and not socket.closed:
                 await asyncio.sleep(self.linger)
         finally:
-            self.open.discard(session)
+            self._part(session)
             self.updates.sessions.remove(session)
         if not session.dropped:
             await socket.close()
