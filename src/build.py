@@ -88,7 +88,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
            strategies: Callable[[], list[Strategy]] | None = None,
            wire: Callable[[list[Stage]], Wire] | None = None,
            source: Callable[[], Source] | None = None,
-           board: Board | None = None, gate: Mapping[str, Any] | None = None) -> list[Stage]:
+           board: Board | None = None, gate: Mapping[str, Any] | None = None,
+           durable: bool = False) -> list[Stage]:
     """Make the stages *names*, in that order.
 
     Parameters
@@ -107,6 +108,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
         Where ledger and risk show what they have.
     gate : mapping, optional
         What runs before left of the gate: arguments of ``Risk.restore`` without the time.
+    durable : bool
+        An order waits until a journal has on disk what led to it.
     """
     out: list[Stage] = []
     need = _needed
@@ -150,7 +153,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
                                  [need(links.producer(f"gateway.{to}"))
                                   for to in ("risk", "ledger", "signal")],
                                  Orders(), wire(out), **common,
-                                 max_age=config.gateway.max_age)
+                                 max_age=config.gateway.max_age,
+                                 durable=topology.INDEX["risk"] if durable else -1)
         elif name == "updates":
             stage = UpdatesStage(need(links.producer("updates.gateway")), **common)
         elif name == "ledger":

@@ -94,10 +94,11 @@ class Journal:
             raise DiskError(f"journal {directory}: {e.strerror}") from None
         try:
             self._resume(durable)
-            while self.replenish() and self.spares < spares:
+            while self.spares < spares and self._make():
                 pass
             if self._fd < 0:
-                self.roll()
+                if not self.roll():
+                    raise DiskError(f"journal {self.trouble}")
                 self.replenish()
         except BaseException:
             self._close()
@@ -123,8 +124,9 @@ class Journal:
 
     def replenish(self) -> bool:
         """Make one more spare if there are too few; whether there are enough or one was made."""
-        if self.spares >= self.target:
-            return True
+        return self.spares >= self.target or self._make()
+
+    def _make(self) -> bool:
         known = {p.name for p in self._spares}
         path = self.directory / next(n for i in range(self.target + 1)
                                      if (n := f"spare-{i}") not in known)
@@ -156,7 +158,7 @@ class Journal:
         """
         self._alive()
         assert not self._filled, "a group lies in one segment"
-        if not self._spares and not self.replenish():
+        if not self._spares and not self._make():
             return False
         spare = self._spares[0]
         path = self.directory / segment.name(self.number + 1)
