@@ -150,7 +150,7 @@ def recover(run_dir: RunDir, conninfo: str, config: Config, say: Callable[[str],
     """
     from hftpipe.journal.write import Journal
     left = process.find_leftovers(run_dir)
-    base = journal_base(config, run_dir)
+    base = runs.base(config.journal.directory, run_dir.path)
     if left is not None:
         names = set(left.links)
         control = shm.control(left.run.run) if "control" in names else None
@@ -176,11 +176,6 @@ def recover(run_dir: RunDir, conninfo: str, config: Config, say: Callable[[str],
         if not place.stored and place.begun and place.meta()["run_dir"] == str(run_dir.path):
             _store(place, conninfo, say)
     runs.expire(base, config.journal.retain / 1e9)
-
-
-def journal_base(config: Config, run_dir: RunDir) -> Path:
-    """The directory below which each run has its journal."""
-    return Path(config.journal.directory or run_dir.path / "journal")
 
 
 def _store(place: runs.Place, conninfo: str, say: Callable[[str], None]) -> None:
@@ -216,7 +211,7 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
              rate: float | None,
              say: Callable[[str], None], live: Callable[[dict[str, Any]], None] | None,
              logger: Any, server: Postgres | None) -> Outcome:
-    base = journal_base(config, run_dir)
+    base = runs.base(config.journal.directory, run_dir.path)
     info = {"config": digest, "journal": str(base), "instruments": [
         [row["symbol"].decode(), int(row["tick"]), int(row["lot"])] for row in table]}
     run, control, segments = process.create_run(

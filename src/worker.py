@@ -621,16 +621,22 @@ class Tap:
         return len(self._link)
 
 
+def behind(marks: Mapping[int, int], last: Mapping[int, int]) -> dict[int, int]:
+    """Sequence number of each stream up to which both PostgreSQL and a recording have it.
+
+    *last* has identities.  A store that was killed between a commit and the recording left the
+    recording behind.
+    """
+    return {s: min(n, schema.split_event(last.get(s, 0))[1]) for s, n in marks.items()}
+
+
 def store(context: Context) -> Exit:
     """The journal into PostgreSQL until it has ended and nothing is left."""
     from hftpipe.journal.read import Reader
     from hftpipe.store.writer import StoreWriter, Totals
 
     def start() -> dict[int, int]:
-        """What need not be read again: what PostgreSQL has, and the recording if there is one."""
-        marks = out.totals.by_stream
-        last = {} if writer is None else writer.last
-        return marks if writer is None else {s: min(n, last.get(s, 0)) for s, n in marks.items()}
+        return out.totals.by_stream if writer is None else behind(out.totals.by_stream, writer.last)
 
     reader = Reader(journal_directory(context), context.run.run, topology.stored(),
                     context.control.durable, start)

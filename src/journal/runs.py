@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -113,6 +114,11 @@ def layouts() -> dict[str, Any]:
     """Fingerprint of everything that a journal holds."""
     return {r.name: f"{r.fingerprint:016x}"
             for r in (schema.ENVELOPE, *schema.SLOTS, *schema.BODIES.values())}
+
+
+def base(directory: str, run_dir: str | os.PathLike[str]) -> Path:
+    """Below which each run has its journal: the configured *directory* or one in *run_dir*."""
+    return Path(directory or os.path.join(run_dir, "journal"))
 
 
 def place(base: Path, run: int) -> Place:
