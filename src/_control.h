@@ -11,8 +11,9 @@
 #define CONTROL_MAGIC UINT64_C(0x326c727463706668) /* b"hfpctrl2" */
 
 enum {
-  CONTROL_VERSION = 4,
+  CONTROL_VERSION = 5,
   CONTROL_STAGES = 16,
+  CONTROL_STREAMS = 16, /* words for durable sequences, by HP_STREAM_* */
   CONTROL_HEADER_SIZE = 12288,
   CONTROL_COUNTERS = 64, /* words kept for counters, of which HP_METRIC_COUNT are used */
   CONTROL_HISTOGRAMS = 12,
@@ -70,6 +71,7 @@ typedef struct {
   uint64_t cancel_epoch;     /* the last halt that asked for every open order to be cancelled */
   uint64_t flatten_epoch;    /* the last halt that asked for every position to be closed */
   uint64_t _pad3[13];
+  uint64_t durable[CONTROL_STREAMS]; /* on the next ones; [0]: records of all streams (C5) */
   uint64_t text_seq;         /* seqlock: texts written (C3) */
   uint64_t text_size[2];     /* bytes */
   uint64_t text[2][TEXT_SIZE / 8]; /* JSON: profile, symbols, last halt and resume with reason, who */
@@ -102,6 +104,7 @@ _Static_assert(sizeof(control_header_t) <= CONTROL_HEADER_SIZE, "control header"
 _Static_assert(offsetof(control_header_t, halt_epoch) == 128, "halt_epoch: on a line pair of its own");
 _Static_assert(offsetof(control_header_t, armed_epoch) == 256, "armed_epoch: on the next one");
 _Static_assert(offsetof(control_header_t, stop) == 384, "stop: on the next one");
+_Static_assert(offsetof(control_header_t, durable) == 512, "durable: on the next one");
 _Static_assert(sizeof(stage_block_t) % 64 == 0, "stage block: whole lines");
 _Static_assert(sizeof(strategy_block_t) % 64 == 0, "strategy block: whole lines");
 

@@ -15,6 +15,7 @@ Who writes what
     header.stop                 everybody: CONTROL_*, only ever upwards
     header.cancel_epoch         everybody: raised to the halt whose maker also wants every open
     header.flatten_epoch        order cancelled, every position closed; the guardian reads them
+    header.durable              the journal
     header.text                 the supervisor and the CLI under the operator lock, seqlock
     stage block                 that stage only; counters and buckets relaxed, heartbeat release
     strategy block              the signal stage, every few milliseconds, relaxed; its name last
@@ -29,6 +30,10 @@ Invariants
         half, then counts: killed in the middle, it leaves the last text readable.
     C4  The page names its own counters, histograms and strategies' figures: a tool of another
         version reads it.
+    C5  durable[s] is the sequence number up to which the journal has the events of stream s on
+        disk, durable[0] the number of records of all streams that are.  They only grow, and
+        durable[0] is written before the others: a journal that is started again finds there
+        at least what anybody was told.
 """
 from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int64_t, uint64_t
@@ -40,6 +45,7 @@ cdef extern from "_control.h" nogil:
     enum:
         CONTROL_VERSION
         CONTROL_STAGES
+        CONTROL_STREAMS
         CONTROL_HEADER_SIZE
         CONTROL_COUNTERS
         CONTROL_HISTOGRAMS
@@ -93,6 +99,7 @@ cdef extern from "_control.h" nogil:
         uint64_t stop
         uint64_t cancel_epoch
         uint64_t flatten_epoch
+        uint64_t durable[16]
         uint64_t text_seq
         uint64_t text_size[2]
         uint64_t text[2][448]

@@ -23,6 +23,7 @@ if (<int>HP_METRIC_COUNT > <int>CONTROL_COUNTERS
 
 SIZE = CONTROL_SIZE
 STAGES = CONTROL_STAGES
+STREAMS = CONTROL_STREAMS
 STRATEGIES = CONTROL_STRATEGIES
 TEXT_BYTES = TEXT_SIZE
 BUCKETS = HISTOGRAM_BUCKETS
@@ -308,6 +309,20 @@ cdef class Control:
             raise ValueError(f"stop must be 0, 1 or 2, was {level}")
         while now < level and not hp_compare_swap(&self.header.stop, now, level):
             now = hp_load_acquire(&self.header.stop)
+
+    # ------------------------------------------------------------ what is on disk
+
+    def durable(self, int stream=0) -> int:
+        """Sequence number up to which the events of *stream* are on disk; 0: records of all."""
+        if not 0 <= stream < CONTROL_STREAMS:
+            raise IndexError(f"stream must be below {CONTROL_STREAMS}, was {stream}")
+        return hp_load_acquire(&self.header.durable[stream])
+
+    def set_durable(self, int stream, uint64_t seq):
+        """Say so; the journal alone does."""
+        if not 0 <= stream < CONTROL_STREAMS:
+            raise IndexError(f"stream must be below {CONTROL_STREAMS}, was {stream}")
+        hp_store_release(&self.header.durable[stream], seq)
 
     # ------------------------------------------------------------ text
 

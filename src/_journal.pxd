@@ -2,7 +2,7 @@
 
 Bytes of a segment::
 
-      0  magic u64, version u32, crc u32, run u64, index u64, first u64, size u64     once
+      0  header: src/journal/segment.py                                               once
    4096  record, record, ... , zeros to the end
 
     record   crc u32, size u16, pad u16, number u64, group u64, then slot[8:size]

@@ -1444,6 +1444,14 @@ enum {
   HP_METRIC_FLAT_EPOCH, /* hftpipe_flat_epoch: Last halt whose closing of all positions is over. */
   HP_METRIC_ALERTS_SENT, /* hftpipe_alerts_sent_total: Notifications delivered. */
   HP_METRIC_ALERTS_FAILED, /* hftpipe_alerts_failed_total: Notifications given up. */
+  HP_METRIC_JOURNAL_RECORDS, /* hftpipe_journal_records_total: Records on disk in the journal. */
+  HP_METRIC_JOURNAL_BYTES, /* hftpipe_journal_bytes_total: Bytes of records written to it. */
+  HP_METRIC_JOURNAL_COMMITS, /* hftpipe_journal_commits_total: Group commits. */
+  HP_METRIC_JOURNAL_LAG, /* hftpipe_journal_lag: Events in store links that are not on disk yet. */
+  HP_METRIC_JOURNAL_SEGMENTS, /* hftpipe_journal_segments: Segments that hold records. */
+  HP_METRIC_JOURNAL_SPARES, /* hftpipe_journal_spares: Segments made ahead; at one, trading halts. */
+  HP_METRIC_JOURNAL_STORED, /* hftpipe_journal_stored: Records up to which PostgreSQL has every one. */
+  HP_METRIC_REALTIME, /* hftpipe_realtime: 1 while the process has real-time priority. */
   HP_METRIC_COUNT
 };
 enum {
@@ -1457,6 +1465,7 @@ enum {
   HP_HISTOGRAM_SEND, /* hftpipe_send_seconds: The send() call itself. */
   HP_HISTOGRAM_ORDER_TO_ACK, /* hftpipe_order_to_ack_seconds: Request handed to the socket to its answer. */
   HP_HISTOGRAM_ORDER_TO_FILL, /* hftpipe_order_to_fill_seconds: Request handed to the socket to the first fill. */
+  HP_HISTOGRAM_JOURNAL_COMMIT, /* hftpipe_journal_commit_seconds: One group of records written and on disk. */
   HP_HISTOGRAM_COUNT
 };
 enum {

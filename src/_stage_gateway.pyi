@@ -13,5 +13,5 @@ class GatewayStage(Stage):
     def __init__(
         self, orders: Ring, updates: Ring, outputs: Sequence[Ring], table: Orders, wire: Wire,
         store: Ring | None = None, control: Control | None = None, index: int = 4,
-        max_age: int = 1_000_000_000, max_unknown: int = 0,
+        max_age: int = 1_000_000_000, max_unknown: int = 0, durable: int = -1,
     ) -> None: ...

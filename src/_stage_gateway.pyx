@@ -1,23 +1,24 @@
 """The gateway stage: orders to the venue, its answers to everybody."""
 from libc.string cimport memset
 
-from ._atomic cimport hp_load_acquire, hp_store_release
+from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_release
 from ._clock cimport clock_now
-from ._control cimport Control, control_armed, control_count, control_set, histogram_record
+from ._control cimport (
+    CONTROL_STREAMS, Control, control_armed, control_count, control_set, histogram_record)
 from ._order cimport order_apply, order_ended, order_find, order_new, order_step, order_t
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
 from ._schema cimport (
     HP_ACTION_CANCEL, HP_ACTION_DENIED, HP_ACTION_NEW, HP_HISTOGRAM_GATEWAY,
     HP_HISTOGRAM_ORDER_TO_ACK, HP_HISTOGRAM_ORDER_TO_FILL, HP_HISTOGRAM_SEND,
     HP_HISTOGRAM_TICK_TO_ORDER, HP_METRIC_ACK_EPOCH, HP_METRIC_CREDIT_STALLS, HP_METRIC_DROPS,
-    HP_METRIC_FILLS, HP_METRIC_ORDERS_DROPPED, HP_METRIC_ORDERS_OPEN, HP_METRIC_ORDERS_REJECTED,
-    HP_METRIC_ORDERS_SENT, HP_METRIC_ORDERS_UNKNOWN, HP_METRIC_RECORDS_IN,
-    HP_ORDER_EVENT_CANCEL_REJECTED, HP_ORDER_EVENT_CANCEL_SENT, HP_ORDER_EVENT_DENIED,
-    HP_ORDER_EVENT_DROPPED, HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_PARTIAL_FILL,
+    HP_METRIC_EVENTS_STORED, HP_METRIC_FILLS, HP_METRIC_ORDERS_DROPPED, HP_METRIC_ORDERS_OPEN,
+    HP_METRIC_ORDERS_REJECTED, HP_METRIC_ORDERS_SENT, HP_METRIC_ORDERS_UNKNOWN,
+    HP_METRIC_RECORDS_IN, HP_ORDER_EVENT_CANCEL_REJECTED, HP_ORDER_EVENT_CANCEL_SENT,
+    HP_ORDER_EVENT_DENIED, HP_ORDER_EVENT_DROPPED, HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_PARTIAL_FILL,
     HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_SENT, HP_ORDER_EVENT_UNKNOWN, HP_ORDER_STATE_CREATED,
     HP_ORDER_STATE_DROPPED, HP_ORDER_STATE_FREE, HP_ORDER_STATE_SENT, HP_REASON_BUSY,
     HP_REASON_DISCONNECTED, HP_REASON_EXPIRED, HP_REASON_HALTED, HP_REASON_LIMITS, HP_REASON_NONE,
-    HP_REASON_TABLE_FULL, HP_REASON_TOKEN, HP_RECORD_ORDER_EVENT)
+    HP_REASON_TABLE_FULL, HP_REASON_TOKEN, HP_RECORD_ORDER_EVENT, HP_SEQ_BITS, HP_STREAM_RISK)
 from ._stage cimport hp_copy_words, stage_end, store_credit, store_next, store_put
 from ._token cimport token_of
 from ._wire cimport WIRE_BUSY, WIRE_SENT
@@ -44,11 +45,14 @@ cdef class GatewayStage(Stage):
         An order older than this, counted from its tick, is dropped.
     max_unknown : int
         With more orders without an answer than this, trading halts; 0 = no limit.
+    durable : int, default -1
+        Block of the risk stage: an order is sent when the journal has its intent and its verdict
+        on disk (``durability = "host"``).  -1: as soon as they are in the store links.
     """
 
     def __init__(self, orders, updates, outputs, Orders table not None, Wire wire not None,
                  store=None, Control control=None, int index=4, int64_t max_age=1_000_000_000,
-                 uint64_t max_unknown=0):
+                 uint64_t max_unknown=0, int durable=-1):
         self._setup("gateway", control, index, store, schema.STREAM.GATEWAY, schema.STORED)
         self.orders = stage_end(self._keep, orders, schema.ORDER, False)
         self.updates = stage_end(self._keep, updates, schema.UPDATE, False)
@@ -59,6 +63,10 @@ cdef class GatewayStage(Stage):
             self.outputs[i] = stage_end(self._keep, ring, schema.ORDER_EVENT, True)
         self.table, self.wire, self.max_age = table, wire, max_age
         self.max_unknown = max_unknown
+        if durable >= 0:
+            if control is None:
+                raise ValueError("an order can wait for the disk only with a control page")
+            self.risk = control.block(durable)
 
     cdef uint64_t _credit(self) noexcept nogil:
         """Order events there is room for on every output."""
@@ -148,6 +156,19 @@ cdef class GatewayStage(Stage):
         # A halt and its resume between verdict and send change the epoch: refused too.
         return HP_REASON_TOKEN
 
+    cdef bint _durable(self, const hp_order_t *o) noexcept nogil:
+        """Whether what led to *o* is on disk, as far as it must be."""
+        cdef uint64_t stream = o.order >> HP_SEQ_BITS
+        if self.risk == NULL:
+            return True
+        if self.waiting != o.order:     # risk counts what it stores before it passes it on
+            self.waiting = o.order
+            self.verdict = hp_load_relaxed(&self.risk.counters[HP_METRIC_EVENTS_STORED])
+        return (stream < CONTROL_STREAMS
+                and hp_load_acquire(&self.header.durable[stream])
+                >= o.order & (((<uint64_t>1) << HP_SEQ_BITS) - 1)
+                and hp_load_acquire(&self.header.durable[HP_STREAM_RISK]) >= self.verdict)
+
     cdef int _order(self, const hp_order_t *o) noexcept nogil:
         """Send or refuse one order; 0 = not now."""
         cdef order_t *order
@@ -185,6 +206,8 @@ cdef class GatewayStage(Stage):
             if order_step(&self.table.o, o.order, kind, HP_REASON_NONE, &e):
                 self._emit(&e, clock_now(), o.ts_recv + o.hop)
             return 1
+        if reason == HP_REASON_NONE and not self._durable(o):
+            return 0
         if order == NULL:
             if reason == HP_REASON_NONE:
                 order = order_new(&self.table.o, o)

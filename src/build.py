@@ -89,7 +89,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
            strategies: Callable[[], list[Strategy]] | None = None,
            wire: Callable[[list[Stage]], Wire] | None = None,
            source: Callable[[], Source] | None = None,
-           board: Board | None = None, gate: Mapping[str, Any] | None = None) -> list[Stage]:
+           board: Board | None = None, gate: Mapping[str, Any] | None = None,
+           durable: bool = False) -> list[Stage]:
     """Make the stages *names*, in that order.
 
     Parameters
@@ -108,6 +109,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
         Where ledger and risk show what they have.
     gate : mapping, optional
         What runs before left of the gate: arguments of ``Risk.restore`` without the time.
+    durable : bool
+        An order waits until a journal has on disk what led to it.
     """
     out: list[Stage] = []
     need = _needed
@@ -154,7 +157,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
                                     if ring is not None],
                                  Orders(), wire(out), **common,
                                  max_age=config.gateway.max_age,
-                                 max_unknown=config.gateway.max_unknown)
+                                 max_unknown=config.gateway.max_unknown,
+                                 durable=topology.INDEX["risk"] if durable else -1)
         elif name == "updates":
             stage = UpdatesStage(need(links.producer("updates.gateway")),
                                  links.consumer("gateway.updates"), **common)

@@ -191,6 +191,31 @@ def duration(low: str, high: str) -> Kind:
                 _show_duration)
 
 
+SIZES = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def size(low: str, high: str) -> Kind:
+    """A size with its unit, such as "64MiB"; becomes bytes."""
+    def parse(value: Any) -> int:
+        match = re.fullmatch(r"(\d{1,9}) ?(KiB|MiB|GiB)", _text_of(value))
+        if not match:
+            raise ValueError
+        return int(match[1]) * SIZES[match[2]]
+
+    floor, ceiling = parse(low), parse(high)
+
+    def read(value: Any) -> int:
+        found = parse(value)
+        if not floor <= found <= ceiling:
+            raise ValueError
+        return found
+
+    def show(count: int) -> str:
+        unit = next(u for u in ("GiB", "MiB", "KiB") if count % SIZES[u] == 0)
+        return f'"{count // SIZES[unit]}{unit}"'
+    return Kind(f'a size from "{low}" to "{high}" with its unit (KiB MiB GiB)', read, show)
+
+
 def rate(low: int, high: int) -> Kind:
     """So many per minute: "150/min", "3/s", or the number per minute."""
     def read(value: Any) -> int:
@@ -631,6 +656,24 @@ class Store:
 
 
 @dataclass(frozen=True)
+class Journal:
+    """Where events are before PostgreSQL has them."""
+
+    durability: str = option(
+        text("process", "host", ""), "",
+        'What an order waits for: "process" = its intent is in shared memory, which survives every '
+        'process; "host" = it is on disk; "" means host on a live account, process otherwise.')
+    directory: str = option(text(), "", "Where the journals are; empty = journal in the run "
+                                        "directory.")
+    segment: int = option(size("1MiB", "4GiB"), "64MiB", "Size of one file, reserved beforehand.")
+    spares: int = option(whole(2, 64), 2, "Files reserved ahead; trading halts when one is left.")
+    retain: int = option(duration("0s", "87600h"), "1h",
+                         "How long a file is kept that PostgreSQL has.")
+    priority: int = option(whole(0, 99), 50,
+                           "Real-time priority of its process, where permitted; 0 = none.")
+
+
+@dataclass(frozen=True)
 class Observe:
     """What others may see."""
 
@@ -877,6 +920,7 @@ class Config:
     account: Account = Account()
     fees: Fees = Fees()
     store: Store = Store()
+    journal: Journal = Journal()
     observe: Observe = Observe()
     path: Path | None = dataclasses.field(default=None, compare=False)
     origin: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
@@ -934,7 +978,7 @@ def _dump(config: Config) -> Iterator[str]:
 
     yield from keys(config)
     for name in ("venue", "layout", "features", "session", "analyst", "exits", "gateway", "halt",
-                 "account", "fees", "store", "observe"):
+                 "account", "fees", "store", "journal", "observe"):
         yield f"\n[{name}]"
         yield from keys(getattr(config, name))
     for name in ("pin", "capacity"):
@@ -1247,7 +1291,7 @@ def _build(tree: dict[str, Any], path: Path | None) -> Config:
     for name, cls in (("venue", Venue), ("layout", Layout), ("features", Features),
                       ("session", Session), ("analyst", Analyst), ("exits", Exits),
                       ("gateway", Gateway), ("halt", Halt), ("account", Account), ("fees", Fees),
-                      ("store", Store), ("observe", Observe)):
+                      ("store", Store), ("journal", Journal), ("observe", Observe)):
         values[name] = reader.section(cls, tree.get(name, {}), name)
     layout = tree.get("layout", {})
     values["layout"] = dataclasses.replace(
@@ -1337,7 +1381,16 @@ def _profile(config: Config, reader: _Reader) -> Config:
         # The processes of a run are told the configuration, not where its file is.
         analyst = dataclasses.replace(
             analyst, history=str(config.path.parent / Path(analyst.history).expanduser()))
-    return dataclasses.replace(config, venue=venue, session=session, analyst=analyst)
+    journal = config.journal
+    if not journal.durability:
+        journal = dataclasses.replace(
+            journal, durability="host" if profile == "live" else "process")
+        reader.origin["journal.durability"] = f"profile {profile}"
+    if journal.directory and config.path is not None:
+        journal = dataclasses.replace(
+            journal, directory=str(config.path.parent / Path(journal.directory).expanduser()))
+    return dataclasses.replace(config, venue=venue, session=session, analyst=analyst,
+                               journal=journal)
 
 
 def _host(address: str) -> str:
@@ -1463,6 +1516,8 @@ SECTIONS: tuple[tuple[str, type, str], ...] = (
     ("fees", Fees, "What trading costs, as the ledger books it: each fill exactly, rounded up to "
                    "1e-9 of the currency."),
     ("store", Store, "Where events are kept."),
+    ("journal", Journal, "Where events are on disk before PostgreSQL has them; see "
+                         "[journal.md](journal.md)."),
     ("observe", Observe, "What others may see."),
 )
 

@@ -62,6 +62,10 @@ class DataError(ConfigError):
     """A recording or message is malformed or truncated."""
 
 
+class DiskError(HftpipeError):
+    """The disk refused what must not be lost; nobody may go on as if it had taken it."""
+
+
 class TlsError(HftpipeError):
     """The peer's certificate is not believed, or it does not speak TLS as it must."""
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hftpipe import (
@@ -25,7 +26,16 @@ from hftpipe import (
 )
 from hftpipe._stage_figure import FigureStage
 from hftpipe.desk import Desk, Request
-from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError, MismatchError
+from hftpipe.errors import (
+    ConfigError,
+    DeadlineError,
+    DiskError,
+    Exit,
+    HftpipeError,
+    MismatchError,
+)
+from hftpipe.journal import runs
+from hftpipe.journal.drain import Drain
 from hftpipe.limits import DECIMAL, LIMITS, OFF, parse_limits
 from hftpipe.officer import Officer
 from hftpipe.process import Child, Supervisor
@@ -127,7 +137,7 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
             applied = migrate.migrate(conninfo)
             if applied:
                 say(f"migrate   {len(applied)} applied, up to {applied[-1].name}")
-            recover(run_dir, conninfo, say)
+            recover(run_dir, conninfo, config, say)
             return _execute(config, digest, plan, run_dir, conninfo, table, halted, seconds, path,
                             seed, rate, chaos, say, live, logger, server)
     finally:
@@ -136,29 +146,67 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
         run_dir.unlock()
 
 
-def recover(run_dir: RunDir, conninfo: str, say: Callable[[str], None]) -> None:
-    """Store what a killed run left in its rings, then remove them."""
+def recover(run_dir: RunDir, conninfo: str, config: Config, say: Callable[[str], None]) -> None:
+    """Store what runs left that were killed: what is in their rings, then in their journals.
+
+    The rings are emptied into the journal first, so that it holds everything of its run.
+    """
+    from hftpipe.journal.write import Journal
     left = process.find_leftovers(run_dir)
-    if left is None:
-        return
+    base = runs.base(config.journal.directory, run_dir.path)
+    if left is not None:
+        names = set(left.links)
+        control = shm.control(left.run.run) if "control" in names else None
+        links = {
+            topology.stream(link.producer):
+                shm.ring(left.run.run, link.name, schema.BY_NAME[link.record], producer=False)
+            for link in topology.LINKS if link.consumer == "store" and link.name in names}
+        place = runs.place(Path(left.run.info.get("journal", base)), left.run.run)
+        if links and (place.directory.exists() or any(map(len, links.values()))):
+            drain = Drain(Journal(place.directory, left.run.run, size=config.journal.segment,
+                                  spares=0,
+                                  durable=None if control is None else control.durable()),
+                          {s: link for s, link in links.items() if link is not None}, control)
+            while drain.lag:
+                if not drain.step() and drain.full:
+                    raise DiskError(f"journal {place.directory}: no room for what run "
+                                    f"{left.run.run:x} left: {drain.journal.trouble}")
+            drain.journal.finish()
+            _store(place, conninfo, say)
+        del links, control
+        process.discard(run_dir, left)
+    for place in runs.places(base):             # of a run that the host went down with
+        if not place.stored and place.begun and place.meta()["run_dir"] == str(run_dir.path):
+            _store(place, conninfo, say)
+    runs.expire(base, config.journal.retain / 1e9)
+
+
+def _store(place: runs.Place, conninfo: str, say: Callable[[str], None]) -> None:
+    """Have PostgreSQL get what it lacks of a journal whose run has ended; all that is damaged
+    stops it."""
+    from hftpipe.journal.read import Reader
+    from hftpipe.journal.write import Journal
     from hftpipe.store import writer
-    names = set(left.links)
-    control = shm.control(left.run.run) if "control" in names else None
-    links = {
-        topology.stream(link.producer):
-            shm.ring(left.run.run, link.name, schema.BY_NAME[link.record], producer=False)
-        for link in topology.LINKS if link.consumer == "store" and link.name in names}
-    rows = 0
-    if links:
-        info = left.run.info
-        offset = control.utc_offset if control is not None else int(info.get("utc_offset", 0))
-        totals = writer.recover(links, conninfo, writer.Run(
-            left.run.run, offset, left.run.profile,
-            tuple((str(s), int(t), int(n)) for s, t, n in info.get("instruments", ()))))
-        rows = totals.rows
-    del links, control
-    process.discard(run_dir, left)
-    say(f"recover   run {left.run.run:x} was killed: {rows} events stored from its rings")
+    meta = place.meta()
+    end = place.end()
+    if end is None:                             # the host went down with it
+        journal = Journal(place.directory, place.run, spares=0)
+        journal.finish()
+        end = journal.number, dict(enumerate(journal.last))
+    number, last = end
+    if number:
+        totals: list[writer.Totals] = []
+        reader = Reader(place.directory, place.run, topology.stored(),
+                        lambda stream: last.get(stream, 0) if stream else number,
+                        lambda: totals[0].by_stream)
+        found = writer.recover(reader.links, conninfo, writer.Run(
+            place.run, int(meta["utc_offset"]), str(meta["profile"]),
+            tuple((row["symbol"], int(row["tick"]), int(row["lot"]))
+                  for row in meta["instruments"])), begun=totals.append)
+        reader.close()
+        say(f"recover   run {place.run:x} was killed: {found.rows} events stored from its rings "
+            "and journal")
+    place.mark_stored()
 
 
 def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo: str, table: Any,
@@ -166,7 +214,8 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
              rate: float | None, chaos: str | None,
              say: Callable[[str], None], live: Callable[[dict[str, Any]], None] | None,
              logger: Any, server: Postgres | None) -> Outcome:
-    info = {"config": digest, "instruments": [
+    base = runs.base(config.journal.directory, run_dir.path)
+    info = {"config": digest, "journal": str(base), "instruments": [
         [row["symbol"].decode(), int(row["tick"]), int(row["lot"])] for row in table]}
     run, control, segments = process.create_run(
         run_dir, plan, profile=config.profile, info=info, instruments=len(table),
@@ -175,13 +224,16 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
     logger = log.setup("supervisor", run=run.run, directory=run_dir.logs,
                        level=config.observe.log_level, stream=None)
     supervisor = Supervisor(run_dir, run, control, segments, logger)
+    place = runs.place(base, run.run)
     opened = contextlib.ExitStack()
     try:
         with supervisor:
             venue = _venue(supervisor, config, plan, run_dir, seed, rate, chaos)
             say(f"venue     {venue['rest']}")
             left = _gate_state(conninfo, run.run, config, say)
-            private = {"conninfo": conninfo, "venue": venue, "gate": left,
+            place.describe(run_dir=str(run_dir.path), utc_offset=control.utc_offset,
+                           profile=config.profile, table=table, toml=worker.shared_config(config))
+            private = {"conninfo": conninfo, "venue": venue, "gate": left, "journal": str(base),
                        "config": worker.shared_config(config), "record": record,
                        guardian.NAME: {**dataclasses.asdict(config.halt),
                                        **{k: limit if limit != OFF else 0
@@ -229,6 +281,8 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
             (run_dir.path / worker.PRIVATE).unlink()
     out = Outcome(supervisor.code, supervisor.cause)
     if supervisor.drained:
+        place.mark_stored()
+        runs.expire(base, config.journal.retain / 1e9, keep=run.run)
         out.summary = summary(control, str(private["conninfo"]), run.run, config)
         if not out.summary["verified"]:
             raise MismatchError("stored rows differ from the events recorded: "

@@ -6,6 +6,9 @@ What happens when
   the others are told to drain, the store empties its rings, the run ends with a non-zero code.
   ``updates`` counts among them: without it nobody knows what became of our orders, and its events
   are numbered by the process that made them, so a second one could not go on where it stopped;
+* the **journal** is killed: it is started again in place and goes on where it was; meanwhile the
+  store links hold what comes.  One that ends by itself had a reason (the disk, damage) that a
+  second one would only repeat: trading halts and the run ends.  One that hangs halts trading too;
 * a **cold** child dies (store, monitor, analyst): it is started again in place, at most
   :attr:`Child.restarts` times; the store's rings hold what it has not written.  A store that keeps
   dying stops the run, a monitor or an analyst that does is left out: figures that are too old
@@ -185,6 +188,7 @@ class Child:
     fatal: bool = True                  # its death stops the run
     needed: bool = True                 # the run stops when its restarts are used up
     restarts: int = 3                   # of a child that is not fatal
+    final: bool = False                 # restarted only when killed: what it says itself stands
     # PIPELINE drains first, then STORE; GUARD ends by itself or is left, then SERVICE ends.
     phase: int = PIPELINE
     env: Mapping[str, str] = field(default_factory=dict)    # over the supervisor's
@@ -193,12 +197,17 @@ class Child:
     @classmethod
     def of(cls, process: Process, argv: Sequence[str], **options: Any) -> Child:
         """The child for a planned process."""
-        phase = (STORE if "store" in process.stages else
+        phase = (STORE if process.stages in (("store",), ("journal",)) else
                  SERVICE if process.stages == ("monitor",) else
                  GUARD if process.stages == ("guardian",) else PIPELINE)
         return cls(process.name, tuple(argv), process.indices, process.affinity, process.fatal,
                    needed=process.stages not in (("monitor",), ("analyst",)), phase=phase,
-                   **options)
+                   final=process.stages == ("journal",), **options)
+
+    def again(self, code: int, restarts: int) -> bool:
+        """Whether it is started again in place after it ended with *code* (0: never)."""
+        return (not self.fatal and restarts < self.restarts
+                and (code < 0 or not self.final))
 
 
 def stage_argv(run_dir: RunDir, process: str) -> tuple[str, ...]:
@@ -313,6 +322,7 @@ class Supervisor:
         self.drained = False                # whether everything that was made is stored
         self._segments = list(segments)
         self._children: list[_Running] = []
+        self._store_codes: dict[str, int] = {}      # of journal and store, as they ended last
         self._signals: list[int] = []
         self._usr1 = 0                      # SIGUSR1s that have not halted yet
         self._quiet: set[int] = set()       # stages whose missing heartbeat is known
@@ -545,31 +555,32 @@ class Supervisor:
                 running.popen.stdout.close()
                 return
 
-    def _drop(self, running: _Running, code: int) -> None:
-        """Forget a child that ended and speak for its stages."""
+    def _drop(self, running: _Running, code: int, again: bool = False) -> None:
+        """Forget a child that ended and speak for its stages; *again*: it will be back."""
         self._children.remove(running)
         running.close()
         if running.child.phase == STORE:
-            self._store_code = code
+            self._store_codes[running.child.name] = code
         for index in running.child.stages:
             block = self.control.stage(index)
             if block.state == _control.STOPPED and code == -signal.SIGTERM:
                 continue    # it had ended by itself; our signal met the interpreter on its way out
-            if block.state not in (_control.STOPPED, _control.FAILED) or code != 0:
+            if again:                           # nobody may think that nothing follows
+                block.state = _control.STARTING
+            elif block.state not in (_control.STOPPED, _control.FAILED) or code != 0:
                 block.state = _control.STOPPED if code == 0 else _control.FAILED
 
     def _on_exit(self, running: _Running, code: int) -> None:
         child = running.child
-        self._drop(running, code)
-        words = f"{child.name} died ({_cause(code)})"
         if _clock.now_ns() - running.since > FRESH:
             running.restarts = 0                # another time, another trouble
-        if not child.fatal and running.restarts < child.restarts:
+        again = child.again(code, running.restarts)
+        self._drop(running, code, again)
+        words = f"{child.name} died ({_cause(code)})"
+        if again:
             self.log.warning("restarting", child=child.name, cause=_cause(code),
                              restarts=running.restarts + 1, last=_last_line(running.log))
-            again = self._spawn(child)
-            again.restarts = running.restarts + 1
-            self._children.append(again)
+            self._respawn(running)
             return
         if not child.fatal and not child.needed:
             self.log.error("left out", child=child.name, cause=_cause(code),
@@ -579,6 +590,12 @@ class Supervisor:
         self.log.error("died", child=child.name, cause=_cause(code), last=_last_line(running.log))
         self.code = self.code or Exit.ERROR
         self.cause = self.cause or words
+
+    def _respawn(self, running: _Running) -> None:
+        """Start a child again that ended."""
+        made = self._spawn(running.child)
+        made.restarts = running.restarts + 1
+        self._children.append(made)
 
     def _heartbeats(self) -> None:
         now = _clock.now_ns()
@@ -596,9 +613,10 @@ class Supervisor:
                     self._quiet.add(index)
                     words = f"{block.name} has not beaten for {age / SECOND:.1f} s"
                     self.log.error("silent", stage=block.name, age_ns=age)
-                    if running.child.fatal:
+                    if running.child.fatal or running.child.final:
                         self.halt(words)
-                if age > self.hung and (running.child.fatal or running.child.phase == GUARD):
+                if age > self.hung and (running.child.fatal or running.child.final
+                                        or running.child.phase == GUARD):
                     self.log.error("hung", stage=block.name, age_ns=age)
                     running.kill(signal.SIGKILL)
 
@@ -697,11 +715,12 @@ class Supervisor:
             return self._quit()
         left = of(STORE)
         if left:
-            self.log.error("the store did not finish in time", seconds=self.grace)
+            self.log.error("journal or store did not finish in time", seconds=self.grace,
+                           children=[c.child.name for c in left])
             self.code = self.code or Exit.TIMEOUT
             self._kill(left)
         else:
-            self.drained = self._store_code == 0
+            self.drained = not any(self._store_codes.values())
             if not self.drained:
                 self.code = self.code or Exit.ERROR
         if self._leave_guard(self.vigil):
@@ -722,21 +741,18 @@ class Supervisor:
             running.popen.returncode = 0        # it is nobody's child from here on
         return bool(left)
 
-    _store_code = 0                             # of the last store process that ended
-
     def _wait(self, done: Callable[[], bool], deadline: int) -> bool:
         """Wait for *done* until *deadline*; True when a second signal asks to quit."""
         seen = len(self._signals)
         while not done() and _clock.now_ns() < deadline:
             for running, code in self._poll(0.01):
-                self._drop(running, code)
-                if running.child.phase in (STORE, GUARD):
-                    if code != 0 and running.restarts < running.child.restarts:
-                        self.log.warning("restarting", child=running.child.name,
-                                         cause=_cause(code), last=_last_line(running.log))
-                        again = self._spawn(running.child)
-                        again.restarts = running.restarts + 1
-                        self._children.append(again)
+                again = (running.child.phase in (STORE, GUARD) and code != 0
+                         and running.child.again(code, running.restarts))
+                self._drop(running, code, again)
+                if again:
+                    self.log.warning("restarting", child=running.child.name,
+                                     cause=_cause(code), last=_last_line(running.log))
+                    self._respawn(running)
                 if code != 0 and running.child.fatal:
                     self.log.error("died while draining", child=running.child.name,
                                    cause=_cause(code), last=_last_line(running.log))

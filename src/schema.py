@@ -984,6 +984,14 @@ METRICS = (
     Metric("flat_epoch", "gauge", "", "Last halt whose closing of all positions is over."),
     Metric("alerts_sent", "counter", "", "Notifications delivered."),
     Metric("alerts_failed", "counter", "", "Notifications given up."),
+    Metric("journal_records", "counter", "", "Records on disk in the journal."),
+    Metric("journal_bytes", "counter", "", "Bytes of records written to it."),
+    Metric("journal_commits", "counter", "", "Group commits."),
+    Metric("journal_lag", "gauge", "", "Events in store links that are not on disk yet."),
+    Metric("journal_segments", "gauge", "", "Segments that hold records."),
+    Metric("journal_spares", "gauge", "", "Segments made ahead; at one, trading halts."),
+    Metric("journal_stored", "gauge", "", "Records up to which PostgreSQL has every one."),
+    Metric("realtime", "gauge", "", "1 while the process has real-time priority."),
 )
 
 # What the page tells of each strategy, and of each member of an ensemble; the signal stage's.
@@ -1019,6 +1027,7 @@ HISTOGRAMS = (
     Metric("send", "histogram", "ns", "The send() call itself."),
     Metric("order_to_ack", "histogram", "ns", "Request handed to the socket to its answer."),
     Metric("order_to_fill", "histogram", "ns", "Request handed to the socket to the first fill."),
+    Metric("journal_commit", "histogram", "ns", "One group of records written and on disk."),
 )
 
 # What belongs to the run, and what the page keeps of every stage beside its counters.

@@ -48,6 +48,7 @@ STAGES = (
     Stage("supervisor", False, True, "Starts, watches and stops the others."),
     Stage("analyst", False, False, "Figures that risk takes from outside."),
     Stage("guardian", False, False, "Cancels at the venue when the run halts, hangs or dies."),
+    Stage("journal", False, False, "Events off the store links onto the disk."),
 )
 INDEX = {stage.name: i for i, stage in enumerate(STAGES)}
 CHAIN = tuple(s.name for s in STAGES if s.hot)      # in the order a tick passes them
@@ -58,7 +59,7 @@ class Link:
     """A ring: one producer, one consumer."""
 
     producer: str
-    consumer: str
+    consumer: str               # "store": the journal takes it off the link for the store
     record: str                 # name of a schema record
     capacity: int               # records; power of two
 
@@ -112,6 +113,12 @@ def stream(stage: str) -> int:
 def recorded() -> tuple[str, ...]:
     """Stages that store events."""
     return tuple(link.producer for link in LINKS if link.consumer == "store")
+
+
+def stored() -> dict[int, schema.Record]:
+    """Slot of every store link by the stream of its events."""
+    return {stream(link.producer): schema.BY_NAME[link.record] for link in LINKS
+            if link.consumer == "store"}
 
 
 def links(capacity: Mapping[str, int] | None = None,
@@ -405,7 +412,7 @@ def start_order(processes: Sequence[Process], joined: Iterable[Link]) -> tuple[P
                 visit(owner[link.consumer])
         out.append(process)
 
-    for root in ("guardian", "monitor", "store", "feed", "updates", *owner):
+    for root in ("guardian", "monitor", "journal", "store", "feed", "updates", *owner):
         if root in owner:
             visit(owner[root])
     # the sources last, whatever else they are fused with

@@ -39,8 +39,8 @@ PRIVATE = "private.json"        # in the run directory, 0600: what must not be i
 DRAIN_AFTER = {
     "book": ("feed",), "signal": ("book",), "risk": ("signal",), "gateway": ("risk",),
     "updates": ("gateway",), "ledger": ("gateway", "book"),
-    "store": ("feed", "book", "signal", "risk", "gateway", "updates", "ledger",
-              "analyst"),
+    "journal": ("feed", "book", "signal", "risk", "gateway", "updates", "ledger", "analyst"),
+    "store": ("journal",),
 }
 BACKLOG = 4096                  # frames a feed keeps for links without credit
 TICK = 0.02                     # s between two looks at the stop word of an asyncio process
@@ -118,6 +118,8 @@ def run(run_dir: str | os.PathLike[str], process: str) -> Exit:
         return Exit(health.monitor_main(context.run_dir, context.config.observe.prometheus))
     context.enter()
     try:
+        if context.stages == ("journal",):
+            return journal(context)
         if context.stages == ("store",):
             return store(context)
         if context.stages == ("feed",) and (
@@ -279,7 +281,8 @@ def pipeline(context: Context) -> Exit:
         context.stages, context.links, context.config, context.table, control=context.control,
         strategies=all_strategies,
         wire=lambda _: alpaca_wire(context), source=source if "feed" in context.stages else None,
-        board=context.board, gate=gate_state(context.private))
+        board=context.board, gate=gate_state(context.private),
+        durable=context.config.journal.durability == "host")
     waits = {topology.SPIN: WAIT_SPIN, topology.YIELD: WAIT_YIELD, topology.SLEEP: WAIT_SLEEP}
     after = sorted({topology.INDEX[before] for stage in context.stages
                     for before in DRAIN_AFTER.get(stage, ()) if before not in context.stages})
@@ -579,7 +582,41 @@ def analyst(context: Context) -> Exit:
     return Exit.OK
 
 
-# ---------------------------------------------------------------- the store
+# ---------------------------------------------------------------- journal and store
+
+def journal_directory(context: Context) -> Path:
+    """Where this run's journal is."""
+    return Path(context.private["journal"]) / f"{context.run.run:x}"
+
+
+def journal(context: Context) -> Exit:
+    """Store links onto the disk until everybody else has ended and nothing is left."""
+    from hftpipe.journal import run as keeper
+    from hftpipe.journal.write import Journal
+    settings, control = context.config.journal, context.control
+    block = control.stage(topology.INDEX["journal"])
+    links = store_links(context.links)
+    order = ("signal", "risk", "gateway", *topology.recorded())     # orders wait for the first two
+    why = keeper.realtime(settings.priority)
+    block.set("realtime", int(not why))
+    made = Journal(journal_directory(context), context.run.run, size=settings.segment,
+                   spares=settings.spares, durable=control.durable())
+    context.log.info("running", durability=settings.durability, records=made.number,
+                     cut_bytes=made.cut, spares=made.spares, realtime=why or settings.priority)
+
+    def halt(reason: str) -> None:
+        done = context.run_dir.halt(control, reason, way="journal", by="journal")
+        context.log.error("halted", epoch=done.epoch, reason=reason)
+
+    store_block = control.stage(topology.INDEX["store"])
+    keeper.serve(
+        made, {topology.stream(s): links[topology.stream(s)] for s in dict.fromkeys(order)},
+        control, block, stored=lambda: store_block.counter("journal_stored"), halt=halt,
+        log=context.log, retain=settings.retain / 1e9,
+    ).serve(lambda: bool(control.stop) and context.ended(*DRAIN_AFTER["journal"]),
+            keeper.PAUSE[settings.durability])
+    return Exit.OK
+
 
 def store_run(run: Run, control: Control | None, table: Any) -> Any:
     """What the database should know of *run*."""
@@ -623,10 +660,26 @@ class Tap:
         return len(self._link)
 
 
+def behind(marks: Mapping[int, int], last: Mapping[int, int]) -> dict[int, int]:
+    """Sequence number of each stream up to which both PostgreSQL and a recording have it.
+
+    *last* has identities.  A store that was killed between a commit and the recording left the
+    recording behind.
+    """
+    return {s: min(n, schema.split_event(last.get(s, 0))[1]) for s, n in marks.items()}
+
+
 def store(context: Context) -> Exit:
-    """Store links into PostgreSQL until everybody else has ended and nothing is left."""
+    """The journal into PostgreSQL until it has ended and nothing is left."""
+    from hftpipe.journal.read import Reader
     from hftpipe.store.writer import StoreWriter, Totals
-    links = store_links(context.links)
+
+    def start() -> dict[int, int]:
+        return out.totals.by_stream if writer is None else behind(out.totals.by_stream, writer.last)
+
+    reader = Reader(journal_directory(context), context.run.run, topology.stored(),
+                    context.control.durable, start)
+    links: dict[int, Any] = dict(reader.links)
     path = context.private.get("record")
     writer = None
     if path:
@@ -645,6 +698,7 @@ def store(context: Context) -> Exit:
         block.set("store_lag", totals.lag)
         block.set("errors", totals.errors)
         block.set("connected", int(totals.connected))
+        block.set("journal_stored", reader.stored)
         if totals.last_error != said:
             said = totals.last_error
             if said:

@@ -38,7 +38,7 @@ class Chain:
     """All stages of a backtest, with a Python strategy."""
 
     def __init__(self, on_event, capacity=None, instruments=None, limits=None, latency=1000,
-                 settings="", board=None):
+                 settings="", board=None, control=None, durable=False):
         self.links = build.PrivateLinks(capacity)
         self.table = table() if instruments is None else instruments
         cfg = config.loads(settings, env={})
@@ -52,7 +52,8 @@ class Chain:
 
         self.stages = build.stages(
             ("feed", "book", "signal", "risk", "gateway", "ledger"), self.links, cfg, self.table,
-            strategies=lambda: strategies, wire=wire, board=board)
+            strategies=lambda: strategies, wire=wire, board=board, control=control,
+            durable=durable)
         self.feed, self.book, self.signal, self.risk, self.gateway, self.ledger = self.stages
         self.inline = Inline(*self.stages, self.wire)
 

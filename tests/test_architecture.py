@@ -26,7 +26,7 @@ LAYERS = [
      "_stage_updates", "_stage_ledger", "_stage_figure", "_host"},
     # 4 shell: files, environment, processes
     {"config", "shm", "log", "recording", "indicators"},
-    {"topology", "metrics", "rundir", "alerts", "triggers"},
+    {"topology", "metrics", "rundir", "alerts", "triggers", "journal"},
     {"registry"},
     {"desk", "process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another

@@ -227,7 +227,7 @@ def test_status_of_a_run_that_is_well_but_for_its_feed(hp, start):
     assert found["latency_ns"]["tick_to_order"]["count"] == 1
     assert {s["name"] for s in found["stages"]} == {
         "feed", "book", "signal", "risk", "gateway", "updates", "ledger", "store", "monitor",
-        "supervisor", "analyst", "guardian"}
+        "supervisor", "analyst", "guardian", "journal"}
     assert found["totals"]["frames"] == 1234
     assert hp("ready")[0] == 0
 

@@ -62,7 +62,7 @@ def test_the_page_names_its_own_counters():
     (3, 8, "stale: it was made in boot 0x8, this is boot 0x5"),
     (6, 1, "made by schema 0x0000000000000001, this build's is"),
     (7, 17, "corrupt: 17 stages"),
-    (65, 9999, "corrupt: 3 stages, texts of 9999"),
+    (81, 9999, "corrupt: 3 stages, texts of 9999"),
 ])
 def test_page_that_does_not_fit_is_refused(word, value, message):
     memory = mmap.mmap(-1, _control.SIZE)
@@ -199,6 +199,21 @@ def test_a_resume_never_erases_a_later_halt_by_any_of_many_processes(run):
     assert [o[0] for o in out[2:]] == ["0", "0"] and int(out[2][1]) + int(out[3][1]) > 0
     # Whoever resumes now must have seen the very last halt.
     assert not p.resume(10_000) and (p.armed or p.resume(10_001))
+
+
+def test_durable_sequences_are_kept_by_stream():
+    p = page()
+    for stream in range(_control.STREAMS):
+        assert p.durable(stream) == 0
+        p.set_durable(stream, 10**15 + stream)
+    assert [p.durable(s) for s in range(_control.STREAMS)] == [
+        10**15 + s for s in range(_control.STREAMS)]
+    assert p.durable() == 10**15 and p.text == "" and p.stop == 0
+    for stream in (-1, _control.STREAMS):
+        with pytest.raises(IndexError, match="stream must be below 16"):
+            p.durable(stream)
+        with pytest.raises(IndexError, match="stream must be below 16"):
+            p.set_durable(stream, 1)
 
 
 def test_a_stop_request_is_never_taken_back():

@@ -24,7 +24,7 @@ def start(tmp_path):
 def test_a_signal_drains_and_exits_0_leaving_nothing(start, number):
     driver = start().up()
     assert set(driver.pids) == {"feed", "hot", "updates", "store", "monitor", "analyst",
-                                "guardian"}
+                                "guardian", "journal"}
     assert shm.runs()[driver.run]
     driver.popen.send_signal(number)
     code, err = driver.end()
@@ -74,11 +74,12 @@ def test_a_fatal_death_halts_drains_the_store_and_exits_non_zero(start, name):
     assert control.stage(7).state == _control.STOPPED
 
 
-@pytest.mark.parametrize("name", ["store", "monitor", "analyst", "guardian"])
+@pytest.mark.parametrize("name", ["store", "monitor", "analyst", "guardian", "journal"])
 def test_a_cold_death_is_repaired_in_place(start, name):
     driver = start().up()
     control = shm.control(driver.run)
-    index = {"store": 7, "monitor": 8, "analyst": 10, "guardian": 11}[name]
+    index = {"store": 7, "monitor": 8, "analyst": 10, "guardian": 11,
+             "journal": 12}[name]
     os.kill(driver.pids[name], signal.SIGKILL)
     until(lambda: control.stage(index).pid not in (0, driver.pids[name])
           and control.stage(index).state == _control.RUNNING, f"{name} runs again")

@@ -7,7 +7,7 @@ import time
 import numpy
 import pytest
 
-from hftpipe import _clock, _control, schema
+from hftpipe import _clock, _control, schema, topology
 from hftpipe._host import WAIT_SLEEP, Host
 from hftpipe._stage import checksum
 from hftpipe.errors import SchemaError
@@ -210,6 +210,88 @@ def test_a_refused_cancel_takes_nothing_back():
     kinds = [(int(e["kind"]), int(e["reason"])) for e in events]
     assert kinds == [(KIND.SENT, 0), (KIND.DENIED, schema.REASON.NOT_OPEN)]
     assert chain.signal.holding(0)["open_buy"] == 5 * NANO
+
+
+# ---------------------------------------------------------------- durability = "host"
+
+def waiting(on_event=None, age=1_000_000):
+    """A chain with an approved order, of which nothing is on disk yet."""
+    memory = mmap.mmap(-1, _control.SIZE)
+    _control.format(memory, run=7, stages=[s.name for s in topology.STAGES], token_key=5)
+    control = _control.Control(memory)
+    assert control.resume(control.halt_epoch)
+    chain = Chain(on_event or once(buy_at_ask()), latency=10**12, control=control, durable=True)
+    _clock.set_virtual(age, age)
+    chain.feed.put_many(quote(age, 10000, 10001))
+    passes(chain)
+    assert chain.risk.counters["approved"] == 1
+    return chain, control
+
+
+def passes(chain, count=5):
+    for _ in range(count):
+        for stage in chain.stages:
+            stage.do_work(64)
+
+
+def seqs(chain):
+    """Sequence numbers of the intent and of risk's last event."""
+    (intent,) = (h for h, _ in chain.stored("signal") if h["record"] == schema.RECORD.INTENT)
+    verdict = max(int(h["event"]) for h, _ in chain.stored("risk"))
+    return [schema.split_event(int(e))[1] for e in (intent["event"], verdict)]
+
+
+def test_an_order_is_not_sent_before_intent_and_verdict_are_on_disk():
+    chain, control = waiting()
+    intent, verdict = seqs(chain)
+    assert intent >= 1 and verdict >= 1
+    for signal, risk in ((0, 0), (10**9, 0), (0, 10**9), (intent - 1, verdict),
+                         (intent, verdict - 1)):
+        control.set_durable(schema.STREAM.SIGNAL, signal)
+        control.set_durable(schema.STREAM.RISK, risk)
+        passes(chain, 50)
+        assert chain.gateway.counters["orders_sent"] == 0, (signal, risk)
+        assert chain.bodies("gateway", schema.ORDER_EVENT) == []
+    control.set_durable(schema.STREAM.SIGNAL, intent)
+    control.set_durable(schema.STREAM.RISK, verdict)
+    passes(chain)
+    assert [int(e["kind"]) for e in chain.bodies("gateway", schema.ORDER_EVENT)] == [KIND.SENT]
+    assert chain.gateway.counters["orders_sent"] == 1
+
+
+def test_what_risk_stores_later_is_not_waited_for():
+    chain, control = waiting()
+    intent, verdict = seqs(chain)
+    control.set_durable(schema.STREAM.SIGNAL, intent)
+    control.stage(topology.INDEX["risk"]).set("events_stored", verdict + 100)
+    passes(chain)
+    assert chain.gateway.counters["orders_sent"] == 0
+    control.set_durable(schema.STREAM.RISK, verdict)
+    passes(chain)
+    assert chain.gateway.counters["orders_sent"] == 1
+
+
+def test_an_order_that_waited_too_long_for_the_disk_is_dropped():
+    chain, control = waiting()
+    _clock.set_virtual(2 * 10**9, 2 * 10**9)
+    passes(chain)
+    (event,) = chain.bodies("gateway", schema.ORDER_EVENT)
+    assert (event["kind"], event["reason"]) == (KIND.DROPPED, schema.REASON.EXPIRED)
+    for stream in (schema.STREAM.SIGNAL, schema.STREAM.RISK):
+        control.set_durable(stream, 10**9)
+    passes(chain)
+    assert chain.gateway.counters["orders_sent"] == 0
+
+
+def test_a_halt_while_an_order_waits_for_the_disk_wins():
+    chain, control = waiting()
+    control.halt()
+    for stream in (schema.STREAM.SIGNAL, schema.STREAM.RISK):
+        control.set_durable(stream, 10**9)
+    passes(chain)
+    (event,) = chain.bodies("gateway", schema.ORDER_EVENT)
+    assert (event["kind"], event["reason"]) == (KIND.DROPPED, schema.REASON.HALTED)
+    assert chain.gateway.counters["orders_sent"] == 0
 
 
 # ---------------------------------------------------------------- the end of a run

@@ -128,7 +128,7 @@ def test_eight_cores_give_each_hot_stage_its_own():
     assert {n: c for n, (_, c, w) in table(made).items() if w == "spin"} == {
         "feed": (2,), "book": (3,), "signal": (4,), "risk": (5,), "gateway": (6,), "ledger": (7,)}
     assert {n for n, (_, c, w) in table(made).items() if (c, w) == ((0, 1), "sleep")} == {
-        "updates", "store", "monitor", "supervisor", "analyst", "guardian"}
+        "updates", "store", "monitor", "supervisor", "analyst", "guardian", "journal"}
 
 
 def test_a_feed_that_no_loop_can_receive_sleeps_on_its_core():

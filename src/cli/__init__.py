@@ -33,6 +33,7 @@ COMMANDS = {
     "backtest": "Drive the same stages over a recording.",
     "record": "Write a recording of a market data feed.",
     "drill": "Measure and prove what is promised about halting.",
+    "journal": "List, verify, print and export what is on disk.",
     "model": "Pack, check, list and promote models.",
     "db": "Look after the PostgreSQL schema.",
 }

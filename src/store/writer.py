@@ -497,7 +497,8 @@ def register(c: psycopg.Connection, run: Run, streams: Iterable[int]) -> None:
                             f"{', '.join(sorted(other))}")
 
 
-def recover(links: Mapping[int, Link], conninfo: str, run: Run, timeout: float = 30.0) -> Totals:
+def recover(links: Mapping[int, Link], conninfo: str, run: Run, timeout: float = 30.0,
+            begun: Callable[[Totals], None] | None = None) -> Totals:
     """Store what a run that was killed left in its links; the caller then unlinks them.
 
     Parameters
@@ -507,7 +508,9 @@ def recover(links: Mapping[int, Link], conninfo: str, run: Run, timeout: float =
     conninfo, run
         As :class:`StoreWriter`; *run* is the dead run's.
     timeout : float, seconds
-        For everything.
+        Without progress.
+    begun : callable, optional
+        Given the totals before anything is done; they name the marks once those are known.
 
     Raises
     ------
@@ -517,5 +520,14 @@ def recover(links: Mapping[int, Link], conninfo: str, run: Run, timeout: float =
         If a link contradicts the database: keep the segments.
     """
     with StoreWriter(links, conninfo, run) as writer:
-        writer.drain(timeout)
-        return writer.totals
+        if begun is not None:
+            begun(writer.totals)
+        rows = -1
+        while True:
+            try:
+                writer.drain(timeout)
+                return writer.totals
+            except DeadlineError:
+                if writer.totals.rows == max(rows, 0):
+                    raise
+                rows = writer.totals.rows
