@@ -35,8 +35,7 @@ SYMBOLS = ("ACME", "BOLT", "CRUX", "DYNE")
 AGAIN = 0.3                     # share of the absent that is sent again too soon
 TIMEOUT_MS = 100                # of an answer; for silence
 MARGIN = 2.0                    # s that a late order may come after its time
-ENDED = {KIND.FILL: "filled", KIND.CANCELED: "canceled", KIND.EXPIRED: "expired",
-         KIND.REJECTED: "rejected"}
+ENDED = ("filled", "canceled", "expired", "rejected")
 STUCK = 120.0                   # s without any progress
 
 
@@ -93,7 +92,6 @@ class Driver:
         self.horizon = within + MARGIN
         self.chance = random.Random(report.seed)
         self.run = 0xD0 + report.seed
-        self.instruments = {s: n for n, s in enumerate(SYMBOLS)}
         self.rest = Rest(address["rest"], address["key"], address["secret"])
         self.wire = AlpacaWire(address["rest"], address["key"], address["secret"], self.run,
                                SYMBOLS, connections=8, rate_per_minute=0, timeout_ms=TIMEOUT_MS)
@@ -194,11 +192,11 @@ class Driver:
         self.report.lookups += 1
         began = time.monotonic()
         try:
-            rows = session.resolve(self.rest, self.run, one.seq, self.instruments)
+            found = self.rest.order_by_client_id(session.client_order_id(self.run, one.seq))
         except (VenueError, DeadlineError):
             self._later(one, 0.02)
             return 1
-        if rows is None:
+        if found is None:
             left = one.sent + self.horizon - began
             if left <= 0:
                 one.end = "never"
@@ -208,12 +206,10 @@ class Driver:
             else:
                 self._later(one, left + 0.001)
             return 1
-        last = rows[-1]
-        end = ENDED.get(int(last["kind"]))
-        if end is None:
-            self._later(one, 0.05)
+        if found.status in ENDED:
+            one.end, one.filled = found.status, session.nano(found.filled_qty)
         else:
-            one.end, one.filled = end, int(last["cum_qty"])
+            self._later(one, 0.05)
         return 1
 
 
