@@ -532,3 +532,22 @@ def test_a_task_is_asked_once_at_a_time(world):
         world.books.doubt(world.now)
     assert isinstance(world.books.due(world.now), Task)
     assert world.books.due(world.now) is None
+
+
+def test_an_order_whose_end_was_lost_is_compared_while_its_cancel_is_refused_again_and_again():
+    world = World(orders=SECOND)
+    world.connect()
+    world.run(2 * SECOND)
+    order, name, what = world.send()
+    world.accept(name, what)
+    world.run(2 * SECOND)
+    world.venue.end(name, "canceled", world.now)        # and nobody is told
+    for _ in range(60):
+        if world.table.find(order)["state"] >= S.FILLED:
+            break
+        world.event(world.table.step(order, E.CANCEL_SENT))
+        world.run(60 * MS)
+        world.update(E.CANCEL_REJECTED, order)
+        world.run(60 * MS)
+    assert world.table.find(order)["state"] == S.CANCELED and not world.halts
+    assert world.same()

@@ -109,7 +109,9 @@ class Mirror:
         ended = known.ended
         if state == STATE.UNKNOWN and not known.unknown:
             known.since = now
-        known.cum, known.state, known.last = max(known.cum, cum), state, now
+        known.cum, known.state = max(known.cum, cum), state
+        if kind not in (KIND.CANCEL_SENT, KIND.CANCEL_REJECTED):
+            known.last = now
         known.reason = reason or known.reason
         if known.ended and not ended:
             self.live.pop(order, None)

@@ -35,8 +35,7 @@ SYMBOLS = ("ACME", "BOLT", "CRUX", "DYNE")
 AGAIN = 0.3                     # share of the absent that is sent again too soon
 TIMEOUT_MS = 100                # of an answer; for silence
 MARGIN = 2.0                    # s that a late order may come after its time
-ENDED = {KIND.CANCELED: "canceled", KIND.EXPIRED: "expired",
-         KIND.REJECTED: "rejected"}
+ENDED = ("filled", "canceled", "expired", "rejected")
 STUCK = 120.0                   # s without any progress
 
 
@@ -207,12 +206,10 @@ class Driver:
             else:
                 self._later(one, left + 0.001)
             return 1
-        end = "filled" if found.status == "filled" else ENDED.get(
-            session.STATUS_KINDS.get(found.status, KIND.ACKED))
-        if end is None:
-            self._later(one, 0.05)
+        if found.status in ENDED:
+            one.end, one.filled = found.status, session.nano(found.filled_qty)
         else:
-            one.end, one.filled = end, nano(found.filled_qty)
+            self._later(one, 0.05)
         return 1
 
 

@@ -536,6 +536,10 @@ def _settle(scene: Scene, c: psycopg.Connection, out: Round, spans: list[tuple[i
             return "settled"
         now = time.monotonic()
         if now > deadline and _clock.utc_ns() > scene.truth.late:
+            out.wrong["known end"] = [
+                f"not settled in time: {len(scene.truth.open)} orders open at the venue, "
+                f"{scene.gateway.counter('orders_open')} here, positions "
+                f"{positions_of(c, scene.run.run)} here, {scene.truth.positions()} there"]
             return "not settled"
         say(f"round {out.number}  {', '.join(out.faults)}  settling, at most "
             f"{max(deadline - now, 0):.0f} s: {len(scene.truth.open)} orders open at the venue, "
@@ -558,7 +562,7 @@ def _judge(scene: Scene, out: Round, spans: Sequence[tuple[int, int]]) -> None:
         "position": position(rows, held, scene.truth, out.halted),
         "exposure": exposure(log, POSITION, ORDERS),
         "after a halt": after_halt(rows, spans),
-        "known end": ends(rows, out.halted)}
+        "known end": out.wrong.get("known end", []) + ends(rows, out.halted)}
 
 
 # ---------------------------------------------------------------- the drill
