@@ -1,4 +1,4 @@
-"""``hftpipe journal``: what is there is listed, checked, printed and exported; damage has code 9."""
+"""``hftpipe journal``: what is there is listed, checked, printed, exported; damage has code 9."""
 import json
 
 import pytest
