@@ -32,6 +32,7 @@ COMMANDS = {
     "venue": "Run the built-in exchange alone.",
     "backtest": "Drive the same stages over a recording.",
     "record": "Write a recording of a market data feed.",
+    "data": "Download, convert, list and check historical data.",
     "drill": "Measure and prove what is promised about halting.",
     "journal": "List, verify, print and export what is on disk.",
     "model": "Pack, check, list and promote models.",
