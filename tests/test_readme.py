@@ -94,6 +94,9 @@ class Reader:
         found = json.loads(self.hp(*args, "--rounds", "1", *loose, "-o", "json"))
         assert found["rounds"] == 1 and found["missed"] == []
 
+    def journal(self, args):
+        assert "run" in self.hp(*args).lower()
+
     def demo(self, args):
         out = self.hp(*args)
         if "json" in args:
