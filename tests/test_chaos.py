@@ -169,14 +169,15 @@ def test_a_malformed_frame_cannot_be_read_and_the_next_one_can(tmp_path, packed)
     async def test(venue, client):
         good = bad = 0
         async with client.login(packed=packed, quotes=["*"]) as stream:
-            while good < 20 or bad < 3:
+            while good < 20 or bad < 3 or len({
+                    x["form"] for x in of(read_log(tmp_path), "malformed")}) < 2:
                 message = await stream.ws.receive(20)
                 try:
                     assert decode(message.data)[0]["T"] == "q"
                     good += 1
                 except msgspec.DecodeError:
                     bad += 1
-            assert bad == venue.chaos.counts["malformed"]
+            assert bad <= venue.chaos.counts["malformed"]       # some are on their way
     log = chaos_test(tmp_path, test, replace(STILL, rate=500.0), malformed={"every": "100ms"})
     assert {line["form"] for line in of(log, "malformed")} == {"cut", "noise"}
 
@@ -436,13 +437,14 @@ def test_the_market_moves_twice_as_fast(tmp_path):
         await began(venue, "load")
         traders, chaos = venue.exchange.traders, venue.chaos
         async with client.login(quotes=["*"], trades=["*"]) as stream:
-            real, ahead, messages = utc_ns(), chaos._ahead, traders.messages
+            # Both as of the venue's last look at the clock: a busy machine looks late.
+            real, ahead, messages = chaos._looked, chaos._ahead, traders.messages
             seen = 0
             while seen < 1000:
                 seen += len(await stream.some())
-            real, ahead = utc_ns() - real, chaos._ahead - ahead
+            real, ahead = chaos._looked - real, chaos._ahead - ahead
             virtual = real + ahead - venue.skipped
-            assert abs(ahead - real) < 0.1 * NANO + 0.05 * real
+            assert ahead == real > 0
             assert 0.5 < (traders.messages - messages) / (500 * virtual / NANO) < 1.5
     log = chaos_test(tmp_path, test, replace(STILL, rate=500.0), load={**LONG, "factor": 2})
     assert hits(log)["load"] >= 1000
