@@ -58,7 +58,8 @@ def test_malformed_order_updates():
 
     page = Page(3)
     said, made = context(page)
-    asyncio.run(worker._updates(made, SimpleNamespace(put_many=len), Updates))
+    stage = SimpleNamespace(put_many=len, take=lambda: [])
+    asyncio.run(worker._updates(made, stage, Updates))
     assert page["errors"] == 2
     assert said == [("malformed order updates", {"messages": 2})]
 
