@@ -21,6 +21,7 @@ Invariants
     I5  head follows the link_seq it counts, so a producer killed between the two stores
         leaves head short by the records of one publish.  Whoever attaches walks on from
         head over slots that are whole (I1): nothing published is written twice or lost.
+        The next producer also mends head, so that `published` is where it goes on.
     I6  `producer` and `consumer` name the process that holds an end (start << 22 | pid);
         a second living process is refused at attach.
 

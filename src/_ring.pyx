@@ -211,6 +211,8 @@ cdef class Ring:
         if not (credit <= read <= head <= credit + capacity):
             raise SchemaError(f"ring's cursors contradict one another: credit {credit}, "
                               f"read {read}, head {head}, capacity {capacity}")
+        if producer:                            # what a killed one published and did not count
+            hp_store_release(&shared.head, head)
         self.c.own = head if producer else read
         self.c.other = credit
 

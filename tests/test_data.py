@@ -22,6 +22,7 @@ from hftpipe.data.download import Client, download
 from hftpipe.errors import BusyError, ConfigError, DataError, DeadlineError
 from hftpipe.venue import server
 from tests.data import DATA, needs_data
+from tests.models.live import until
 
 NANO = 10**9
 ROOT = Path(__file__).resolve().parent.parent
@@ -200,11 +201,8 @@ def venue(tmp_path_factory):
     with server.spawn("--symbols", "AAPL,MSFT", "--rate-limit", "0", "--rate", "2000",
                       "--state", str(tmp_path_factory.mktemp("venue"))) as (_, found):
         rest = Rest(found["rest"], found["key"], found["secret"])
-        end = time.monotonic() + 60
         query = "/v2/stocks/trades?symbols=AAPL,MSFT&start=2020-01-01&limit=10000"
-        while len(rest.request("GET", query)[1]) < 200_000:
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        until(lambda: len(rest.request("GET", query)[1]) > 200_000, "enough trades")
         rest.close()
         yield found
 
@@ -264,13 +262,16 @@ def test_killed_at_any_moment_it_goes_on(tmp_path, venue):
 
 # ---------------------------------------------------------------- datasets
 
-def trades(path, prices=(1, 2, 3), times=(10, 20, 30), ids=("a", "b", "c")):
+def columns(times, ids):
+    n = len(times)
+    return {"symbol": ["A"] * n, "ts": list(times), "price": [NANO] * n, "qty": [NANO] * n,
+            "id": list(ids), "exchange": [""] * n, "conditions": [""] * n, "update": [""] * n}
+
+
+def trades(path, times=(10, 20, 30), ids=("a", "b", "c")):
     data = Dataset(path, "trades", {"symbols": ["A"]})
     with data.held():
-        n = len(prices)
-        data.add("A", {"symbol": ["A"] * n, "ts": list(times), "price": list(prices),
-                       "qty": [1] * n, "id": list(ids), "exchange": [""] * n,
-                       "conditions": [""] * n, "update": [""] * n})
+        data.add("A", columns(times, ids))
         data.complete = True
         data.commit()
     return data
@@ -281,8 +282,14 @@ def test_what_is_wrong_with_a_dataset_is_found(tmp_path):
     assert good.verify() == ([], [])
     back = trades(tmp_path / "back", times=(10, 30, 20))
     assert "row 3: A goes back in time, 20 after 30" in back.verify()[0][0]
-    twice = trades(tmp_path / "twice", ids=("a", "b", "a"))
-    assert "twice" in twice.verify()[0][0]
+    twice = trades(tmp_path / "twice", times=(10, 20, 20), ids=("a", "b", "b"))
+    assert "row 3: trade b of A stands there twice" in twice.verify()[0][0]
+    with Dataset(tmp_path / "again", "trades", {"symbols": ["A"]}).held() as again:
+        for times, ids in (((10, 20), ("a", "b")), ((20, 30), ("b", "c"))):     # a page, once more
+            again.add("A", columns(times, ids))
+        again.complete = True
+        again.commit()
+    assert "part-000002.parquet row 1: trade b of A stands there twice" in again.verify()[0][0]
     changed = trades(tmp_path / "changed")
     (changed.path / changed.parts[0].file).write_bytes(b"x")
     assert "SHA-256" in changed.verify()[0][0]
@@ -292,9 +299,10 @@ def test_what_is_wrong_with_a_dataset_is_found(tmp_path):
     code, out, _ = hp("data", "verify", "--out", tmp_path, "-o", "json")
     assert code == 9
     assert {d["name"]: bool(d["wrong"]) for d in json.loads(out)} == {
-        "good": False, "back": True, "twice": True, "changed": True, "gone": True}
+        "good": False, "back": True, "twice": True, "again": True, "changed": True,
+        "gone": True}
     code, out, _ = hp("data", "ls", "--out", tmp_path)
-    assert code == 0 and len(out.splitlines()) == 5
+    assert code == 0 and len(out.splitlines()) == 6
 
 
 def test_minute_bars_say_where_they_have_gaps(tmp_path):

@@ -1,5 +1,4 @@
 """The journal on disk: what was acknowledged is there, whatever is killed, cut, full or broken."""
-import contextlib
 import errno
 import mmap
 import os
@@ -21,6 +20,7 @@ from hftpipe.journal.drain import Drain
 from hftpipe.journal.read import Reader
 from hftpipe.journal.segment import BLOCK, LEAST, Disk
 from hftpipe.journal.write import Journal
+from tests.models.disk import small_disk
 
 from .models import store as naive
 
@@ -525,20 +525,6 @@ def test_a_segment_that_cannot_be_begun_is_an_error(tmp_path):
     with pytest.raises(DiskError, match="Input/output error"):
         Journal(tmp_path / "j", RUN, size=LEAST, disk=Failing(1, "half"))
     Journal(tmp_path / "j", RUN, size=LEAST).finish()
-
-
-@contextlib.contextmanager
-def small_disk(path, megabytes):
-    """A file system of so many MiB at *path*."""
-    path.mkdir()
-    found = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)],
-                           capture_output=True, text=True)
-    if found.returncode:
-        pytest.skip(f"mount is not permitted here: {found.stderr.strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", str(path)], check=True)
 
 
 def fill_up(feed, drain, journal):

@@ -425,6 +425,7 @@ def test_records_published_before_the_head_moved_are_neither_lost_nor_overwritte
     producer.push_many(batch(1, 8))
     poke(memory, HEAD, 8 - lost)
     again = Ring(memory, R, True)
+    assert again.published == 8 and again.room == 0             # where it goes on
     assert again.push(record(9)) is False                       # full, as it truly is
     consumer = Ring(memory, R, False)
     assert [consumer.pop() for _ in range(9)] == [*map(record, range(1, 9)), None]
@@ -439,7 +440,9 @@ def test_a_consumer_may_be_ahead_of_a_head_that_stayed_behind():
     poke(memory, HEAD, 2)
     assert len(consumer) == 0
     consumer.flush()
-    assert Ring(memory, R, True).push(record(6))
+    again = Ring(memory, R, True)
+    assert again.published == 5 and again.room == 8
+    assert again.push(record(6))
     assert Ring(memory, R, False).pop() == record(6)
 
 

@@ -1,6 +1,5 @@
 """Orders that wait for a trade: valued at their worst, sent as they are, and triggered."""
 import json
-import time
 
 import numpy
 import pytest
@@ -11,6 +10,7 @@ from hftpipe.alpaca.rest import Rest
 from hftpipe.alpaca.session import client_order_id, nano
 from hftpipe.venue import server
 from tests.chain import Chain, quote, table
+from tests.models.live import until
 from tests.test_checks import STOP, STOP_LIMIT, TRAILING, Gate
 
 NANO = 10**9
@@ -125,14 +125,6 @@ def test_a_stop_waits_for_its_trade(order, prices, wanted):
 
 
 # ---------------------------------------------------------------- the local exchange
-
-def until(condition, what):
-    end = time.monotonic() + 20
-    while not (found := condition()):
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.01)
-    return found
-
 
 def test_the_exchange_takes_each_kind_as_it_is(tmp_path):
     with server.spawn("--symbols", "AAPL", "--rate-limit", "0", "--state", str(tmp_path)) as (

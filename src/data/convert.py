@@ -56,7 +56,7 @@ def convert(files: list[Path], target: Path, batches: Callable[[Path], Iterator[
         data.complete = True
         data.commit()
         os.rename(work, target)
-    except BaseException:
+    except BaseException:               # interrupted too: nothing half-made stays; it goes on up
         shutil.rmtree(work, ignore_errors=True)
         raise
     return Dataset.load(target)

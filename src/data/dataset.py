@@ -152,6 +152,7 @@ class Dataset:
         """What is wrong, and what is worth knowing; a line each."""
         wrong, notes = [], []
         seen: dict[str, int] = {}
+        ids: dict[str, set[str]] = {}           # of the trades at the newest time of each symbol
         minutes = self.request.get("timeframe") == "1Min"
         if not self.complete:
             notes.append("not complete: the same command again goes on")
@@ -166,6 +167,7 @@ class Dataset:
             kind, table = tables.read(path)
             times = table[tables.TIME[kind]].to_pylist()
             names = table["symbol"].to_pylist()
+            names_of = table["id"].to_pylist() if kind == "trades" else None
             if len(times) != part.rows:
                 wrong.append(f"{part.file}: {part.rows} rows wanted, {len(times)} found")
             gaps = 0
@@ -180,12 +182,17 @@ class Dataset:
                         wrong.append(f"{part.file} row {row + 1}: {symbol} has two bars at {ts}")
                         break
                     gaps += minutes and MINUTE < ts - before < 60 * MINUTE
+                if names_of is not None and (name := names_of[row]):
+                    # In order of time, so the same trade has the same time: parts included.
+                    there = ids.setdefault(symbol, set())
+                    if ts != before:
+                        there.clear()
+                    if name in there:
+                        wrong.append(f"{part.file} row {row + 1}: trade {name} of {symbol} "
+                                     "stands there twice")
+                        break
+                    there.add(name)
                 seen[symbol] = ts
-            if kind == "trades":
-                ids = [(s, i) for s, i, t in zip(names, table["id"].to_pylist(), times,
-                                                 strict=True) if i]
-                if len(ids) != len(set(ids)):
-                    wrong.append(f"{part.file}: a trade stands there twice")
             if gaps:
                 notes.append(f"{part.file}: {gaps} gaps of less than an hour between minute bars")
         return wrong, notes

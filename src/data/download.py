@@ -19,9 +19,8 @@ import msgspec
 from hftpipe.alpaca._codec import parse_time
 from hftpipe.alpaca.rest import USER_AGENT, SecretLike, reveal, verified_context
 from hftpipe.data.dataset import Dataset
-from hftpipe.errors import ConfigError, DataError, DeadlineError, HftpipeError
+from hftpipe.errors import ConfigError, DataError, DeadlineError
 
-KINDS = ("bars", "trades", "quotes")
 PAGE = 10_000                   # rows: the most that the broker gives
 TRIES = 8                       # in a row, for one page
 WAIT_MAX = 60.0                 # s
@@ -267,5 +266,3 @@ def download(data: Dataset, client: Client,
             data.commit()
             tell(symbol, data.rows, made["ts"][-1] if rows else 0)
 
-
-__all__ = ["KINDS", "Client", "HftpipeError", "download"]

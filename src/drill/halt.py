@@ -155,6 +155,17 @@ def until(condition: Callable[[], Any], what: str, alive: subprocess.Popen[str] 
 
 # ---------------------------------------------------------------- the word alone
 
+def end(popen: subprocess.Popen[Any]) -> None:
+    """End a run, whatever it does."""
+    if popen.poll() is None:
+        popen.terminate()
+        try:
+            popen.wait(30)
+        except subprocess.TimeoutExpired:
+            popen.kill()
+    popen.wait()
+
+
 def flag(rounds: int, cores: Sequence[int]) -> tuple[Any, list[int]]:
     """ns from raising the halt word to the last pass, sorted, and the cores; empty on one core."""
     import numpy
@@ -257,13 +268,7 @@ class Scene:
 
     def close(self) -> None:
         """End it, whatever it does."""
-        if self.popen.poll() is None:
-            self.popen.terminate()
-            try:
-                self.popen.wait(30)
-            except subprocess.TimeoutExpired:
-                self.popen.kill()
-        self.popen.wait()
+        end(self.popen)
 
 
 class Tail:

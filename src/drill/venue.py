@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hftpipe import _clock, shm, topology
 from hftpipe.drill import halt
-from hftpipe.drill.halt import PATIENCE, until
+from hftpipe.drill.halt import PATIENCE, end, until
 from hftpipe.errors import HftpipeError, UsageError
 from hftpipe.rundir import RunDir
 from hftpipe.venue import chaos, read_log
@@ -426,13 +426,7 @@ class Scene:
 
     def close(self) -> None:
         """End it, whatever it does."""
-        if self.popen.poll() is None:
-            self.popen.terminate()
-            try:
-                self.popen.wait(30)
-            except subprocess.TimeoutExpired:
-                self.popen.kill()
-        self.popen.wait()
+        end(self.popen)
         self._out.close()
 
 

@@ -1,8 +1,6 @@
 """The journal of a real run: killed, stalled, without room, and left behind by a host that died."""
-import contextlib
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 
 from hftpipe import _control, schema, shm, topology
 from hftpipe.journal import check, runs, segment
+from tests.models.disk import small_disk
 from tests.models.live import check_rows, check_venue, comm, database, living, until
 from tests.models.live import runs as live_runs
 
@@ -170,19 +169,6 @@ def test_after_the_hosts_death_the_journal_alone_gives_everything_back(run):
         assert all(rows[name] >= n for name, n in told.items())
     agree(first, rows)
     assert place(first).stored
-
-
-@contextlib.contextmanager
-def small_disk(path, megabytes):
-    path.mkdir()
-    found = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)],
-                           capture_output=True, text=True)
-    if found.returncode:
-        pytest.skip(f"mount is not permitted here: {found.stderr.strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)     # a failed test's run lives on
 
 
 def test_a_disk_that_fills_up_halts_before_the_last_segment_and_loses_nothing(run, tmp_path):

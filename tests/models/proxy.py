@@ -1,4 +1,7 @@
-"""A TCP proxy that can be cut, and that can lose what the server answers."""
+"""A TCP proxy that can be cut, and that can lose what the server answers.
+
+Either side of a connection may end it at any moment: an error of a socket says no more than that.
+"""
 from __future__ import annotations
 
 import contextlib
