@@ -249,6 +249,7 @@ cdef class Risk:
         cdef hp_verdict_t v
         cdef hp_order_t o
         load(intent, &i, sizeof(i))
+        memset(&o, 0, sizeof(o))
         cdef int reason = risk_check(&self.r, &i, now, &v, &o)
         return reason, v.limit, v.value, v.detail, o.token
 

@@ -321,8 +321,9 @@ cdef inline void risk_refresh(risk_t *r, exposure_t *x) noexcept nogil:
             r.pairs.held[i >> 6] ^= 1ULL << (i & 63)
 
 # Judge one intent at *now* (ns, monotonic).  Returns REASON_*; fills the verdict but for
-# link_seq, and the order: on 0 ready to send, token included, else action DENIED.  The order of
-# a cancel is its target's identity; of a denied cancel its own, so that nobody ends the target.
+# link_seq, and the order, whose second line must be zero before and is left so for what waits for
+# nothing: on 0 ready to send, token included, else action DENIED.  The order of a cancel is its
+# target's identity; of a denied cancel its own, so that nobody ends the target.
 cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *v,
                     hp_order_t *o) noexcept nogil
 cdef void risk_mark(risk_t *r, const hp_book_t *b) noexcept nogil

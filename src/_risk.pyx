@@ -88,6 +88,8 @@ cdef inline reservation_t *order_find(const risk_t *r, uint64_t order) noexcept 
 
 cdef inline int64_t asked_price(const hp_intent_t *i) noexcept nogil:
     """The prices of an order in one word; its limit price when that is all."""
+    if not (i.stop | i.trail | i.trail_share):
+        return i.price
     return <int64_t>(<uint64_t>i.price ^ <uint64_t>i.stop * 0x9E3779B185EBCA87ULL
                      ^ <uint64_t>i.trail * 0x165667B19E3779F9ULL
                      ^ <uint64_t>i.trail_share * 0x27D4EB2F165667C5ULL)
@@ -603,7 +605,7 @@ cdef uint32_t risk_token(uint64_t key, const hp_order_t *o, uint64_t halt,
 cdef inline void cancel_of(const reservation_t *t, hp_order_t *o) noexcept nogil:
     """The fields of an order that name its target."""
     o.order, o.qty, o.instrument, o.side, o.type = t.order, t.qty, t.instrument, t.side, t.type
-    o.price = o.stop = o.trail = o.trail_share = 0
+    o.price = 0
     if t.type == HP_ORDER_TYPE_LIMIT or t.type == HP_ORDER_TYPE_STOP_LIMIT:
         o.price = t.price * t.side
 
@@ -651,7 +653,6 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
     o.order, o.cause, o.ts_recv = i.event, i.cause, i.ts_recv
     o.price, o.qty, o.instrument, o.side = i.price, i.qty, i.instrument, i.side
     o.type, o.tif, o.strategy = i.type, i.tif, i.strategy
-    o.stop, o.trail, o.trail_share = i.stop, i.trail, i.trail_share
     hop = hp_sub_saturate(now, i.ts_recv)
     o.hop = <uint32_t>min(max(hop, 0), <int64_t>0xffffffff)
     if r.breaker.state != HP_BREAKER_CLOSED:
@@ -684,11 +685,19 @@ cdef int risk_check(risk_t *r, const hp_intent_t *i, int64_t now, hp_verdict_t *
         v.instrument = target.instrument
         v.reference = r.table[target.instrument].reference
     else:
+        if i.stop | i.trail | i.trail_share:    # most orders wait for nothing: one line less
+            o.stop, o.trail, o.trail_share = i.stop, i.trail, i.trail_share
         reserve(r, &r.table[i.instrument], i, &q, now)
         remember(r, i, &q, now)
         if not q.reduces:
             breaker_approved(&r.breaker, i.event)
-    v.token = o.token = risk_token(r.token_key, o, halt, r.limits_version)
+        v.token = o.token = token_of(
+            r.token_key, o.order, o.price, o.qty, o.instrument, o.side, o.type, o.tif, o.action,
+            halt, r.limits_version, i.stop, i.trail, i.trail_share)
+        return HP_REASON_NONE
+    v.token = o.token = token_of(
+        r.token_key, o.order, o.price, o.qty, o.instrument, o.side, o.type, o.tif, o.action,
+        halt, r.limits_version, 0, 0, 0)
     return HP_REASON_NONE
 
 
