@@ -619,20 +619,20 @@ COMMENT ON COLUMN hftpipe.position_event.cause IS 'Identity of the market event 
 COMMENT ON COLUMN hftpipe.position_event.event IS 'Identity of this event.';
 COMMENT ON COLUMN hftpipe.position_event.qty IS 'Held; negative = short. [nanoqty]';
 COMMENT ON COLUMN hftpipe.position_event.average IS 'Average entry price, rounded half to even; 0 = flat. [nanoprice]';
-COMMENT ON COLUMN hftpipe.position_event.realised IS 'P&L realised on the instrument in this run, before fees. [nanocash]';
+COMMENT ON COLUMN hftpipe.position_event.realised IS 'P&L realised on the instrument, before fees, since the books of the account were opened. [nanocash]';
 COMMENT ON COLUMN hftpipe.position_event.unrealised IS 'Of the instrument, at the mark. [nanocash]';
 COMMENT ON COLUMN hftpipe.position_event.mark IS 'Price it is valued at; 0 = none yet. [nanoprice]';
 COMMENT ON COLUMN hftpipe.position_event.instrument IS 'Index into the instrument table.';
 COMMENT ON COLUMN hftpipe.position_event.drawdown_bps IS '(peak - equity) / peak, rounded up; saturates.';
 COMMENT ON COLUMN hftpipe.position_event.day IS 'Trading day, days since 1970; 0 = not known.';
 COMMENT ON COLUMN hftpipe.position_event.fee IS 'Charged for the fill that made this; 0 = no fill. [nanocash]';
-COMMENT ON COLUMN hftpipe.position_event.fees IS 'Charged on the instrument in this run. [nanocash]';
+COMMENT ON COLUMN hftpipe.position_event.fees IS 'Charged on the instrument since then. [nanocash]';
 COMMENT ON COLUMN hftpipe.position_event.day_pnl IS 'Account: change of the equity since the day began. [nanocash]';
 COMMENT ON COLUMN hftpipe.position_event.day_realised IS 'Account: realised since the day began, before fees. [nanocash]';
 COMMENT ON COLUMN hftpipe.position_event.day_fees IS 'Account: charged since the day began. [nanocash]';
 COMMENT ON COLUMN hftpipe.position_event.cash IS 'Account: opening equity and what trades left of it. [nanocash]';
 COMMENT ON COLUMN hftpipe.position_event.equity IS 'Account: cash and positions at their marks. [nanocash]';
-COMMENT ON COLUMN hftpipe.position_event.peak IS 'Account: highest equity of the run, the opening one included. [nanocash]';
+COMMENT ON COLUMN hftpipe.position_event.peak IS 'Account: highest equity, the opening one included. [nanocash]';
 
 CREATE TABLE hftpipe.risk_event (
     run         bigint NOT NULL,
@@ -917,6 +917,169 @@ COMMENT ON COLUMN hftpipe.model_reload.taken IS 'Order events taken before it in
 COMMENT ON COLUMN hftpipe.model_reload.strategy IS 'Index of the strategy.';
 COMMENT ON COLUMN hftpipe.model_reload.member IS 'Of an ensemble: 1 is the first; 0 = the strategy itself.';
 
+CREATE TABLE hftpipe.opening (
+    run           bigint NOT NULL,
+    stream        smallint NOT NULL,
+    seq           bigint NOT NULL,
+    ts            bigint NOT NULL,
+    ts_in         bigint NOT NULL,
+    aux           bigint NOT NULL,
+    checksum      bigint NOT NULL,
+    cause         bigint NOT NULL,
+    event         bigint NOT NULL,
+    qty           bigint NOT NULL,
+    cost          bigint NOT NULL,
+    realised      bigint NOT NULL,
+    fees          bigint NOT NULL,
+    mark          bigint NOT NULL,
+    fills         bigint NOT NULL,
+    cost_rest     bigint NOT NULL,
+    realised_rest bigint NOT NULL,
+    instrument    integer NOT NULL,
+    since         bigint NOT NULL,
+    best          bigint NOT NULL,
+    first         smallint NOT NULL,
+    closing       smallint NOT NULL,
+    PRIMARY KEY (run, stream, seq)
+);
+COMMENT ON TABLE hftpipe.opening IS 'What the books of an instrument begin a run with.';
+COMMENT ON COLUMN hftpipe.opening.run IS 'Run it happened in: UTC ns of the run''s start.';
+COMMENT ON COLUMN hftpipe.opening.stream IS 'STREAM_*: the stage that made it.';
+COMMENT ON COLUMN hftpipe.opening.seq IS 'Its number in that stream, from 1, without gaps.';
+COMMENT ON COLUMN hftpipe.opening.ts IS 'Hop time: this stage published it, monotonic. [ns]';
+COMMENT ON COLUMN hftpipe.opening.ts_in IS 'Hop time of the stage before, or 0. [ns]';
+COMMENT ON COLUMN hftpipe.opening.aux IS 'By record; INTENT: hop time of the book stage.';
+COMMENT ON COLUMN hftpipe.opening.checksum IS 'checksum() over the words of the body.';
+COMMENT ON COLUMN hftpipe.opening.cause IS 'Identity of the market event that caused it; 0 = none.';
+COMMENT ON COLUMN hftpipe.opening.event IS 'Identity of this event.';
+COMMENT ON COLUMN hftpipe.opening.qty IS 'Held; negative = short. [nanoqty]';
+COMMENT ON COLUMN hftpipe.opening.cost IS 'Paid for it, rounded down; sign of qty. [nanocash]';
+COMMENT ON COLUMN hftpipe.opening.realised IS 'Realised before fees, rounded down. [nanocash]';
+COMMENT ON COLUMN hftpipe.opening.fees IS 'Charged. [nanocash]';
+COMMENT ON COLUMN hftpipe.opening.mark IS 'Price it was valued at last; 0 = none. [nanoprice]';
+COMMENT ON COLUMN hftpipe.opening.fills IS 'Executions so far.';
+COMMENT ON COLUMN hftpipe.opening.cost_rest IS 'What cost lacks, 0 to 999,999,999. [1e-18]';
+COMMENT ON COLUMN hftpipe.opening.realised_rest IS 'What realised lacks. [1e-18]';
+COMMENT ON COLUMN hftpipe.opening.instrument IS 'Index into the instrument table.';
+COMMENT ON COLUMN hftpipe.opening.since IS 'The position is held since, UTC; 0 = flat. [ns]';
+COMMENT ON COLUMN hftpipe.opening.best IS 'Best mark seen since then; 0 = none. [nanoprice]';
+COMMENT ON COLUMN hftpipe.opening.first IS '1 = its first target was taken.';
+COMMENT ON COLUMN hftpipe.opening.closing IS 'EXIT_* that fired and goes on until it is flat.';
+
+CREATE TABLE hftpipe.account_event (
+    run            bigint NOT NULL,
+    stream         smallint NOT NULL,
+    seq            bigint NOT NULL,
+    ts             bigint NOT NULL,
+    ts_in          bigint NOT NULL,
+    aux            bigint NOT NULL,
+    checksum       bigint NOT NULL,
+    cause          bigint NOT NULL,
+    instrument     integer NOT NULL,
+    event          bigint NOT NULL,
+    account        bigint NOT NULL,
+    account_low    bigint NOT NULL,
+    from_run       bigint NOT NULL,
+    opening        bigint NOT NULL,
+    peak           bigint NOT NULL,
+    profit_then    bigint NOT NULL,
+    realised_then  bigint NOT NULL,
+    fees_then      bigint NOT NULL,
+    elsewhere      bigint NOT NULL,
+    elsewhere_fees bigint NOT NULL,
+    profit_rest    bigint NOT NULL,
+    realised_rest  bigint NOT NULL,
+    elsewhere_rest bigint NOT NULL,
+    day            bigint NOT NULL,
+    resolved       bigint NOT NULL,
+    recovered      bigint NOT NULL,
+    kind           smallint NOT NULL,
+    PRIMARY KEY (run, stream, seq)
+);
+COMMENT ON TABLE hftpipe.account_event IS 'What the account begins a run, or a trading day, with.';
+COMMENT ON COLUMN hftpipe.account_event.run IS 'Run it happened in: UTC ns of the run''s start.';
+COMMENT ON COLUMN hftpipe.account_event.stream IS 'STREAM_*: the stage that made it.';
+COMMENT ON COLUMN hftpipe.account_event.seq IS 'Its number in that stream, from 1, without gaps.';
+COMMENT ON COLUMN hftpipe.account_event.ts IS 'Hop time: this stage published it, monotonic. [ns]';
+COMMENT ON COLUMN hftpipe.account_event.ts_in IS 'Hop time of the stage before, or 0. [ns]';
+COMMENT ON COLUMN hftpipe.account_event.aux IS 'By record; INTENT: hop time of the book stage.';
+COMMENT ON COLUMN hftpipe.account_event.checksum IS 'checksum() over the words of the body.';
+COMMENT ON COLUMN hftpipe.account_event.cause IS 'Identity of the market event that caused it; 0 = none.';
+COMMENT ON COLUMN hftpipe.account_event.instrument IS 'Index into the instrument table.';
+COMMENT ON COLUMN hftpipe.account_event.event IS 'Identity of this event.';
+COMMENT ON COLUMN hftpipe.account_event.account IS 'First 8 bytes of the venue''s account id, a UUID.';
+COMMENT ON COLUMN hftpipe.account_event.account_low IS 'Its last 8 bytes.';
+COMMENT ON COLUMN hftpipe.account_event.from_run IS 'Run whose books these are; 0 = new books.';
+COMMENT ON COLUMN hftpipe.account_event.opening IS 'Equity the books were opened with. [nanocash]';
+COMMENT ON COLUMN hftpipe.account_event.peak IS 'Highest equity so far. [nanocash]';
+COMMENT ON COLUMN hftpipe.account_event.profit_then IS 'P&L after fees when the day began, rounded down. [nanocash]';
+COMMENT ON COLUMN hftpipe.account_event.realised_then IS 'Realised before fees then, rounded down. [nanocash]';
+COMMENT ON COLUMN hftpipe.account_event.fees_then IS 'Charged until then. [nanocash]';
+COMMENT ON COLUMN hftpipe.account_event.elsewhere IS 'Realised on what is not traded any more, rounded down. [nanocash]';
+COMMENT ON COLUMN hftpipe.account_event.elsewhere_fees IS 'Charged on it. [nanocash]';
+COMMENT ON COLUMN hftpipe.account_event.profit_rest IS 'What profit_then lacks, 0 to 999,999,999. [1e-18]';
+COMMENT ON COLUMN hftpipe.account_event.realised_rest IS 'What realised_then lacks. [1e-18]';
+COMMENT ON COLUMN hftpipe.account_event.elsewhere_rest IS 'What elsewhere lacks. [1e-18]';
+COMMENT ON COLUMN hftpipe.account_event.day IS 'Trading day, days since 1970; 0 = not known.';
+COMMENT ON COLUMN hftpipe.account_event.resolved IS 'Orders of earlier runs that were resolved at this start.';
+COMMENT ON COLUMN hftpipe.account_event.recovered IS 'Executions of theirs that only the venue knew of.';
+COMMENT ON COLUMN hftpipe.account_event.kind IS 'ACCOUNT_*.';
+
+CREATE TABLE hftpipe.resolved_order (
+    run           bigint NOT NULL,
+    stream        smallint NOT NULL,
+    seq           bigint NOT NULL,
+    ts            bigint NOT NULL,
+    ts_in         bigint NOT NULL,
+    aux           bigint NOT NULL,
+    checksum      bigint NOT NULL,
+    cause         bigint NOT NULL,
+    event         bigint NOT NULL,
+    "order"       bigint NOT NULL,
+    of_run        bigint NOT NULL,
+    price         bigint NOT NULL,
+    qty           bigint NOT NULL,
+    cum_qty       bigint NOT NULL,
+    execution     bigint NOT NULL,
+    execution_low bigint NOT NULL,
+    venue_id      bigint NOT NULL,
+    venue_id_low  bigint NOT NULL,
+    ts_venue      bigint NOT NULL,
+    fee           bigint NOT NULL,
+    instrument    integer NOT NULL,
+    kind          smallint NOT NULL,
+    side          smallint NOT NULL,
+    reason        smallint NOT NULL,
+    state         smallint NOT NULL,
+    PRIMARY KEY (run, stream, seq)
+);
+COMMENT ON TABLE hftpipe.resolved_order IS 'What a start found out about an order of an earlier run.';
+COMMENT ON COLUMN hftpipe.resolved_order.run IS 'Run it happened in: UTC ns of the run''s start.';
+COMMENT ON COLUMN hftpipe.resolved_order.stream IS 'STREAM_*: the stage that made it.';
+COMMENT ON COLUMN hftpipe.resolved_order.seq IS 'Its number in that stream, from 1, without gaps.';
+COMMENT ON COLUMN hftpipe.resolved_order.ts IS 'Hop time: this stage published it, monotonic. [ns]';
+COMMENT ON COLUMN hftpipe.resolved_order.ts_in IS 'Hop time of the stage before, or 0. [ns]';
+COMMENT ON COLUMN hftpipe.resolved_order.aux IS 'By record; INTENT: hop time of the book stage.';
+COMMENT ON COLUMN hftpipe.resolved_order.checksum IS 'checksum() over the words of the body.';
+COMMENT ON COLUMN hftpipe.resolved_order.cause IS 'Identity of the market event that caused it; 0 = none.';
+COMMENT ON COLUMN hftpipe.resolved_order.event IS 'Identity of this event.';
+COMMENT ON COLUMN hftpipe.resolved_order."order" IS 'Identity of its intent, in of_run.';
+COMMENT ON COLUMN hftpipe.resolved_order.of_run IS 'The run that sent it.';
+COMMENT ON COLUMN hftpipe.resolved_order.price IS 'Fills: of this execution; else the limit price. [nanoprice]';
+COMMENT ON COLUMN hftpipe.resolved_order.qty IS 'Fills: of this execution; else the order''s quantity. [nanoqty]';
+COMMENT ON COLUMN hftpipe.resolved_order.cum_qty IS 'Filled so far. [nanoqty]';
+COMMENT ON COLUMN hftpipe.resolved_order.execution IS 'First 8 bytes of the execution id''s UUID; 0 = none.';
+COMMENT ON COLUMN hftpipe.resolved_order.execution_low IS 'Its last 8 bytes.';
+COMMENT ON COLUMN hftpipe.resolved_order.venue_id IS 'First 8 bytes of the venue''s order id; 0 = it never had it.';
+COMMENT ON COLUMN hftpipe.resolved_order.venue_id_low IS 'Its last 8 bytes.';
+COMMENT ON COLUMN hftpipe.resolved_order.ts_venue IS 'Venue timestamp, UTC; 0 = none. [ns]';
+COMMENT ON COLUMN hftpipe.resolved_order.fee IS 'Fills: charged by our schedule. [nanocash]';
+COMMENT ON COLUMN hftpipe.resolved_order.instrument IS 'Index into the instrument table.';
+COMMENT ON COLUMN hftpipe.resolved_order.kind IS 'ORDER_EVENT_*.';
+COMMENT ON COLUMN hftpipe.resolved_order.side IS '+1 buy, -1 sell.';
+COMMENT ON COLUMN hftpipe.resolved_order.reason IS 'REASON_*.';
+COMMENT ON COLUMN hftpipe.resolved_order.state IS 'ORDER_STATE_* after it.';
+
 INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('stream', 0, 'none', 'No event.'),
     ('stream', 1, 'feed', 'Market data as normalised off the socket.'),
@@ -942,6 +1105,9 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('record', 12, 'figure', 'figure'),
     ('record', 13, 'checks', 'checks'),
     ('record', 14, 'reload', 'reload'),
+    ('record', 15, 'opening', 'opening'),
+    ('record', 16, 'account', 'account'),
+    ('record', 17, 'resolved', 'resolved'),
     ('market', 1, 'trade', 'A print; ref is the venue''s trade id.'),
     ('market', 2, 'quote', 'Best price of one side, replacing that whole side (L1).'),
     ('market', 3, 'level', 'Total quantity at a price, 0 deletes it (L2).'),
@@ -1070,6 +1236,8 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('order_state', 9, 'rejected', 'Terminal.'),
     ('order_state', 10, 'expired', 'Terminal.'),
     ('order_state', 11, 'dropped', 'Terminal: never left.'),
+    ('account', 1, 'begin', 'A run begins: everything before it in the stream belongs to it.'),
+    ('account', 2, 'day', 'A trading day begins.'),
     ('risk_event', 1, 'halt_seen', 'Risk saw a new halt epoch; nothing passes after it.'),
     ('risk_event', 2, 'resume_seen', 'Risk saw the epochs equal again.'),
     ('risk_event', 3, 'limit_breach', 'A limit was breached by the market, not by an order.'),
@@ -1208,7 +1376,8 @@ DECLARE
 BEGIN
     FOREACH name IN ARRAY ARRAY['market_event', 'book_status', 'feature', 'signal', 'intent',
         'verdict', 'order_event', 'update_event', 'position_event', 'risk_event',
-        'take_event', 'figure', 'checks', 'model_reload'] LOOP
+        'take_event', 'figure', 'checks', 'model_reload', 'opening', 'account_event',
+        'resolved_order'] LOOP
         EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON '
             'hftpipe.%I FOR EACH STATEMENT EXECUTE FUNCTION hftpipe.refuse()', name);
         EXECUTE format('ALTER TABLE hftpipe.%I ENABLE ALWAYS TRIGGER append_only', name);

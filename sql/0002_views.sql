@@ -46,6 +46,14 @@ COMMENT ON FUNCTION hftpipe.uuid_of IS 'UUID from its first and last 8 bytes; NU
 
 -- ------------------------------------------------------------------ orders
 
+CREATE INDEX resolved_order_order ON hftpipe.resolved_order (of_run, "order", run, seq);
+
+CREATE VIEW hftpipe.resolution AS
+SELECT x.* FROM hftpipe.resolved_order x
+WHERE EXISTS (SELECT FROM hftpipe.account_event a
+              WHERE a.run = x.run AND a.stream = x.stream AND a.kind = 1 AND a.seq > x.seq);
+COMMENT ON VIEW hftpipe.resolution IS 'What starts found out about orders of earlier runs. A start that died before its books were open found out nothing: the next one looks again.';
+
 CREATE VIEW hftpipe.orders AS
 SELECT i.run, i.event AS order_id,
        hftpipe.client_order_id(i.run, i.event) AS client_order_id,
@@ -55,13 +63,17 @@ SELECT i.run, i.event AS order_id,
        hftpipe.label_of('tif', i.tif) AS time_in_force,
        hftpipe.nano(i.qty) AS quantity,
        CASE WHEN i.price <> 0 THEN hftpipe.nano(i.price) END AS limit_price,
-       CASE WHEN e.kind = 1 OR (e.kind IS NULL AND v.reason <> 0) THEN 'denied'
+       CASE WHEN z.kind IS NOT NULL THEN hftpipe.label_of('order_state', z.state)
+            WHEN e.kind = 1 OR (e.kind IS NULL AND v.reason <> 0) THEN 'denied'
             WHEN e.kind IS NULL THEN 'created'
             ELSE hftpipe.label_of('order_state', e.state) END AS status,
-       hftpipe.nano(coalesce(e.cum_qty, 0)) AS filled_quantity,
-       round(e.value / nullif(e.filled, 0) * 0.000000001, 9) AS filled_avg_price,
-       CASE WHEN coalesce(nullif(e.reason, 0), v.reason, 0) <> 0
-            THEN hftpipe.label_of('reason', coalesce(nullif(e.reason, 0), v.reason)) END
+       hftpipe.nano(greatest(e.cum_qty, z.cum_qty, 0)) AS filled_quantity,
+       round((coalesce(e.value, 0) + coalesce(z.value, 0))
+             / nullif(coalesce(e.filled, 0) + coalesce(z.filled, 0), 0) * 0.000000001, 9)
+           AS filled_avg_price,
+       CASE WHEN coalesce(nullif(z.reason, 0), nullif(e.reason, 0), v.reason, 0) <> 0
+            THEN hftpipe.label_of('reason',
+                                  coalesce(nullif(z.reason, 0), nullif(e.reason, 0), v.reason)) END
            AS reason,
        i.strategy, i.cause,
        CASE WHEN i.tag <> 0 THEN hftpipe.label_of('exit', i.tag) END AS exit,
@@ -89,6 +101,14 @@ LEFT JOIN LATERAL (
            (array_agg(e.state ORDER BY e.seq DESC))[1] AS state,
            (array_agg(e.reason ORDER BY e.seq DESC))[1] AS reason
     FROM hftpipe.order_event e WHERE e.run = i.run AND e."order" = i.event) e ON true
+LEFT JOIN LATERAL (
+    SELECT max(x.cum_qty) AS cum_qty,
+           sum(x.price::numeric * x.qty) FILTER (WHERE x.kind IN (5, 6)) AS value,
+           sum(x.qty) FILTER (WHERE x.kind IN (5, 6)) AS filled,
+           (array_agg(x.kind ORDER BY x.run DESC, x.seq DESC))[1] AS kind,
+           (array_agg(x.state ORDER BY x.run DESC, x.seq DESC))[1] AS state,
+           (array_agg(x.reason ORDER BY x.run DESC, x.seq DESC))[1] AS reason
+    FROM hftpipe.resolution x WHERE x.of_run = i.run AND x."order" = i.event) z ON true
 WHERE i.action = 1;
 COMMENT ON VIEW hftpipe.orders IS 'Every order that a strategy wanted and what became of it.';
 
@@ -119,8 +139,22 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT p.fee FROM hftpipe.position_event p
     WHERE p.run = e.run AND p.cause = e.event ORDER BY p.seq LIMIT 1) p ON true
-WHERE e.kind IN (5, 6);
-COMMENT ON VIEW hftpipe.trades IS 'Our executions, with the venue''s identifiers. commission is what the ledger charged by its schedule; NULL where it has not booked the execution.';
+WHERE e.kind IN (5, 6)
+UNION ALL
+SELECT x.of_run, to_hex(x.run) || '-' || to_hex(x.seq), x."order",
+       hftpipe.client_order_id(x.of_run, x."order"), s.symbol,
+       hftpipe.label_of('side', x.side), hftpipe.nano(x.qty), hftpipe.nano(x.price),
+       hftpipe.nano(x.qty) * hftpipe.nano(x.price), hftpipe.nano(x.fee),
+       hftpipe.uuid_of(x.execution, x.execution_low), hftpipe.uuid_of(x.venue_id, x.venue_id_low),
+       hftpipe.utc(nullif(x.ts_venue, 0)), hftpipe.utc(nullif(x.ts_venue, 0)),
+       x.ts_venue - r.utc_offset, x.seq, i.cause
+FROM hftpipe.resolution x
+JOIN hftpipe.run r ON r.run = x.of_run
+LEFT JOIN hftpipe.intent i ON i.run = x.of_run AND i.stream = hftpipe.event_stream(x."order")
+                          AND i.seq = hftpipe.event_seq(x."order")
+LEFT JOIN hftpipe.instrument s ON s.run = x.of_run AND s.index = i.instrument
+WHERE x.kind IN (5, 6);
+COMMENT ON VIEW hftpipe.trades IS 'Our executions, with the venue''s identifiers; those that a later start learned of included. commission is what the ledger charged by its schedule; NULL where it has not booked the execution.';
 
 CREATE VIEW hftpipe.order_audit_trail AS
 SELECT a.run, hftpipe.utc(a.ts + r.utc_offset) AS timestamp_utc, a.ts, a.stream, a.seq,
@@ -170,6 +204,18 @@ FROM (
                               'cum_qty', hftpipe.nano(u.cum_qty),
                               'position_qty', hftpipe.nano(u.position_qty))
     FROM hftpipe.update_event u WHERE u."order" <> 0
+    UNION ALL
+    SELECT x.of_run, x.ts + n.utc_offset - o.utc_offset, x.stream, x.seq,
+           'recovery.' || hftpipe.label_of('order_event', x.kind), x."order", NULL, i.instrument,
+           x.side, x.qty, x.price, i.type, i.tif, x.state, x.reason,
+           jsonb_build_object('cum_qty', hftpipe.nano(x.cum_qty), 'found_by_run', to_hex(x.run),
+                              'execution_id', hftpipe.uuid_of(x.execution, x.execution_low),
+                              'venue_order_id', hftpipe.uuid_of(x.venue_id, x.venue_id_low))
+    FROM hftpipe.resolution x
+    JOIN hftpipe.run o ON o.run = x.of_run
+    JOIN hftpipe.run n ON n.run = x.run
+    LEFT JOIN hftpipe.intent i ON i.run = x.of_run AND i.stream = hftpipe.event_stream(x."order")
+                              AND i.seq = hftpipe.event_seq(x."order")
 ) a
 JOIN hftpipe.run r ON r.run = a.run
 LEFT JOIN hftpipe.instrument s ON s.run = a.run AND s.index = a.instrument;
@@ -270,8 +316,11 @@ WITH close AS (
     SELECT DISTINCT ON (run, day) run, day, day_pnl, day_realised, day_fees
     FROM hftpipe.position_event ORDER BY run, day, seq DESC
 ), step AS (
-    SELECT p.run, p.day, p.cause, p.realised - coalesce(lag(p.realised) OVER w, 0) AS gained
+    SELECT p.run, p.day, p.cause,
+           p.realised - coalesce(lag(p.realised) OVER w, o.realised, 0) AS gained
     FROM hftpipe.position_event p
+    LEFT JOIN hftpipe.opening o ON o.run = p.run AND o.stream = p.stream
+                               AND o.instrument = p.instrument
     WINDOW w AS (PARTITION BY p.run, p.instrument ORDER BY p.seq)
 ), trade AS (
     SELECT run, day, count(*) AS trades, count(*) FILTER (WHERE gained > 0) AS winning,
@@ -287,7 +336,7 @@ SELECT c.run, hftpipe.date_of(c.day) AS trading_date,
        coalesce(t.losing, 0) AS losing
 FROM close c
 LEFT JOIN trade t USING (run, day);
-COMMENT ON VIEW hftpipe.daily_pnl IS 'P&L by run and trading day, as the ledger closed it: realised before fees, unrealised = the day''s change of it, total = realised + unrealised - fees. trade_count counts executions, winning and losing those of them that realised a gain or a loss before fees.';
+COMMENT ON VIEW hftpipe.daily_pnl IS 'P&L by run and trading day, as the ledger closed it; a run goes on with the day of the one before: realised before fees, unrealised = the day''s change of it, total = realised + unrealised - fees. trade_count counts executions, winning and losing those of them that realised a gain or a loss before fees.';
 
 -- ------------------------------------------------------------------ risk
 

@@ -56,6 +56,8 @@ cdef extern from "_wide.h" nogil:
     int64_t hp_sub_saturate(int64_t a, int64_t b) noexcept
     int64_t hp_wide_ceil(hp_wide_t a, int64_t b) noexcept
     int64_t hp_wide_even(hp_wide_t a, int64_t b) noexcept
+    int64_t hp_wide_floor(hp_wide_t a, int64_t b) noexcept
+    uint32_t hp_wide_rest(hp_wide_t a) noexcept
     int64_t hp_wide_high(hp_wide_t a) noexcept
     uint64_t hp_wide_low(hp_wide_t a) noexcept
 

@@ -221,6 +221,15 @@ cdef object wide(hp_wide_t v):
     return (<object>hp_wide_high(v) << 64) | <object>hp_wide_low(v)
 
 
+cdef int narrow(object v, hp_wide_t *out) except -1:
+    """Attocash of a Python integer."""
+    cash, rest = divmod(v, 10**9)
+    out[0] = hp_wide_add(hp_wide_cash(cash), hp_wide_of(rest))
+    if not within(out[0]):
+        raise OverflowError(f"{v} attocash do not fit")
+    return 0
+
+
 @cython.final
 cdef class Ledger:
     """The books of one run.
@@ -284,6 +293,74 @@ cdef class Ledger:
             raise OverflowError(f"a position of {qty} at {average} does not fit")
         account_mark(&self.l, a)
 
+    def restore(self, int64_t instrument, *, int64_t qty, cost, realised, int64_t fees=0,
+                int64_t mark=0, int64_t fills=0):
+        """Go on with the books of an instrument exactly where :meth:`exact` left them.
+
+        Raises
+        ------
+        ValueError
+            If the instrument has books already, or these contradict themselves.
+        OverflowError
+            If they do not fit.
+        """
+        cdef account_t *a = self.account(instrument)
+        if a.fills or a.qty or a.paid:
+            raise ValueError(f"restore wants a fresh instrument, found {a.fills} fills, "
+                             f"qty {a.qty}")
+        if (qty > 0) != (cost > 0) or (qty < 0) != (cost < 0) or mark < 0 or qty == INT64_MIN:
+            raise ValueError(f"restore wants a cost with the sign of qty and a mark not below 0, "
+                             f"found qty {qty}, cost {cost}, mark {mark}")
+        cdef hp_wide_t price, gained, total, cash
+        cdef int64_t paid
+        narrow(cost, &price)
+        narrow(realised, &gained)
+        total = hp_wide_add(self.l.realised, gained)
+        cash = hp_wide_sub(hp_wide_add(self.l.cash, hp_wide_sub(gained, price)),
+                           hp_wide_cash(fees))
+        if not (within(total) and within(cash) and within(hp_wide_mul(mark, qty))) \
+                or hp_add_overflow(self.l.paid, fees, &paid):
+            raise OverflowError(f"a position of {qty} for {cost} does not fit")
+        a.qty, a.cost, a.realised, a.paid, a.fills = qty, price, gained, fees, fills
+        a.average = hp_wide_even(hp_wide_abs(price), qty if qty > 0 else -qty) if qty else 0
+        a.mark = mark if mark else a.average        # one of them, unless it is flat
+        self.l.realised, self.l.cash, self.l.paid = total, cash, paid
+        account_mark(&self.l, a)
+
+    def restore_account(self, *, int64_t peak, int64_t day=0, profit_then=0, realised_then=0,
+                        int64_t fees_then=0, elsewhere=0, int64_t elsewhere_fees=0):
+        """Go on with the account, after every instrument: what :meth:`account_state` gave, and
+        what was earned and charged on instruments that are not in these books (attocash, nanocash).
+        """
+        cdef hp_wide_t gained
+        narrow(elsewhere, &gained)
+        self.l.realised = hp_wide_add(self.l.realised, gained)
+        self.l.cash = hp_wide_sub(hp_wide_add(self.l.cash, gained), hp_wide_cash(elsewhere_fees))
+        self.l.paid += elsewhere_fees
+        narrow(profit_then, &self.l.profit_then)
+        narrow(realised_then, &self.l.realised_then)
+        self.l.paid_then, self.l.day = fees_then, <uint32_t>day
+        self.l.peak = hp_wide_max(hp_wide_cash(peak), equity_of(&self.l))
+        self.l.deepest = hp_wide_of(0)
+
+    def account_state(self) -> dict[str, int]:
+        """Account and day: peak (nanocash), day, and what stood when it began (attocash; fees
+        nanocash)."""
+        return {"peak": hp_wide_even(self.l.peak, HP_NANO), "day": self.l.day,
+                "profit_then": wide(self.l.profit_then),
+                "realised_then": wide(self.l.realised_then), "fees_then": self.l.paid_then}
+
+    def trade(self, int64_t instrument, int64_t qty, int64_t price, int64_t fee) -> bool:
+        """Book an execution whose fee (nanocash) is known; *qty* is signed."""
+        cdef account_t *a = self.account(instrument)
+        if qty == 0 or price <= 0 or not account_move(&self.l, a, qty, price, fee):
+            self.l.broken += 1
+            return False
+        self.l.fills += 1
+        a.fills += 1
+        account_mark(&self.l, a)
+        return True
+
     def order_event(self, event) -> bool:
         """Apply an ORDER_EVENT record; whether it moved the books."""
         cdef hp_order_event_t record
@@ -307,10 +384,11 @@ cdef class Ledger:
                                 schema.dtype(schema.POSITION))[0]
 
     def exact(self, uint16_t instrument) -> dict[str, int]:
-        """Position of *instrument* without rounding: nanoqty, and attocash (1e-18)."""
+        """Position of *instrument* without rounding: nanoqty, attocash (1e-18) and the mark."""
         cdef account_t *a = self.account(instrument)
         return {"qty": a.qty, "cost": wide(a.cost), "realised": wide(a.realised),
-                "unrealised": wide(a.unrealised), "fees": wide(hp_wide_cash(a.paid))}
+                "unrealised": wide(a.unrealised), "fees": wide(hp_wide_cash(a.paid)),
+                "mark": a.mark, "fills": a.fills}
 
     def totals(self) -> dict[str, int]:
         """Attocash over all instruments."""

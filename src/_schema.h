@@ -38,6 +38,9 @@ enum {
   HP_RECORD_FIGURE = 12, /* figure */
   HP_RECORD_CHECKS = 13, /* checks */
   HP_RECORD_RELOAD = 14, /* reload */
+  HP_RECORD_OPENING = 15, /* opening */
+  HP_RECORD_ACCOUNT = 16, /* account */
+  HP_RECORD_RESOLVED = 17, /* resolved */
 };
 
 /* What a market record says. */
@@ -214,6 +217,12 @@ enum {
   HP_ORDER_STATE_REJECTED = 9, /* Terminal. */
   HP_ORDER_STATE_EXPIRED = 10, /* Terminal. */
   HP_ORDER_STATE_DROPPED = 11, /* Terminal: never left. */
+};
+
+/* What an account record is about. */
+enum {
+  HP_ACCOUNT_BEGIN = 1, /* A run begins: everything before it in the stream belongs to it. */
+  HP_ACCOUNT_DAY = 2, /* A trading day begins. */
 };
 
 /* What happened to the gate. */
@@ -983,20 +992,20 @@ typedef struct {
   uint64_t event;         /*   8: Identity of this event. */
   int64_t  qty;           /*  16 [nanoqty]: Held; negative = short. */
   int64_t  average;       /*  24 [nanoprice]: Average entry price, rounded half to even; 0 = flat. */
-  int64_t  realised;      /*  32 [nanocash]: P&L realised on the instrument in this run, before fees. */
+  int64_t  realised;      /*  32 [nanocash]: P&L realised on the instrument, before fees, since the books of the account were opened. */
   int64_t  unrealised;    /*  40 [nanocash]: Of the instrument, at the mark. */
   int64_t  mark;          /*  48 [nanoprice]: Price it is valued at; 0 = none yet. */
   uint16_t instrument;    /*  56: Index into the instrument table. */
   uint16_t drawdown_bps;  /*  58: (peak - equity) / peak, rounded up; saturates. */
   uint32_t day;           /*  60: Trading day, days since 1970; 0 = not known. */
   int64_t  fee;           /*  64 [nanocash]: Charged for the fill that made this; 0 = no fill. */
-  int64_t  fees;          /*  72 [nanocash]: Charged on the instrument in this run. */
+  int64_t  fees;          /*  72 [nanocash]: Charged on the instrument since then. */
   int64_t  day_pnl;       /*  80 [nanocash]: Account: change of the equity since the day began. */
   int64_t  day_realised;  /*  88 [nanocash]: Account: realised since the day began, before fees. */
   int64_t  day_fees;      /*  96 [nanocash]: Account: charged since the day began. */
   int64_t  cash;          /* 104 [nanocash]: Account: opening equity and what trades left of it. */
   int64_t  equity;        /* 112 [nanocash]: Account: cash and positions at their marks. */
-  int64_t  peak;          /* 120 [nanocash]: Account: highest equity of the run, the opening one included. */
+  int64_t  peak;          /* 120 [nanocash]: Account: highest equity, the opening one included. */
 } __attribute__((aligned(64))) hp_position_t;
 _Static_assert(sizeof(hp_position_t) == 128, "position: size");
 _Static_assert(offsetof(hp_position_t, link_seq) == 0, "position.link_seq: offset");
@@ -1017,6 +1026,154 @@ _Static_assert(offsetof(hp_position_t, day_fees) == 96, "position.day_fees: offs
 _Static_assert(offsetof(hp_position_t, cash) == 104, "position.cash: offset");
 _Static_assert(offsetof(hp_position_t, equity) == 112, "position.equity: offset");
 _Static_assert(offsetof(hp_position_t, peak) == 120, "position.peak: offset");
+
+#define HP_OPENING_ID UINT64_C(0x3326de6a910409a6)
+/* What the books of an instrument begin a run with. */
+typedef struct {
+  uint64_t link_seq;      /*   0: The ring's own word. */
+  uint64_t event;         /*   8: Identity of this event. */
+  int64_t  qty;           /*  16 [nanoqty]: Held; negative = short. */
+  int64_t  cost;          /*  24 [nanocash]: Paid for it, rounded down; sign of qty. */
+  int64_t  realised;      /*  32 [nanocash]: Realised before fees, rounded down. */
+  int64_t  fees;          /*  40 [nanocash]: Charged. */
+  int64_t  mark;          /*  48 [nanoprice]: Price it was valued at last; 0 = none. */
+  uint64_t fills;         /*  56: Executions so far. */
+  uint32_t cost_rest;     /*  64 [1e-18]: What cost lacks, 0 to 999,999,999. */
+  uint32_t realised_rest; /*  68 [1e-18]: What realised lacks. */
+  uint16_t instrument;    /*  72: Index into the instrument table. */
+  uint16_t pad0;          /*  74: Zero. */
+  uint32_t pad1;          /*  76: Zero. */
+  int64_t  since;         /*  80 [ns]: The position is held since, UTC; 0 = flat. */
+  int64_t  best;          /*  88 [nanoprice]: Best mark seen since then; 0 = none. */
+  uint8_t  first;         /*  96: 1 = its first target was taken. */
+  uint8_t  closing;       /*  97: EXIT_* that fired and goes on until it is flat. */
+  uint16_t pad5;          /*  98: Zero. */
+  uint32_t pad6;          /* 100: Zero. */
+  uint64_t pad2;          /* 104: Zero. */
+  uint64_t pad3;          /* 112: Zero. */
+  uint64_t pad4;          /* 120: Zero. */
+} __attribute__((aligned(64))) hp_opening_t;
+_Static_assert(sizeof(hp_opening_t) == 128, "opening: size");
+_Static_assert(offsetof(hp_opening_t, link_seq) == 0, "opening.link_seq: offset");
+_Static_assert(offsetof(hp_opening_t, event) == 8, "opening.event: offset");
+_Static_assert(offsetof(hp_opening_t, qty) == 16, "opening.qty: offset");
+_Static_assert(offsetof(hp_opening_t, cost) == 24, "opening.cost: offset");
+_Static_assert(offsetof(hp_opening_t, realised) == 32, "opening.realised: offset");
+_Static_assert(offsetof(hp_opening_t, fees) == 40, "opening.fees: offset");
+_Static_assert(offsetof(hp_opening_t, mark) == 48, "opening.mark: offset");
+_Static_assert(offsetof(hp_opening_t, fills) == 56, "opening.fills: offset");
+_Static_assert(offsetof(hp_opening_t, cost_rest) == 64, "opening.cost_rest: offset");
+_Static_assert(offsetof(hp_opening_t, realised_rest) == 68, "opening.realised_rest: offset");
+_Static_assert(offsetof(hp_opening_t, instrument) == 72, "opening.instrument: offset");
+_Static_assert(offsetof(hp_opening_t, pad0) == 74, "opening.pad0: offset");
+_Static_assert(offsetof(hp_opening_t, pad1) == 76, "opening.pad1: offset");
+_Static_assert(offsetof(hp_opening_t, since) == 80, "opening.since: offset");
+_Static_assert(offsetof(hp_opening_t, best) == 88, "opening.best: offset");
+_Static_assert(offsetof(hp_opening_t, first) == 96, "opening.first: offset");
+_Static_assert(offsetof(hp_opening_t, closing) == 97, "opening.closing: offset");
+_Static_assert(offsetof(hp_opening_t, pad5) == 98, "opening.pad5: offset");
+_Static_assert(offsetof(hp_opening_t, pad6) == 100, "opening.pad6: offset");
+_Static_assert(offsetof(hp_opening_t, pad2) == 104, "opening.pad2: offset");
+_Static_assert(offsetof(hp_opening_t, pad3) == 112, "opening.pad3: offset");
+_Static_assert(offsetof(hp_opening_t, pad4) == 120, "opening.pad4: offset");
+
+#define HP_ACCOUNT_ID UINT64_C(0x92b3077e2913cbfb)
+/* What the account begins a run, or a trading day, with. */
+typedef struct {
+  uint64_t link_seq;      /*   0: The ring's own word. */
+  uint64_t event;         /*   8: Identity of this event. */
+  uint64_t account;       /*  16: First 8 bytes of the venue's account id, a UUID. */
+  uint64_t account_low;   /*  24: Its last 8 bytes. */
+  uint64_t from_run;      /*  32: Run whose books these are; 0 = new books. */
+  int64_t  opening;       /*  40 [nanocash]: Equity the books were opened with. */
+  int64_t  peak;          /*  48 [nanocash]: Highest equity so far. */
+  int64_t  profit_then;   /*  56 [nanocash]: P&L after fees when the day began, rounded down. */
+  int64_t  realised_then; /*  64 [nanocash]: Realised before fees then, rounded down. */
+  int64_t  fees_then;     /*  72 [nanocash]: Charged until then. */
+  int64_t  elsewhere;     /*  80 [nanocash]: Realised on what is not traded any more, rounded down. */
+  int64_t  elsewhere_fees; /*  88 [nanocash]: Charged on it. */
+  uint32_t profit_rest;   /*  96 [1e-18]: What profit_then lacks, 0 to 999,999,999. */
+  uint32_t realised_rest; /* 100 [1e-18]: What realised_then lacks. */
+  uint32_t elsewhere_rest; /* 104 [1e-18]: What elsewhere lacks. */
+  uint32_t day;           /* 108: Trading day, days since 1970; 0 = not known. */
+  uint32_t resolved;      /* 112: Orders of earlier runs that were resolved at this start. */
+  uint32_t recovered;     /* 116: Executions of theirs that only the venue knew of. */
+  uint8_t  kind;          /* 120: ACCOUNT_*. */
+  uint8_t  pad0;          /* 121: Zero. */
+  uint16_t pad1;          /* 122: Zero. */
+  uint32_t pad2;          /* 124: Zero. */
+} __attribute__((aligned(64))) hp_account_t;
+_Static_assert(sizeof(hp_account_t) == 128, "account: size");
+_Static_assert(offsetof(hp_account_t, link_seq) == 0, "account.link_seq: offset");
+_Static_assert(offsetof(hp_account_t, event) == 8, "account.event: offset");
+_Static_assert(offsetof(hp_account_t, account) == 16, "account.account: offset");
+_Static_assert(offsetof(hp_account_t, account_low) == 24, "account.account_low: offset");
+_Static_assert(offsetof(hp_account_t, from_run) == 32, "account.from_run: offset");
+_Static_assert(offsetof(hp_account_t, opening) == 40, "account.opening: offset");
+_Static_assert(offsetof(hp_account_t, peak) == 48, "account.peak: offset");
+_Static_assert(offsetof(hp_account_t, profit_then) == 56, "account.profit_then: offset");
+_Static_assert(offsetof(hp_account_t, realised_then) == 64, "account.realised_then: offset");
+_Static_assert(offsetof(hp_account_t, fees_then) == 72, "account.fees_then: offset");
+_Static_assert(offsetof(hp_account_t, elsewhere) == 80, "account.elsewhere: offset");
+_Static_assert(offsetof(hp_account_t, elsewhere_fees) == 88, "account.elsewhere_fees: offset");
+_Static_assert(offsetof(hp_account_t, profit_rest) == 96, "account.profit_rest: offset");
+_Static_assert(offsetof(hp_account_t, realised_rest) == 100, "account.realised_rest: offset");
+_Static_assert(offsetof(hp_account_t, elsewhere_rest) == 104, "account.elsewhere_rest: offset");
+_Static_assert(offsetof(hp_account_t, day) == 108, "account.day: offset");
+_Static_assert(offsetof(hp_account_t, resolved) == 112, "account.resolved: offset");
+_Static_assert(offsetof(hp_account_t, recovered) == 116, "account.recovered: offset");
+_Static_assert(offsetof(hp_account_t, kind) == 120, "account.kind: offset");
+_Static_assert(offsetof(hp_account_t, pad0) == 121, "account.pad0: offset");
+_Static_assert(offsetof(hp_account_t, pad1) == 122, "account.pad1: offset");
+_Static_assert(offsetof(hp_account_t, pad2) == 124, "account.pad2: offset");
+
+#define HP_RESOLVED_ID UINT64_C(0x028c54eb52a27efa)
+/* What a start found out about an order of an earlier run. */
+typedef struct {
+  uint64_t link_seq;      /*   0: The ring's own word. */
+  uint64_t event;         /*   8: Identity of this event. */
+  uint64_t order;         /*  16: Identity of its intent, in of_run. */
+  uint64_t of_run;        /*  24: The run that sent it. */
+  int64_t  price;         /*  32 [nanoprice]: Fills: of this execution; else the limit price. */
+  int64_t  qty;           /*  40 [nanoqty]: Fills: of this execution; else the order's quantity. */
+  int64_t  cum_qty;       /*  48 [nanoqty]: Filled so far. */
+  uint64_t execution;     /*  56: First 8 bytes of the execution id's UUID; 0 = none. */
+  uint64_t execution_low; /*  64: Its last 8 bytes. */
+  uint64_t venue_id;      /*  72: First 8 bytes of the venue's order id; 0 = it never had it. */
+  uint64_t venue_id_low;  /*  80: Its last 8 bytes. */
+  int64_t  ts_venue;      /*  88 [ns]: Venue timestamp, UTC; 0 = none. */
+  int64_t  fee;           /*  96 [nanocash]: Fills: charged by our schedule. */
+  uint16_t instrument;    /* 104: Index into the instrument table. */
+  uint8_t  kind;          /* 106: ORDER_EVENT_*. */
+  int8_t   side;          /* 107: +1 buy, -1 sell. */
+  uint8_t  reason;        /* 108: REASON_*. */
+  uint8_t  state;         /* 109: ORDER_STATE_* after it. */
+  uint16_t pad0;          /* 110: Zero. */
+  uint64_t pad1;          /* 112: Zero. */
+  uint64_t pad2;          /* 120: Zero. */
+} __attribute__((aligned(64))) hp_resolved_t;
+_Static_assert(sizeof(hp_resolved_t) == 128, "resolved: size");
+_Static_assert(offsetof(hp_resolved_t, link_seq) == 0, "resolved.link_seq: offset");
+_Static_assert(offsetof(hp_resolved_t, event) == 8, "resolved.event: offset");
+_Static_assert(offsetof(hp_resolved_t, order) == 16, "resolved.order: offset");
+_Static_assert(offsetof(hp_resolved_t, of_run) == 24, "resolved.of_run: offset");
+_Static_assert(offsetof(hp_resolved_t, price) == 32, "resolved.price: offset");
+_Static_assert(offsetof(hp_resolved_t, qty) == 40, "resolved.qty: offset");
+_Static_assert(offsetof(hp_resolved_t, cum_qty) == 48, "resolved.cum_qty: offset");
+_Static_assert(offsetof(hp_resolved_t, execution) == 56, "resolved.execution: offset");
+_Static_assert(offsetof(hp_resolved_t, execution_low) == 64, "resolved.execution_low: offset");
+_Static_assert(offsetof(hp_resolved_t, venue_id) == 72, "resolved.venue_id: offset");
+_Static_assert(offsetof(hp_resolved_t, venue_id_low) == 80, "resolved.venue_id_low: offset");
+_Static_assert(offsetof(hp_resolved_t, ts_venue) == 88, "resolved.ts_venue: offset");
+_Static_assert(offsetof(hp_resolved_t, fee) == 96, "resolved.fee: offset");
+_Static_assert(offsetof(hp_resolved_t, instrument) == 104, "resolved.instrument: offset");
+_Static_assert(offsetof(hp_resolved_t, kind) == 106, "resolved.kind: offset");
+_Static_assert(offsetof(hp_resolved_t, side) == 107, "resolved.side: offset");
+_Static_assert(offsetof(hp_resolved_t, reason) == 108, "resolved.reason: offset");
+_Static_assert(offsetof(hp_resolved_t, state) == 109, "resolved.state: offset");
+_Static_assert(offsetof(hp_resolved_t, pad0) == 110, "resolved.pad0: offset");
+_Static_assert(offsetof(hp_resolved_t, pad1) == 112, "resolved.pad1: offset");
+_Static_assert(offsetof(hp_resolved_t, pad2) == 120, "resolved.pad2: offset");
 
 #define HP_RISK_EVENT_ID UINT64_C(0x79c9c5ce1cf77ff3)
 /* Something happened to the gate. */
@@ -1168,7 +1325,7 @@ _Static_assert(offsetof(hp_bar_t, volume) == 40, "bar.volume: offset");
 _Static_assert(offsetof(hp_bar_t, vwap) == 48, "bar.vwap: offset");
 _Static_assert(offsetof(hp_bar_t, count) == 56, "bar.count: offset");
 
-#define HP_ENVELOPE_ID UINT64_C(0x9f18cbb02baaabe6)
+#define HP_ENVELOPE_ID UINT64_C(0x2847bbf3516b96f1)
 /* What every stored event carries before its body. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1196,7 +1353,7 @@ _Static_assert(offsetof(hp_envelope_t, instrument) == 50, "envelope.instrument: 
 _Static_assert(offsetof(hp_envelope_t, pad0) == 52, "envelope.pad0: offset");
 _Static_assert(offsetof(hp_envelope_t, aux) == 56, "envelope.aux: offset");
 
-#define HP_STORED_ID UINT64_C(0x9a4c42a37e2dee2f)
+#define HP_STORED_ID UINT64_C(0x5f36b481be0ba174)
 /* One slot of a store link: envelope and a one-line body. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1240,7 +1397,7 @@ _Static_assert(offsetof(hp_stored_t, body5) == 104, "stored.body5: offset");
 _Static_assert(offsetof(hp_stored_t, body6) == 112, "stored.body6: offset");
 _Static_assert(offsetof(hp_stored_t, body7) == 120, "stored.body7: offset");
 
-#define HP_STORED_WIDE_ID UINT64_C(0x84b055401865aa10)
+#define HP_STORED_WIDE_ID UINT64_C(0x7c91f22dacb562c4)
 /* The same for bodies of up to two lines. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1300,7 +1457,7 @@ _Static_assert(offsetof(hp_stored_wide_t, body13) == 168, "stored_wide.body13: o
 _Static_assert(offsetof(hp_stored_wide_t, body14) == 176, "stored_wide.body14: offset");
 _Static_assert(offsetof(hp_stored_wide_t, body15) == 184, "stored_wide.body15: offset");
 
-#define HP_STORED_VECTOR_ID UINT64_C(0x2cec0a19c778bb00)
+#define HP_STORED_VECTOR_ID UINT64_C(0x47a7c1c68db1b3da)
 /* The same for bodies of up to four lines. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */

@@ -14,6 +14,9 @@ cdef extern from "_schema.h" nogil:
     const uint64_t HP_UPDATE_ID
     const uint64_t HP_ORDER_EVENT_ID
     const uint64_t HP_POSITION_ID
+    const uint64_t HP_OPENING_ID
+    const uint64_t HP_ACCOUNT_ID
+    const uint64_t HP_RESOLVED_ID
     const uint64_t HP_RISK_EVENT_ID
     const uint64_t HP_TAKE_ID
     const uint64_t HP_RELOAD_ID
@@ -57,6 +60,9 @@ cdef extern from "_schema.h" nogil:
         HP_RECORD_FIGURE
         HP_RECORD_CHECKS
         HP_RECORD_RELOAD
+        HP_RECORD_OPENING
+        HP_RECORD_ACCOUNT
+        HP_RECORD_RESOLVED
 
     enum:
         HP_MARKET_TRADE
@@ -209,6 +215,10 @@ cdef extern from "_schema.h" nogil:
         HP_ORDER_STATE_REJECTED
         HP_ORDER_STATE_EXPIRED
         HP_ORDER_STATE_DROPPED
+
+    enum:
+        HP_ACCOUNT_BEGIN
+        HP_ACCOUNT_DAY
 
     enum:
         HP_RISK_EVENT_HALT_SEEN
@@ -655,6 +665,77 @@ cdef extern from "_schema.h" nogil:
         int64_t cash
         int64_t equity
         int64_t peak
+
+    ctypedef struct hp_opening_t:
+        uint64_t link_seq
+        uint64_t event
+        int64_t qty
+        int64_t cost
+        int64_t realised
+        int64_t fees
+        int64_t mark
+        uint64_t fills
+        uint32_t cost_rest
+        uint32_t realised_rest
+        uint16_t instrument
+        uint16_t pad0
+        uint32_t pad1
+        int64_t since
+        int64_t best
+        uint8_t first
+        uint8_t closing
+        uint16_t pad5
+        uint32_t pad6
+        uint64_t pad2
+        uint64_t pad3
+        uint64_t pad4
+
+    ctypedef struct hp_account_t:
+        uint64_t link_seq
+        uint64_t event
+        uint64_t account
+        uint64_t account_low
+        uint64_t from_run
+        int64_t opening
+        int64_t peak
+        int64_t profit_then
+        int64_t realised_then
+        int64_t fees_then
+        int64_t elsewhere
+        int64_t elsewhere_fees
+        uint32_t profit_rest
+        uint32_t realised_rest
+        uint32_t elsewhere_rest
+        uint32_t day
+        uint32_t resolved
+        uint32_t recovered
+        uint8_t kind
+        uint8_t pad0
+        uint16_t pad1
+        uint32_t pad2
+
+    ctypedef struct hp_resolved_t:
+        uint64_t link_seq
+        uint64_t event
+        uint64_t order
+        uint64_t of_run
+        int64_t price
+        int64_t qty
+        int64_t cum_qty
+        uint64_t execution
+        uint64_t execution_low
+        uint64_t venue_id
+        uint64_t venue_id_low
+        int64_t ts_venue
+        int64_t fee
+        uint16_t instrument
+        uint8_t kind
+        int8_t side
+        uint8_t reason
+        uint8_t state
+        uint16_t pad0
+        uint64_t pad1
+        uint64_t pad2
 
     ctypedef struct hp_risk_event_t:
         uint64_t link_seq

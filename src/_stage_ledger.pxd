@@ -1,10 +1,11 @@
 """The ledger stage: positions, P&L and marks."""
-from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
 from ._board cimport board_t
 from ._day cimport Days
 from ._ledger cimport Ledger
 from ._ring cimport ring_t
+from ._schema cimport hp_account_t
 from ._stage cimport Stage
 
 
@@ -21,7 +22,10 @@ cdef class LedgerStage(Stage):
     cdef Days days
     cdef int64_t utc_offset     # UTC minus monotonic, ns
     cdef bint dated             # utc_offset is known
+    cdef bint begun             # the books have an account: days are published
+    cdef hp_account_t *opened   # its record as of the last one published
 
     cdef void _day(self, int64_t now, uint16_t instrument) noexcept nogil
+    cdef void _account(self, uint8_t kind) noexcept nogil
     cdef void _publish(self, uint16_t instrument, uint64_t cause, int64_t ts_in, bint keep,
                        int64_t fee) noexcept nogil

@@ -1,3 +1,6 @@
+from collections.abc import Iterator
+from typing import Any
+
 from typing_extensions import disjoint_base
 
 from hftpipe._board import Board
@@ -14,6 +17,7 @@ class LedgerStage(Stage):
         store: Ring | None = None, control: Control | None = None, index: int = 6,
         interval: int = 1_000_000_000, days: Days | None = None, board: Board | None = None,
     ) -> None: ...
+    def begin(self, account: Any, openings: Any = ..., resolved: Any = ...) -> Iterator[None]: ...
     @property
     def totals(self) -> dict[str, int]: ...
     def position(self, instrument: int) -> dict[str, int]: ...

@@ -1,6 +1,7 @@
 """The ledger stage: positions, P&L and marks."""
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
 from ._board cimport Board, board_basis, board_mark, board_position
 from ._clock cimport clock_now, clock_utc
@@ -9,12 +10,16 @@ from ._day cimport days_of
 from ._ledger cimport (
     ledger_day_pnl, ledger_drawdown, ledger_gross, ledger_mark, ledger_order_event, ledger_profit,
     ledger_realised, ledger_roll, ledger_view)
+from ._ledger cimport HP_NANO, hp_wide_even, hp_wide_floor, hp_wide_rest, ledger_t
+from ._memory cimport hp_lines
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
 from ._schema cimport (
     HP_METRIC_CREDIT_STALLS, HP_METRIC_DAY_PNL, HP_METRIC_DRAWDOWN, HP_METRIC_EQUITY,
-    HP_METRIC_FEES, HP_METRIC_GROSS_NOTIONAL, HP_METRIC_REALISED_PNL, HP_METRIC_RECORDS_IN,
-    HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_PARTIAL_FILL, HP_RECORD_POSITION, hp_book_t,
-    hp_order_event_t, hp_position_t)
+    HP_ACCOUNT_BEGIN, HP_ACCOUNT_DAY, HP_METRIC_FEES, HP_METRIC_GROSS_NOTIONAL,
+    HP_METRIC_REALISED_PNL, HP_METRIC_RECORDS_IN, HP_ORDER_EVENT_FILL,
+    HP_ORDER_EVENT_PARTIAL_FILL, HP_RECORD_ACCOUNT, HP_RECORD_OPENING, HP_RECORD_POSITION,
+    HP_RECORD_RESOLVED, hp_account_t, hp_book_t, hp_opening_t, hp_order_event_t, hp_position_t,
+    hp_resolved_t)
 from ._stage cimport hp_copy_words, stage_end, store_credit, store_next, store_put
 
 from hftpipe import schema
@@ -57,11 +62,57 @@ cdef class LedgerStage(Stage):
             self._keep.append(board)
             self.board = &board.b
         self.stored_at = <int64_t *>calloc(instruments or 1, sizeof(int64_t))
-        if self.stored_at == NULL:
+        self.opened = <hp_account_t *>hp_lines(1, sizeof(hp_account_t))
+        if self.stored_at == NULL or self.opened == NULL:
             raise MemoryError
 
     def __dealloc__(self):
         free(self.stored_at)
+        free(self.opened)
+
+    def begin(self, account, openings=None, resolved=None):
+        """Publish what the run begins with; the ledger was given the same by ``restore``.
+
+        Parameters
+        ----------
+        account : ACCOUNT record
+            Account, the run these books are of, opening equity, what was earned elsewhere.
+        openings : (n,) structured array, dtype of OPENING
+        resolved : (m,) structured array, dtype of RESOLVED
+
+        Returns
+        -------
+        iterator
+            Yields whenever a link has no room; the caller tries again.
+        """
+        cdef hp_opening_t opening
+        cdef hp_resolved_t found
+        for row in () if resolved is None else resolved:
+            while store_credit(&self.store) == 0:
+                yield
+            raw = row.tobytes()
+            memcpy(&found, <const char *>raw, sizeof(found))
+            found.event = store_next(&self.store)
+            store_put(&self.store, HP_RECORD_RESOLVED, &found, 2, 1, 0, clock_now(), 0,
+                      found.instrument, 0)
+        for row in () if openings is None else openings:
+            while store_credit(&self.store) == 0:
+                yield
+            raw = row.tobytes()
+            memcpy(&opening, <const char *>raw, sizeof(opening))
+            opening.event = store_next(&self.store)
+            store_put(&self.store, HP_RECORD_OPENING, &opening, 2, 1, 0, clock_now(), 0,
+                      opening.instrument, 0)
+        while store_credit(&self.store) == 0:
+            yield
+        raw = account.tobytes()
+        memcpy(self.opened, <const char *>raw, sizeof(hp_account_t))
+        self._account(HP_ACCOUNT_BEGIN)
+        self.begun = True
+        for row in () if openings is None else openings:
+            while store_credit(&self.store) == 0 or ring_credit(self.risk, 2) < 2:
+                yield
+            self._publish(row["instrument"], 0, 0, True, 0)
 
     @property
     def totals(self):
@@ -93,6 +144,22 @@ cdef class LedgerStage(Stage):
         if self.ledger.l.day:
             self._publish(instrument, 0, 0, True, 0)
         ledger_roll(&self.ledger.l, day)
+        if self.begun:
+            self._account(HP_ACCOUNT_DAY)
+
+    cdef void _account(self, uint8_t kind) noexcept nogil:
+        """Publish where the account stands at the begin of the run or of a day."""
+        cdef hp_account_t *a = self.opened
+        cdef const ledger_t *books = &self.ledger.l
+        a.kind, a.day = kind, books.day
+        a.peak = hp_wide_even(books.peak, HP_NANO)
+        a.profit_then = hp_wide_floor(books.profit_then, HP_NANO)
+        a.profit_rest = hp_wide_rest(books.profit_then)
+        a.realised_then = hp_wide_floor(books.realised_then, HP_NANO)
+        a.realised_rest = hp_wide_rest(books.realised_then)
+        a.fees_then = books.paid_then
+        a.event = store_next(&self.store)
+        store_put(&self.store, HP_RECORD_ACCOUNT, a, 2, 1, 0, clock_now(), 0, 0, 0)
 
     cdef void _publish(self, uint16_t instrument, uint64_t cause, int64_t ts_in, bint keep,
                        int64_t fee) noexcept nogil:

@@ -143,6 +143,24 @@ cdef class SignalStage(Stage):
         free(self.warm)
         free(self.scratch)
 
+    def restore(self, holdings):
+        """Go on with positions of an earlier run, before the first event.
+
+        Parameters
+        ----------
+        holdings : mapping of int to mapping
+            By instrument; what ``Strategy.restore`` wants.
+        """
+        cdef hp_holding_t *h
+        for instrument, held in holdings.items():
+            if not 0 <= instrument < <int>self.instruments:
+                raise IndexError(f"instrument must be below {self.instruments}, "
+                                 f"was {instrument}")
+            h = &self.holdings[<int>instrument]
+            h.qty = held["qty"]
+            for strategy in self.strategies:
+                strategy.restore(instrument, held)
+
     def holding(self, instrument: int):
         """What the strategies know of one instrument's position, nanoqty."""
         if not 0 <= instrument < self.instruments:

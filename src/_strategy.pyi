@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from typing_extensions import disjoint_base
@@ -21,6 +21,7 @@ class Context:
 class Strategy:
     name: str
     shadow: bool
+    def restore(self, instrument: int, holding: Mapping[str, Any]) -> None: ...
     def replay(self, events: Sequence[int], flags: Sequence[int]) -> None: ...
     @property
     def parts(self) -> list[Strategy]: ...

@@ -45,6 +45,20 @@ cdef class Strategy:
                 return found
             found.append(<object>member)
 
+    def restore(self, instrument, holding):
+        """Told before the first event what is held from an earlier run.
+
+        ``context.holding`` knows it too; whoever keeps books of its own overrides this.
+
+        Parameters
+        ----------
+        instrument : int
+        holding : mapping
+            qty (nanoqty, signed), cost (1e-18, sign of qty), fills, since (monotonic ns), best
+            (best mark since then, nanoprice), first (whether the first target was taken) and
+            closing (EXIT_* under way, or 0).
+        """
+
     def replay(self, events, flags):
         """Told by a replay which answers of the run were late, instead of a clock.
 

@@ -61,6 +61,8 @@ static inline int64_t hp_wide_ratio(hp_wide_t a, hp_wide_t b) { return hp_wide_s
 
 /* a / b rounded down, b > 0; saturates. */
 static inline int64_t hp_wide_floor(hp_wide_t a, int64_t b) { return hp_wide_saturate(a / b - (a % b < 0)); }
+/* What hp_wide_floor(a, HP_NANO) leaves: 0 to 999,999,999. */
+static inline uint32_t hp_wide_rest(hp_wide_t a) { int64_t r = (int64_t)(a % HP_NANO); return (uint32_t)(r < 0 ? r + HP_NANO : r); }
 
 /* An amount in nanocash, rounded up, for 0 <= a; saturates.  One division of 128 by 64 bits where
  * the compiler would call a library twice. */

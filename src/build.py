@@ -6,7 +6,7 @@ gateway differ.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy
@@ -43,6 +43,20 @@ class Links(Protocol):
 
     def consumer(self, name: str) -> Ring | None:
         """The reading end of a link."""
+
+
+class Past(Protocol):
+    """What a run takes over; :class:`hftpipe.recovery.books.Books` is it."""
+
+    @property
+    def rows(self) -> Mapping[str, Any]:
+        """By symbol: qty (nanoqty) and mark (nanoprice) at least."""
+
+    def ledger(self, symbols: Sequence[str], fees: Mapping[str, int]) -> Ledger:
+        """A ledger with these books."""
+
+    def holdings(self, symbols: Sequence[str], utc_offset: int) -> dict[int, dict[str, Any]]:
+        """What strategies are told of."""
 
 
 class PrivateLinks:
@@ -90,7 +104,7 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
            wire: Callable[[list[Stage]], Wire] | None = None,
            source: Callable[[], Source] | None = None,
            board: Board | None = None, gate: Mapping[str, Any] | None = None,
-           durable: bool = False) -> list[Stage]:
+           durable: bool = False, past: Past | None = None) -> list[Stage]:
     """Make the stages *names*, in that order.
 
     Parameters
@@ -111,9 +125,12 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
         What runs before left of the gate: arguments of ``Risk.restore`` without the time.
     durable : bool
         An order waits until a journal has on disk what led to it.
+    past : Past, optional
+        Positions and P&L that ledger, risk and strategies go on with.
     """
     out: list[Stage] = []
     need = _needed
+    symbols = [row["symbol"].decode() for row in table]
     for name in names:
         index = topology.INDEX[name]
         store = links.producer(f"{name}.store")
@@ -132,10 +149,17 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
                                 need(links.producer("signal.risk")),
                                 strategies() if strategies else [], table, **common,
                                 bar=config.features.window)
+            if past is not None and control is not None:
+                stage.restore(past.holdings(symbols, control.utc_offset))
         elif name == "risk":
             risk = Risk(config.risk, table, control, len(topology.STAGES))
             if gate is not None:
                 risk.restore(now=_clock.now_ns(), **gate)
+            if past is not None:
+                for i, symbol in enumerate(symbols):
+                    row = past.rows.get(symbol)
+                    if row is not None and row.qty:
+                        risk.seed(i, row.qty, row.mark)
             stage = RiskStage(need(links.consumer("signal.risk")),
                               need(links.consumer("book.risk")),
                               need(links.consumer("gateway.risk")),
@@ -166,6 +190,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
             stage = LedgerStage(need(links.consumer("gateway.ledger")),
                                 need(links.consumer("book.ledger")),
                                 need(links.producer("ledger.risk")),
+                                past.ledger(symbols, config.fees.schedule)
+                                if past is not None else
                                 Ledger(len(table), config.account.equity, config.fees.schedule),
                                 len(table), **common, board=board,
                                 days=Days(zone(config.account.zone)))

@@ -51,6 +51,7 @@ SUPERVISOR = 10 * SECOND        # ns without a beat: it may be waiting for a dis
 EXPLAIN = SECOND // 2           # ns that who halted has to write down why, before it is told
 ENDED = (_control.VOID, _control.STOPPED, _control.FAILED)
 NAME = "guardian"
+GONE = "is gone"               # how a halt ends that says only that the supervisor was killed
 
 
 @dataclass(frozen=True)
@@ -512,7 +513,7 @@ class Guardian:
             return
         self._dead = True
         self.log.error("the supervisor is gone", pid=supervisor)
-        self._cancel(f"supervisor {supervisor} is gone")
+        self._cancel(f"supervisor {supervisor} {GONE}")
 
     def _cancel(self, reason: str) -> None:
         """Halt with a sweep, whatever is configured; one that is halted already is swept."""

@@ -28,6 +28,7 @@ from hftpipe._stage_figure import FigureStage
 from hftpipe.desk import Desk, Request
 from hftpipe.errors import (
     ConfigError,
+    DataError,
     DeadlineError,
     DiskError,
     Exit,
@@ -39,12 +40,16 @@ from hftpipe.journal.drain import Drain
 from hftpipe.limits import DECIMAL, LIMITS, OFF, parse_limits
 from hftpipe.officer import Officer
 from hftpipe.process import Child, Supervisor
+from hftpipe.rundir import entry, who
 from hftpipe.store.audit import Audit
 
 if TYPE_CHECKING:
     from hftpipe._control import Control
+    from hftpipe.alpaca.rest import Rest
     from hftpipe.config import Config
-    from hftpipe.rundir import RunDir
+    from hftpipe.recovery.books import Books
+    from hftpipe.recovery.settle import Report
+    from hftpipe.rundir import Run, RunDir
     from hftpipe.store.postgres import Postgres
     from hftpipe.topology import Plan
 
@@ -71,10 +76,10 @@ class Outcome:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-def run(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False,
+def run(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False, adopt: str = "",
         output: str = "table") -> Exit:
     """``hftpipe start``: run until told to stop, then print the closing figures."""
-    out = execute(config, plan, run_dir=run_dir, halted=halted,
+    out = execute(config, plan, run_dir=run_dir, halted=halted, adopt=adopt,
                   say=lambda text: print(text, file=sys.stderr, flush=True))
     if output == "json":
         print(json.dumps(out.summary))
@@ -83,7 +88,8 @@ def run(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False,
 
 def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False,
             seconds: float | None = None, record: str | None = None, seed: int | None = None,
-            rate: float | None = None, chaos: str | None = None,
+            rate: float | None = None, chaos: str | None = None, adopt: str = "",
+            rearm: bool = False,
             say: Callable[[str], None] = lambda text: None,
             live: Callable[[dict[str, Any]], None] | None = None) -> Outcome:
     """Run the pipeline.
@@ -103,6 +109,12 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
         Of the local venue: its traders' seed, market data messages per second.
     chaos : str, optional
         Faults of the local venue, as `hftpipe venue --chaos`.
+    adopt : str
+        Why the venue's positions are to be taken over where the books have others; "" = they
+        are not.
+    rearm : bool
+        A halt that says only that the run before was killed does not outlive it, if books and
+        venue agree: for the demo.
     say : callable
         Told one line about every step.
     live : callable, optional
@@ -139,7 +151,7 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
                 say(f"migrate   {len(applied)} applied, up to {applied[-1].name}")
             recover(run_dir, conninfo, config, say)
             return _execute(config, digest, plan, run_dir, conninfo, table, halted, seconds, path,
-                            seed, rate, chaos, say, live, logger, server)
+                            seed, rate, chaos, adopt, rearm, say, live, logger, server)
     finally:
         if before is not None:
             os.sched_setaffinity(0, before)
@@ -211,7 +223,7 @@ def _store(place: runs.Place, conninfo: str, say: Callable[[str], None]) -> None
 
 def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo: str, table: Any,
              halted: bool, seconds: float | None, record: str, seed: int | None,
-             rate: float | None, chaos: str | None,
+             rate: float | None, chaos: str | None, adopt: str, rearm: bool,
              say: Callable[[str], None], live: Callable[[dict[str, Any]], None] | None,
              logger: Any, server: Postgres | None) -> Outcome:
     base = runs.base(config.journal.directory, run_dir.path)
@@ -230,10 +242,12 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
         with supervisor:
             venue = _venue(supervisor, config, plan, run_dir, seed, rate, chaos)
             say(f"venue     {venue['rest']}")
-            left = _gate_state(conninfo, run.run, config, say)
+            past, report = take_over(run_dir, run.run, conninfo, config, venue, place, adopt, say)
+            left = _gate_state(conninfo, run.run, config, bool(past.from_run), say)
             place.describe(run_dir=str(run_dir.path), utc_offset=control.utc_offset,
                            profile=config.profile, table=table, toml=worker.shared_config(config))
             private = {"conninfo": conninfo, "venue": venue, "gate": left, "journal": str(base),
+                       "books": past.dump(),
                        "config": worker.shared_config(config), "record": record,
                        guardian.NAME: {**dataclasses.asdict(config.halt),
                                        **{k: limit if limit != OFF else 0
@@ -254,12 +268,18 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
                 say(f"risk      kept: {word}")
             say("stages    " + "  ".join(
                 f"{p.name}{'' if p.core is None else f':{p.core}'}" for p in plan.processes))
-            doubt = account_doubt(config)
+            _on_record(supervisor, control)
+            doubt = _doubt(report)
+            if report.differences:
+                run_dir.halt(control, "books and venue differ: " + "; ".join(report.differences),
+                             way="recovery", by="supervisor")
+            elif rearm and not doubt and not halted:
+                _rearm(run_dir, run, control, say)
             if not halted and not doubt and control.trading == "disarmed":
                 control.resume(run.halt_epoch)      # and not a halt that came since
-            if doubt:
-                say(f"account   {doubt}: not armed, because positions are not taken over yet; "
-                    "`hftpipe resume --reason ...` arms it all the same")
+            if doubt and control.trading != "halted":
+                say(f"account   {doubt}: not armed; `hftpipe resume --reason ...` arms it all the "
+                    "same")
             say(f"RUNNING   run {run.run:x}   trading {control.trading.upper()}"
                 + ("   (latched; `hftpipe resume --reason ...` arms it)"
                    if control.trading == "halted" else ""))
@@ -315,17 +335,18 @@ def _officer(config: Config, run_dir: RunDir, run: int, control: Control, table:
     return made
 
 
-def _gate_state(conninfo: str, run: int, config: Config, say: Callable[[str], None],
-                ) -> dict[str, Any]:
+def _gate_state(conninfo: str, run: int, config: Config, known: bool,
+                say: Callable[[str], None]) -> dict[str, Any]:
     """What earlier runs left of the gate; not known is no start.
 
-    The local exchange gives each run a new account, so what counts per day begins anew there.
+    With an account of the local exchange that is not *known*, what counts per day begins anew.
     """
     import psycopg
 
     from hftpipe.store import queries
     try:
-        left = queries.gate_state(conninfo, run, config.profile, day=config.venue.kind != "local")
+        left = queries.gate_state(conninfo, run, config.profile,
+                                  day=known or config.venue.kind != "local")
     except psycopg.Error as e:
         raise HftpipeError("what earlier runs left of the gate (breaker, disabled strategies, the "
                            f"day's orders) cannot be read: {str(e).splitlines()[0]}") from None
@@ -365,8 +386,7 @@ def _venue(supervisor: Supervisor, config: Config, plan: Plan, run_dir: RunDir,
     if config.venue.kind != "local":
         return {"rest": config.venue.rest, "data_stream": config.venue.data_stream,
                 "updates_stream": config.venue.updates_stream}
-    # A new account for each run: this run's books begin flat too.
-    state = run_dir.path / "venue" / f"{supervisor.run.run:x}"
+    state = run_dir.path / "venue" / "account"      # one for all runs of the directory
     argv = [sys.executable, "-m", "hftpipe", "venue", "-o", "json", "--die-with-parent",
             "--symbols", ",".join(item.symbol for item in config.instruments),
             "--rate-limit", "0", "--state", str(state)]
@@ -388,27 +408,110 @@ def _venue(supervisor: Supervisor, config: Config, plan: Plan, run_dir: RunDir,
             "unlimited": True, "process": [found["pid"], shm.process_start(found["pid"]) or 0]}
 
 
-def account_doubt(config: Config) -> str:
-    """Why the account at the broker is not the empty one this run begins with; empty = it is.
-
-    The local venue begins every run with a new account.
+def take_over(run_dir: RunDir, run: int, conninfo: str, config: Config,
+              venue: Mapping[str, Any], place: runs.Place, adopt: str,
+              say: Callable[[str], None]) -> tuple[Books, Report]:
+    """Books of the account before run *run*, and what the venue says of them.
 
     Raises
     ------
     HftpipeError
-        If the broker cannot be asked.
+        If database or venue cannot be asked, or the books hold what this run does not trade.
     """
-    if config.venue.kind == "local":
-        return ""
-    from hftpipe.alpaca.rest import Rest
-    rest = Rest(config.venue.rest, config.venue.key, config.venue.secret)
+    import psycopg
+
+    from hftpipe.recovery import books
+    from hftpipe.recovery.settle import settle
+    begin = time.monotonic()
+    rest = venue_rest(config, venue)
+    symbols, fees = [item.symbol for item in config.instruments], config.fees.schedule
     try:
-        positions, orders = rest.positions(), rest.orders()
+        account = rest.account()
+        try:
+            past = books.load(conninfo, account.id, run, config.account.equity, fees)
+        except psycopg.Error as e:
+            raise HftpipeError("the books of the account cannot be read: "
+                               f"{str(e).splitlines()[0]}") from None
+        except ValueError:
+            raise DataError(f"the venue's account id must be a UUID, was {account.id!r}"
+                            ) from None
+        taken = time.monotonic() - begin
+        report = settle(
+            past, rest, symbols, fees, absent=config.gateway.absent_after,
+            lookup=lambda of, which: books.orders(conninfo, of, which),
+            alone=config.venue.kind == "local", adopt=bool(adopt),
+            say=lambda text: say(f"recover   {text}"))
     finally:
         rest.close()
-    found = [f"{len(items)} {what}" for items, what in
-             ((positions, "positions"), (orders, "open orders")) if items]
-    return "the broker holds " + " and ".join(found) if found else ""
+    if adopt:
+        run_dir.audit("adopt", entry(adopt, who(), "cli"), run=run,
+                      positions=report.adopted)
+        past.pending = []
+    try:
+        if adopt:
+            past.drop(symbols)
+        past.keep(symbols)
+    except ValueError as e:
+        raise ConfigError(f"{e}; add it to the instruments, or take the venue's positions with "
+                          "`hftpipe start --adopt REASON`") from None
+    past.pending = []
+    if past.from_run:
+        say(f"recover   books of run {past.from_run:x}: {report.positions} positions, "
+            f"{len(report.resolved)} orders resolved, {report.recovered} executions found, "
+            f"{len(report.cancelled)} orders cancelled; {taken * 1e3:.0f} ms and the venue's "
+            f"{(time.monotonic() - begin - taken) * 1e3:.0f} ms")
+    for line in report.adopted:
+        say(f"adopted   {line}")
+    for line in report.differences:
+        say(f"DIFFERENT {line}")
+    return past, report
+
+
+def venue_rest(config: Config, venue: Mapping[str, Any]) -> Rest:
+    """The venue's REST interface, by the credentials of *venue* or the configuration."""
+    from hftpipe.alpaca.rest import Rest
+    key, secret = worker.credentials_of(venue, config)
+    return Rest(venue["rest"], key, secret)
+
+
+def _doubt(report: Report) -> str:
+    """Why the account at the venue is not wholly ours; empty = it is."""
+    found = [*([f"{report.foreign_orders} open orders that are not ours"]
+               if report.foreign_orders else []),
+             *([f"positions in what is not traded here ({', '.join(report.foreign)})"]
+               if report.foreign else [])]
+    return "the venue holds " + " and ".join(found) if found else ""
+
+
+def _on_record(supervisor: Supervisor, control: Control) -> None:
+    """Wait until a journal has what the books begin with: nothing is armed before."""
+    stream = topology.stream("ledger")
+    wanted = control.stage(topology.INDEX["ledger"]).counter("events_stored")
+    end = time.monotonic() + CONNECT
+    while control.durable(stream) < wanted:
+        if time.monotonic() >= end:
+            raise DeadlineError(f"the books were not journaled within {CONNECT:g} s; see the logs "
+                                "in the run directory")
+        supervisor.wait_running()
+        time.sleep(0.002)
+
+
+def _rearm(run_dir: RunDir, run: Run, control: Control, say: Callable[[str], None]) -> None:
+    """Lift a halt that only says that the run before was killed."""
+    latch = run_dir.latch()
+    why = latch.halt or {}
+    if (control.trading != "halted" or latch.halt_epoch != run.halt_epoch
+            or why.get("way") != guardian.NAME
+            or not str(why.get("reason")).endswith(guardian.GONE)):
+        return
+    lifted = entry("the run before was killed; books and venue agree", "demo", "recovery")
+    with run_dir.operator() as got:
+        if not got or control.halt_epoch != run.halt_epoch:
+            return
+        run_dir.audit("resume", lifted, run=run.run, epoch=run.halt_epoch)  # before it is done
+        if control.resume(run.halt_epoch):
+            run_dir.record_resume(run.halt_epoch, lifted)
+            say("resumed   the run before was killed, and books and venue agree")
 
 
 def _connected(supervisor: Supervisor, control: Control) -> None:

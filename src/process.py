@@ -106,7 +106,9 @@ def create_run(run_dir: RunDir, plan: Plan, *, profile: str = "", limits_version
     if held is not None and not latch.halted:
         run_dir.halt(None, held[0], way="file", by=held[1])
         latch = run_dir.latch()
-    number, pid = _clock.utc_ns(), os.getpid()
+    before = run_dir.read_run()
+    # Later than the run before, whatever became of the clock: ids carry it.
+    number, pid = max(_clock.utc_ns(), before.run + 1 if before else 0), os.getpid()
     names = ("control", "board", *(link.name for link in plan.links))
     run = Run(
         number, pid, shm.process_start(pid) or 0, shm.boot_id(), profile,

@@ -201,7 +201,8 @@ RECORD = Enum("record", "What the body of a stored event is.", (
     ("SIGNAL", 4, "signal"), ("INTENT", 5, "intent"), ("VERDICT", 6, "verdict"),
     ("ORDER_EVENT", 7, "order_event"), ("UPDATE", 8, "update"), ("POSITION", 9, "position"),
     ("RISK_EVENT", 10, "risk_event"), ("TAKE", 11, "take"), ("FIGURE", 12, "figure"),
-    ("CHECKS", 13, "checks"), ("RELOAD", 14, "reload"),
+    ("CHECKS", 13, "checks"), ("RELOAD", 14, "reload"), ("OPENING", 15, "opening"),
+    ("ACCOUNT", 16, "account"), ("RESOLVED", 17, "resolved"),
 ))
 
 MARKET_KIND = Enum("market", "What a market record says.", (
@@ -356,6 +357,11 @@ ORDER_STATE = Enum("order_state", "State of an order in the gateway.", (
     ("UNKNOWN", 6, "No answer came."), ("FILLED", 7, "Terminal."),
     ("CANCELED", 8, "Terminal."), ("REJECTED", 9, "Terminal."), ("EXPIRED", 10, "Terminal."),
     ("DROPPED", 11, "Terminal: never left."),
+))
+
+ACCOUNT_KIND = Enum("account", "What an account record is about.", (
+    ("BEGIN", 1, "A run begins: everything before it in the stream belongs to it."),
+    ("DAY", 2, "A trading day begins."),
 ))
 
 RISK_EVENT_KIND = Enum("risk_event", "What happened to the gate.", (
@@ -807,22 +813,88 @@ ORDER_EVENT = Record("order_event", 64, "A step in the life of an order; the gat
 POSITION = Record("position", 128, "One position and the account; the ledger's word.", (
     LINK, _event(), Field("qty", "i64", "nanoqty", "Held; negative = short."),
     Field("average", "i64", "nanoprice", "Average entry price, rounded half to even; 0 = flat."),
-    Field("realised", "i64", "nanocash", "P&L realised on the instrument in this run, before "
-          "fees."),
+    Field("realised", "i64", "nanocash", "P&L realised on the instrument, before fees, since the "
+          "books of the account were opened."),
     Field("unrealised", "i64", "nanocash", "Of the instrument, at the mark."),
     Field("mark", "i64", "nanoprice", "Price it is valued at; 0 = none yet."),
     INSTRUMENT_INDEX,
     Field("drawdown_bps", "u16", "", "(peak - equity) / peak, rounded up; saturates."),
     Field("day", "u32", "", "Trading day, days since 1970; 0 = not known."),
     Field("fee", "i64", "nanocash", "Charged for the fill that made this; 0 = no fill."),
-    Field("fees", "i64", "nanocash", "Charged on the instrument in this run."),
+    Field("fees", "i64", "nanocash", "Charged on the instrument since then."),
     Field("day_pnl", "i64", "nanocash", "Account: change of the equity since the day began."),
     Field("day_realised", "i64", "nanocash", "Account: realised since the day began, before fees."),
     Field("day_fees", "i64", "nanocash", "Account: charged since the day began."),
     Field("cash", "i64", "nanocash", "Account: opening equity and what trades left of it."),
     Field("equity", "i64", "nanocash", "Account: cash and positions at their marks."),
-    Field("peak", "i64", "nanocash", "Account: highest equity of the run, the opening one "
-          "included."),
+    Field("peak", "i64", "nanocash", "Account: highest equity, the opening one included."),
+))
+
+# What a run takes over from the one before, exactly: `x` nanocash and `x_rest` of 1e-18 above it.
+OPENING = Record("opening", 128, "What the books of an instrument begin a run with.", (
+    LINK, _event(), Field("qty", "i64", "nanoqty", "Held; negative = short."),
+    Field("cost", "i64", "nanocash", "Paid for it, rounded down; sign of qty."),
+    Field("realised", "i64", "nanocash", "Realised before fees, rounded down."),
+    Field("fees", "i64", "nanocash", "Charged."),
+    Field("mark", "i64", "nanoprice", "Price it was valued at last; 0 = none."),
+    Field("fills", "u64", "", "Executions so far."),
+    Field("cost_rest", "u32", "1e-18", "What cost lacks, 0 to 999,999,999."),
+    Field("realised_rest", "u32", "1e-18", "What realised lacks."),
+    INSTRUMENT_INDEX, Field("pad0", "u16", "", "Zero.", None),
+    Field("pad1", "u32", "", "Zero.", None),
+    Field("since", "i64", "ns", "The position is held since, UTC; 0 = flat."),
+    Field("best", "i64", "nanoprice", "Best mark seen since then; 0 = none."),
+    Field("first", "u8", "", "1 = its first target was taken."),
+    Field("closing", "u8", "", "EXIT_* that fired and goes on until it is flat.", enum=EXIT),
+    Field("pad5", "u16", "", "Zero.", None), Field("pad6", "u32", "", "Zero.", None),
+    Field("pad2", "u64", "", "Zero.", None), Field("pad3", "u64", "", "Zero.", None),
+    Field("pad4", "u64", "", "Zero.", None),
+))
+
+ACCOUNT = Record("account", 128, "What the account begins a run, or a trading day, with.", (
+    LINK, _event(),
+    Field("account", "u64", "", "First 8 bytes of the venue's account id, a UUID."),
+    Field("account_low", "u64", "", "Its last 8 bytes."),
+    Field("from_run", "u64", "", "Run whose books these are; 0 = new books."),
+    Field("opening", "i64", "nanocash", "Equity the books were opened with."),
+    Field("peak", "i64", "nanocash", "Highest equity so far."),
+    Field("profit_then", "i64", "nanocash", "P&L after fees when the day began, rounded down."),
+    Field("realised_then", "i64", "nanocash", "Realised before fees then, rounded down."),
+    Field("fees_then", "i64", "nanocash", "Charged until then."),
+    Field("elsewhere", "i64", "nanocash", "Realised on what is not traded any more, rounded "
+          "down."),
+    Field("elsewhere_fees", "i64", "nanocash", "Charged on it."),
+    Field("profit_rest", "u32", "1e-18", "What profit_then lacks, 0 to 999,999,999."),
+    Field("realised_rest", "u32", "1e-18", "What realised_then lacks."),
+    Field("elsewhere_rest", "u32", "1e-18", "What elsewhere lacks."),
+    Field("day", "u32", "", "Trading day, days since 1970; 0 = not known."),
+    Field("resolved", "u32", "", "Orders of earlier runs that were resolved at this start."),
+    Field("recovered", "u32", "", "Executions of theirs that only the venue knew of."),
+    Field("kind", "u8", "", "ACCOUNT_*.", enum=ACCOUNT_KIND),
+    Field("pad0", "u8", "", "Zero.", None), Field("pad1", "u16", "", "Zero.", None),
+    Field("pad2", "u32", "", "Zero.", None),
+))
+
+RESOLVED = Record("resolved", 128, "What a start found out about an order of an earlier run.", (
+    LINK, _event(),
+    Field("order", "u64", "", "Identity of its intent, in of_run."),
+    Field("of_run", "u64", "", "The run that sent it."),
+    Field("price", "i64", "nanoprice", "Fills: of this execution; else the limit price."),
+    Field("qty", "i64", "nanoqty", "Fills: of this execution; else the order's quantity."),
+    Field("cum_qty", "i64", "nanoqty", "Filled so far."),
+    Field("execution", "u64", "", "First 8 bytes of the execution id's UUID; 0 = none."),
+    Field("execution_low", "u64", "", "Its last 8 bytes."),
+    Field("venue_id", "u64", "", "First 8 bytes of the venue's order id; 0 = it never had it."),
+    Field("venue_id_low", "u64", "", "Its last 8 bytes."),
+    Field("ts_venue", "i64", "ns", "Venue timestamp, UTC; 0 = none."),
+    Field("fee", "i64", "nanocash", "Fills: charged by our schedule."),
+    INSTRUMENT_INDEX,
+    Field("kind", "u8", "", "ORDER_EVENT_*.", enum=ORDER_EVENT_KIND),
+    Field("side", "i8", "", "+1 buy, -1 sell.", enum=SIDE),
+    Field("reason", "u8", "", "REASON_*.", enum=REASON),
+    Field("state", "u8", "", "ORDER_STATE_* after it.", enum=ORDER_STATE),
+    Field("pad0", "u16", "", "Zero.", None),
+    Field("pad1", "u64", "", "Zero.", None), Field("pad2", "u64", "", "Zero.", None),
 ))
 
 RISK_EVENT = Record("risk_event", 64, "Something happened to the gate.", (
@@ -913,16 +985,16 @@ STORED_VECTOR = Record("stored_vector", 320, "The same for bodies of up to four 
 SLOTS = (STORED, STORED_WIDE, STORED_VECTOR)
 
 RECORDS = (MARKET, BOOK, BOOK_STATUS, FEATURES, SIGNAL, INTENT, VERDICT, CHECKS, ORDER,
-           UPDATE, ORDER_EVENT, POSITION, RISK_EVENT, TAKE, RELOAD, FIGURE, INSTRUMENT, BAR,
-           ENVELOPE, STORED, STORED_WIDE, STORED_VECTOR)
+           UPDATE, ORDER_EVENT, POSITION, OPENING, ACCOUNT, RESOLVED, RISK_EVENT, TAKE, RELOAD,
+           FIGURE, INSTRUMENT, BAR, ENVELOPE, STORED, STORED_WIDE, STORED_VECTOR)
 BY_NAME = {r.name: r for r in RECORDS}
 # What may stand in a store link, by the number in its envelope.
 BODIES = {value: BY_NAME[name] for _, value, name in RECORD.members}
 
 ENUMS = (STREAM, RECORD, MARKET_KIND, MARKET_FLAG, BOOK_FLAG, SIGNAL_FLAG, UPDATE_FLAG, SIDE,
          ORDER_TYPE, TIF,
-         ACTION, REASON, ORDER_EVENT_KIND, ORDER_STATE, RISK_EVENT_KIND, FIGURE_KIND, SESSION,
-         BREAKER, BREAKER_CAUSE, LIMIT, EXIT)
+         ACTION, REASON, ORDER_EVENT_KIND, ORDER_STATE, ACCOUNT_KIND, RISK_EVENT_KIND, FIGURE_KIND,
+         SESSION, BREAKER, BREAKER_CAUSE, LIMIT, EXIT)
 
 DEPTH = 5                       # levels summed into BOOK.bid_depth and ask_depth
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hftpipe import _clock, _control, build, config, log, recording, schema, shm, topology
-from hftpipe.errors import ConfigError, Exit, HftpipeError
+from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError
 from hftpipe.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hftpipe._board import Board
     from hftpipe._control import Control
     from hftpipe._ring import Ring
+    from hftpipe._stage import Stage
     from hftpipe._stage_feed import FeedStage
     from hftpipe._stage_signal import SignalStage
     from hftpipe._stage_updates import UpdatesStage
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from hftpipe._wire import Wire
     from hftpipe.alpaca._source import SocketSource
     from hftpipe.log import Logger
+    from hftpipe.recovery.books import Books
     from hftpipe.rundir import Run
 
 PRIVATE = "private.json"        # in the run directory, 0600: what must not be in run.json
@@ -43,6 +45,7 @@ DRAIN_AFTER = {
     "store": ("journal",),
 }
 BACKLOG = 4096                  # frames a feed keeps for links without credit
+OPENING = 30.0                  # s that the records of the books may wait for room
 TICK = 0.02                     # s between two looks at the stop word of an asyncio process
 ENDED = (_control.STOPPED, _control.FAILED)
 
@@ -203,11 +206,15 @@ def alpaca_wire(context: Context) -> Wire:
 
 
 def credentials(context: Context) -> tuple[Any, Any]:
-    """Key and secret of the venue: of the local one from the run directory, else by reference."""
-    venue = context.private["venue"]
+    """Key and secret of the venue."""
+    return credentials_of(context.private["venue"], context.config)
+
+
+def credentials_of(venue: Mapping[str, Any], settings: config.Config) -> tuple[Any, Any]:
+    """Key and secret of *venue*: what the local one said itself, else by reference."""
     if "key" in venue:
         return config.Secret.literal(venue["key"]), config.Secret.literal(venue["secret"])
-    return context.config.venue.key, context.config.venue.secret
+    return settings.venue.key, settings.venue.secret
 
 
 def source_news(source: SocketSource, log: Logger) -> Callable[[], None]:
@@ -239,6 +246,31 @@ def gate_state(private: Mapping[str, Any]) -> dict[str, Any] | None:
     if found is None:
         return None
     return {**found, "executions": {int(k): v for k, v in found.get("executions", {}).items()}}
+
+
+def books(private: Mapping[str, Any]) -> Books | None:
+    """What the supervisor found that the runs before left to this one."""
+    from hftpipe.recovery.books import Books
+    found = private.get("books")
+    return None if found is None else Books.parse(found)
+
+
+def open_books(context: Context, made: Sequence[Stage]) -> None:
+    """Have the ledger, if it is among *made*, begin its stream with what it takes over."""
+    from hftpipe._stage_ledger import LedgerStage
+    from hftpipe._stage_risk import RiskStage
+    past = books(context.private)
+    for stage in made:
+        if past is None or not isinstance(stage, LedgerStage):
+            continue
+        deadline = time.monotonic() + OPENING
+        for _ in stage.begin(*past.records([row["symbol"].decode() for row in context.table])):
+            for other in made:
+                if isinstance(other, RiskStage):    # whose link may be what is full
+                    other.do_work()
+            if context.control.stop or time.monotonic() >= deadline:
+                raise DeadlineError("the books could not be opened: nobody takes their records")
+            time.sleep(0.001)
 
 
 def strategy_news(stage: SignalStage, log: Logger) -> Callable[[], None]:
@@ -282,12 +314,13 @@ def pipeline(context: Context) -> Exit:
         strategies=all_strategies,
         wire=lambda _: alpaca_wire(context), source=source if "feed" in context.stages else None,
         board=context.board, gate=gate_state(context.private),
-        durable=context.config.journal.durability == "host")
+        durable=context.config.journal.durability == "host", past=books(context.private))
     waits = {topology.SPIN: WAIT_SPIN, topology.YIELD: WAIT_YIELD, topology.SLEEP: WAIT_SLEEP}
     after = sorted({topology.INDEX[before] for stage in context.stages
                     for before in DRAIN_AFTER.get(stage, ()) if before not in context.stages})
     gc.collect()
     gc.freeze()                 # a collection with large libraries loaded costs milliseconds
+    open_books(context, made)
     context.log.info("running", stages=list(context.stages), core=context.core)
     turns: list[Callable[[], object]] = [source_news(one, context.log) for one in sources]
     desk = None
@@ -437,28 +470,28 @@ async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> 
     def on_updates(rows: Any) -> None:
         waiting.append(rows)
         retry()
-        books.heard(rows, _clock.now_ns())
+        mirror.heard(rows, _clock.now_ns())
 
     def turn() -> None:
         nonlocal doubts
         now = _clock.now_ns()
         while len(events := stage.take()):
-            books.events(events, now)
+            mirror.events(events, now)
         answer = asker.poll()
         if answer is not None:
-            waiting.extend(books.answer(answer, now))
+            waiting.extend(mirror.answer(answer, now))
         retry()
         if client.reader.doubts + client.reader.errors > doubts:
             doubts = client.reader.doubts + client.reader.errors
-            books.doubt(now)
-        task = books.due(now)
+            mirror.doubt(now)
+        task = mirror.due(now)
         if task is not None:
             asker.submit(task)
-        block.set("unsettled", int(not books.settled))
-        block.set("reconciliations", books.looks)
-        block.set("breaks", books.breaks)
-        block.set("breaks_open", books.open_breaks)
-        block.set("orders_resolved", books.resolved)
+        block.set("unsettled", int(not mirror.settled))
+        block.set("reconciliations", mirror.looks)
+        block.set("breaks", mirror.breaks)
+        block.set("breaks_open", mirror.open_breaks)
+        block.set("orders_resolved", mirror.resolved)
 
     def halt(reason: str) -> None:
         if context.control.trading == "armed":
@@ -466,25 +499,27 @@ async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> 
 
     symbols = [row["symbol"].decode() for row in context.table]
     gateway = context.config.gateway
-    books = Reconciler(
+    past = books(context.private)
+    opening = [past.rows[s].qty if s in past.rows else 0 for s in symbols] if past else None
+    mirror = Reconciler(
         context.run.run, symbols, halt,
         lambda level, event, **more: getattr(context.log, level)(event, **more),
         absent=gateway.absent_after, orders=gateway.check_orders,
         positions=gateway.check_positions, unlimited=bool(venue.get("unlimited")),
-        start=_clock.utc_ns())
+        start=_clock.utc_ns(), opening=opening)
     asker = Asker(lambda: Rest(venue["rest"], key, secret),
                   lambda symbol, reason: ask(str(context.run_dir.path), "pause",
-                                             symbol=symbol, reason=reason), books.after)
+                                             symbol=symbol, reason=reason), mirror.after)
     block.set("unsettled", 1)
 
     def down() -> None:
         block.set("unsettled", 1)       # at once: nothing is approved from here on
-        books.went_down(_clock.now_ns())
+        mirror.went_down(_clock.now_ns())
 
     client = updates_type(
         venue["updates_stream"], key, secret, context.run.run,
         {symbol: i for i, symbol in enumerate(symbols)}, on_updates,
-        on_live=lambda: books.went_live(_clock.now_ns()), on_down=down)
+        on_live=lambda: mirror.went_live(_clock.now_ns()), on_down=down)
     stop = asyncio.Event()
     task = asyncio.create_task(client.run(stop))
     _settle(context, "updates", _control.RUNNING)
@@ -539,10 +574,9 @@ def analyst(context: Context) -> Exit:
 
     def record(day: datetime.date) -> dict[datetime.date, int]:
         from hftpipe.store import queries
-        # The local exchange begins each run with a new account: earlier runs were not of this one.
+        past = books(context.private)
         return queries.pnl_by_day(context.read_private()["conninfo"], context.run.run,
-                                  "" if settings.venue.kind == "local" else context.run.profile,
-                                  day)
+                                  past.account if past else None, day)
 
     def history(day: datetime.date) -> dict[datetime.date, dict[int, Bar]]:
         if how.history != "database":

@@ -31,7 +31,7 @@ LAYERS = [
     {"desk", "process", "health", "build"},
     # 5 outside: talks to the world, strangers to one another
     {"alpaca", "venue", "store", "backtest", "strategies", "analyst"},
-    {"reloader", "data"},
+    {"reloader", "data", "recovery"},
     # 6 the program
     {"worker", "guardian", "officer"}, {"pipeline"}, {"drill"}, {"cli"}, {"__main__"},
 ]

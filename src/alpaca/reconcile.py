@@ -101,6 +101,8 @@ class Reconciler:
         The venue has no rate limit.
     start : int, UTC ns
         When the run began: nothing of ours is older.
+    opening : sequence of int, nanoqty, optional
+        Positions it began with, by instrument; default: what the venue has at the first look.
 
     Attributes
     ----------
@@ -115,7 +117,8 @@ class Reconciler:
     def __init__(self, run: int, symbols: Sequence[str], halt: Callable[[str], object],
                  say: Callable[..., object], *, absent: int = 35 * SECOND,
                  orders: int = 30 * SECOND, positions: int = 60 * SECOND,
-                 unlimited: bool = False, start: int = 0) -> None:
+                 unlimited: bool = False, start: int = 0,
+                 opening: Sequence[int] | None = None) -> None:
         self.run, self.symbols = run, list(symbols)
         self.mirror = Mirror(len(symbols))
         self.settled = False
@@ -131,7 +134,7 @@ class Reconciler:
         self._since: dict[str, int] = {}            # ns of the first such look
         self._values: dict[str, object] = {}        # what the difference was
         self._told: set[str] = set()                # breaks that were said
-        self._opening: list[int] | None = None
+        self._opening: list[int] | None = None if opening is None else list(opening)
         self._whole = 0                 # ns, begin of the last look at all orders that found none
         self._equal = 0                 # ns, the same of positions
         self._looked: dict[str, int] = {}           # what -> ns, begin of the last look at all

@@ -1,16 +1,18 @@
 """``hftpipe demo``: the whole pipeline for a while against the local exchange, then the sums."""
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 
 from hftpipe.cli._common import RATE, SECONDS, SEED, Settings, shared
-from hftpipe.errors import ConfigError, Exit
+from hftpipe.errors import ConfigError, Exit, UsageError
 
 
 @click.command(epilog="Example: hftpipe demo --for 15s -o json")
@@ -23,16 +25,18 @@ from hftpipe.errors import ConfigError, Exit
 @click.option("--rate", type=RATE, default=2000, show_default=True,
               help="Market data messages per second.")
 @click.option("--chaos", metavar="FILE|NAME", help="Faults of the exchange, as of venue.")
+@click.option("--fresh", is_flag=True, help="Forget a demo that was killed instead of going on.")
 @click.option("--record", metavar="FILE", help="Also write every event into this new recording.")
 @shared
 @click.pass_obj
 def command(settings: Settings, seconds: float, cores: str | None, oversubscribe: bool,
-            seed: int, rate: float, chaos: str | None, record: str | None) -> int:
+            seed: int, rate: float, chaos: str | None, fresh: bool, record: str | None) -> int:
     """Run the whole pipeline against the local exchange and sum up.
 
     Market data over WebSocket, order book, features, an imbalance strategy and an ONNX model,
     risk, orders over HTTP, fills, positions, and every event in PostgreSQL: all in a run
-    directory of its own, which --run-dir keeps.
+    directory of its own, which is removed at the end; --run-dir names one that is kept.  A demo
+    that was killed goes on where it was: same positions, same P&L.
     """
     from hftpipe import pipeline, rundir
     from hftpipe.cli.start import plan_of
@@ -56,13 +60,19 @@ def command(settings: Settings, seconds: float, cores: str | None, oversubscribe
     def execute(path: Path) -> pipeline.Outcome:
         return pipeline.execute(
             loaded, plan, run_dir=rundir.RunDir(path), seconds=seconds, record=record, seed=seed,
-            rate=rate, chaos=chaos, say=say, live=line.show if people else None)
+            rate=rate, chaos=chaos, rearm=True, say=say, live=line.show if people else None)
 
     if settings.run_dir is not None:
+        if fresh:
+            raise UsageError("--fresh is for the demo's own run directory; remove "
+                             f"{settings.run_dir} instead")
         out = execute(Path(settings.run_dir))
     else:
-        with tempfile.TemporaryDirectory(prefix="hftpipe-demo-") as place:
-            out = execute(Path(place) / "run")
+        place = own_directory()
+        if fresh:
+            discard(place)
+        out = execute(place)
+        discard(place)                  # not when it failed to start: then it is worth a look
     line.end()
     if settings.json:
         print(json.dumps({"exit": int(out.code), "cause": out.cause, **out.summary}))
@@ -72,6 +82,29 @@ def command(settings: Settings, seconds: float, cores: str | None, oversubscribe
     if out.code != Exit.OK and people:
         print(f"error: {out.cause}", file=sys.stderr)
     return int(out.code)
+
+
+def own_directory() -> Path:
+    """Where the demo of this working directory keeps its state while it runs."""
+    from hftpipe import rundir
+    here = hashlib.sha256(os.fsencode(os.getcwd())).hexdigest()[:12]
+    return Path(rundir.default(None)).parent / f"hftpipe-demo-{here}"
+
+
+def discard(place: Path) -> None:
+    """Remove a demo's run directory and the shared memory of its last run; nobody may use it."""
+    from hftpipe import process, rundir
+    directory = rundir.RunDir(place)
+    if not place.exists():
+        return
+    directory.lock()                    # or it is busy
+    try:
+        left = process.find_leftovers(directory)
+        if left is not None:
+            process.discard(directory, left)
+    finally:
+        directory.unlock()
+    shutil.rmtree(place)
 
 
 class Line:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
               help="One process per stage on whatever cores, with yielding waits.")
 @click.option("--dry-run", is_flag=True, help="Print what would run, and where; start nothing.")
 @click.option("--halted", is_flag=True, help="Do not arm trading; `hftpipe resume` does.")
+@click.option("--adopt", metavar="REASON", default="",
+              help="Take over the venue's positions where the books have others; recorded.")
 @click.option("--live", is_flag=True, help="Consent to trading with money; see configuration.md.")
 @shared
 @click.pass_obj
 def command(settings: Settings, cores: str | None, oversubscribe: bool, dry_run: bool,
-            halted: bool, live: bool) -> int:
+            halted: bool, adopt: str, live: bool) -> int:
     """Start the pipeline in the foreground; ^C or `hftpipe stop` ends it.
 
     Without configuration: the demo profile, the local exchange, an embedded PostgreSQL.
@@ -40,7 +42,7 @@ def command(settings: Settings, cores: str | None, oversubscribe: bool, dry_run:
         return 0
     pipeline = import_module("hftpipe.pipeline")        # heavy: everything that runs
     return int(pipeline.run(loaded, made, run_dir=settings.directory(), halted=halted,
-                            output=settings.output))
+                            adopt=adopt, output=settings.output))
 
 
 def plan_of(loaded: Config, cores: str | None = None, oversubscribe: bool = False) -> Plan:

@@ -28,6 +28,7 @@ TABLES = {
     "risk_event": "risk_event", "take": "take_event",
     "reload": "model_reload",
     "figure": "figure", "checks": "checks",
+    "opening": "opening", "account": "account_event", "resolved": "resolved_order",
 }
 # PostgreSQL's reserved words among our column names.
 RESERVED = frozenset({"limit", "order"})

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import uuid
 from decimal import Decimal
 from typing import Any
 
@@ -90,18 +91,25 @@ def find_order(c: psycopg.Connection, client_order_id: str) -> tuple[int, int] |
     return (run, order) if prefix == "hp" and len(parts) == 3 and row is not None else None
 
 
-def pnl_by_day(conninfo: str, run: int, profile: str, before: dt.date) -> dict[dt.date, int]:
+def pnl_by_day(conninfo: str, run: int, account: str | None, before: dt.date,
+               ) -> dict[dt.date, int]:
     """P&L of each New York day before *before* within a year, nanocash.
 
-    Of this *run* alone when *profile* is empty, else of all runs of the profile.
+    Of the account whose id is *account*, a UUID; of *run* alone when it is None.  A run goes on
+    with the day of the one before, so each day's last run has all of it.
     """
+    high, low = ((n - (1 << 64) if n >> 63 else n) for n in
+                 divmod(uuid.UUID(account).int if account else 0, 1 << 64))
     with psycopg.connect(conninfo, options=f"-c statement_timeout={PATIENCE}s") as c:
         rows = c.execute(
-            "SELECT d.trading_date, sum(d.total) FROM hftpipe.daily_pnl d "
-            "JOIN hftpipe.run r USING (run) WHERE (r.run = %(run)s OR r.profile = %(profile)s) "
+            "SELECT DISTINCT ON (d.trading_date) d.trading_date, d.total "
+            "FROM hftpipe.daily_pnl d WHERE (d.run = %(run)s OR d.run IN ("
+            "  SELECT a.run FROM hftpipe.account_event a WHERE a.account = %(high)s "
+            "  AND a.account_low = %(low)s AND a.kind = %(begin)s AND %(high)s <> 0)) "
             "AND d.trading_date < %(before)s AND d.trading_date >= %(before)s - 366 "
-            "GROUP BY d.trading_date",
-            {"run": run, "profile": profile, "before": before}).fetchall()
+            "ORDER BY d.trading_date, d.run DESC",
+            {"run": run, "high": high, "low": low, "before": before,
+             "begin": schema.ACCOUNT_KIND.BEGIN}).fetchall()
     return {day: int(total * 10**9) for day, total in rows}
 
 
@@ -110,7 +118,8 @@ def gate_state(conninfo: str, run: int, profile: str, *, day: bool) -> dict[str,
 
     The breaker as its last change left it, losing trades in a row since a winning one or since it
     was closed, and strategies disabled since a person enabled them.
-    With *day* also what counts per trading day: orders, those of each strategy, and the P&L.
+    With *day* also what counts per trading day: orders, and those of each strategy; the day's P&L
+    is the ledger's to go on with.
     Everything is read from what the gate itself recorded, after the rings of a killed run were
     stored.
     """
@@ -135,8 +144,7 @@ def gate_state(conninfo: str, run: int, profile: str, *, day: bool) -> dict[str,
             f"FROM hftpipe.risk_event {mine} AND kind = %(day)s "
             "ORDER BY run DESC, seq DESC LIMIT 1", want).fetchone() if day else None
         if began is not None:
-            want |= {"from_run": began[1], "from_seq": began[2],
-                     "date": dt.date(1970, 1, 1) + dt.timedelta(days=began[0])}
+            want |= {"from_run": began[1], "from_seq": began[2]}
             executions: dict[int, int] = dict(c.execute(
                 "SELECT i.strategy, count(*) FROM hftpipe.verdict v "
                 "JOIN hftpipe.run r USING (run) "
@@ -144,13 +152,7 @@ def gate_state(conninfo: str, run: int, profile: str, *, day: bool) -> dict[str,
                 "WHERE r.profile = %(profile)s AND v.run < %(run)s AND v.reason = 0 "
                 "AND v.action = %(new)s AND (v.run, v.seq) > (%(from_run)s, %(from_seq)s) "
                 "GROUP BY 1", want).fetchall())
-            pnl = c.execute(
-                "SELECT coalesce(sum(d.total), 0) FROM hftpipe.daily_pnl d "
-                "JOIN hftpipe.run r USING (run) WHERE r.profile = %(profile)s "
-                "AND run < %(run)s AND d.trading_date = %(date)s", want).fetchone()
-            assert pnl is not None
-            out |= {"day": began[0], "orders": sum(executions.values()),
-                    "executions": executions, "pnl": int(pnl[0] * 10**9)}
+            out |= {"day": began[0], "orders": sum(executions.values()), "executions": executions}
     return out
 
 
@@ -158,7 +160,7 @@ def _losing_trades(c: psycopg.Connection, before: int, profile: str) -> int:
     """Losing trades in a row at the end of the runs of *profile* before run *before*.
 
     As the gate counts them: a trade goes from flat to flat, a winning one or closing the breaker
-    begins anew.
+    begins anew.  Of one that a restart cut in two, what it earned after it counts.
     """
     lost = 0
     runs = c.execute("SELECT run FROM hftpipe.run WHERE profile = %s AND run < %s "
@@ -173,9 +175,11 @@ def _losing_trades(c: psycopg.Connection, before: int, profile: str) -> int:
              "by_hand": schema.FIGURE_KIND.BREAKER,
              "closed": schema.BREAKER.CLOSED}).fetchone() or (None,)
         trades = c.execute(
-            "SELECT earned FROM (SELECT ts, seq, realised - lag(realised, 1, 0::bigint) "
-            "OVER (PARTITION BY instrument ORDER BY seq) AS earned FROM hftpipe.position_event "
-            "WHERE run = %s AND stream = %s AND qty = 0) t WHERE earned <> 0 AND ts > %s "
+            "SELECT earned FROM (SELECT p.ts, p.seq, p.realised - coalesce(lag(p.realised) "
+            "OVER (PARTITION BY p.instrument ORDER BY p.seq), o.realised, 0) AS earned "
+            "FROM hftpipe.position_event p LEFT JOIN hftpipe.opening o ON o.run = p.run "
+            "AND o.stream = p.stream AND o.instrument = p.instrument "
+            "WHERE p.run = %s AND p.stream = %s AND p.qty = 0) t WHERE earned <> 0 AND ts > %s "
             "ORDER BY seq DESC", (run, schema.STREAM.LEDGER, closed or 0)).fetchall()
         for (earned,) in trades:
             if earned > 0:

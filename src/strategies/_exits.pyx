@@ -120,6 +120,33 @@ cdef class Exits(Strategy):
                 "closing": x.closing, "alive": x.alive, "next": x.next,
                 "since": x.since}
 
+    def restore(self, instrument, holding):
+        """Go on with the stops of a position that an earlier run opened.
+
+        The ATR is measured anew; what is left of a first target that was taken in part is not
+        closed at that price again.
+        """
+        if not 0 <= instrument < self.count:
+            raise IndexError(f"instrument must be below {self.count}, was {instrument}")
+        cdef exit_t *x = &self.exits[instrument]
+        cdef const account_t *a = &self.ledger.l.accounts[instrument]
+        cdef int64_t side, best
+        cdef hp_wide_t value, cost
+        self.ledger.restore(instrument, qty=holding["qty"], cost=holding["cost"], realised=0,
+                            fills=holding["fills"])
+        if a.qty == 0:
+            return
+        side = 1 if a.qty > 0 else -1
+        best = holding["best"]
+        x.qty, x.since, x.closing = a.qty, holding["since"], holding["closing"]
+        x.best = best * side if best else INT64_MIN
+        x.first_filled, x.first_left = bool(holding["first"]), 0 if holding["first"] else -1
+        if best and self.rules.trail_bps:
+            value, cost = hp_wide_mul(best, a.qty * side), hp_wide_abs(a.cost)
+            if hp_wide_fits(value) and reached(value, cost, side, self.rules.trail_from_bps):
+                x.trailing = True
+                x.trail = x.best - hp_bps_ceil(best, self.rules.trail_bps)
+
     cdef void _bar(self, exit_t *x, const hp_book_t *book, int64_t now) noexcept nogil:
         """Advance the ATR (Wilder's, over bars of the mid) by one state of the book."""
         cdef int64_t mid = book.bid + (book.ask - book.bid) // 2

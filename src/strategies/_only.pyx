@@ -35,6 +35,11 @@ cdef class Only(Strategy):
     def __dealloc__(self):
         free(self.seen)
 
+    def restore(self, instrument, holding):
+        """Handed on, for the instruments that *inner* is asked about."""
+        if 0 <= instrument < self.count and self.seen[<int>instrument]:
+            self.inner.restore(instrument, holding)
+
     cdef int on_event(self, const hp_context_t *c, hp_out_t *out) noexcept nogil:
         if c.event != STRATEGY_IDLE and (
                 c.instrument >= self.count or not self.seen[c.instrument]):
