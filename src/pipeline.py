@@ -243,6 +243,11 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
             venue = _venue(supervisor, config, plan, run_dir, seed, rate, chaos)
             say(f"venue     {venue['rest']}")
             past, report = take_over(run_dir, run.run, conninfo, config, venue, place, adopt, say)
+            if report.differences:
+                # No stage runs yet.  A page that was never armed would say DISARMED, not HALTED.
+                control.resume(run.halt_epoch)
+                run_dir.halt(control, "books and venue differ: " + "; ".join(report.differences),
+                             way="recovery", by="supervisor")
             left = _gate_state(conninfo, run.run, config, bool(past.from_run), say)
             place.describe(run_dir=str(run_dir.path), utc_offset=control.utc_offset,
                            profile=config.profile, table=table, toml=worker.shared_config(config))
@@ -261,7 +266,7 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
             for item in plan.start_order:
                 supervisor.spawn(Child.of(item, process.stage_argv(run_dir, item.name)))
             supervisor.wait_running()
-            _connected(supervisor, control)
+            _connected(supervisor, control, agreed=not report.differences)
             officer = _officer(config, run_dir, run.run, control, table, private, logger, opened)
             supervisor.before_drain.append(officer.close)
             for word in officer.restore():
@@ -270,10 +275,7 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
                 f"{p.name}{'' if p.core is None else f':{p.core}'}" for p in plan.processes))
             _on_record(supervisor, control)
             doubt = _doubt(report)
-            if report.differences:
-                run_dir.halt(control, "books and venue differ: " + "; ".join(report.differences),
-                             way="recovery", by="supervisor")
-            elif rearm and not doubt and not halted:
+            if rearm and not report.differences and not doubt and not halted:
                 _rearm(run_dir, run, control, say)
             if not halted and not doubt and control.trading == "disarmed":
                 control.resume(run.halt_epoch)      # and not a halt that came since
@@ -514,13 +516,14 @@ def _rearm(run_dir: RunDir, run: Run, control: Control, say: Callable[[str], Non
             say("resumed   the run before was killed, and books and venue agree")
 
 
-def _connected(supervisor: Supervisor, control: Control) -> None:
-    """Wait until market data flow in and updates are heard."""
+def _connected(supervisor: Supervisor, control: Control, *, agreed: bool) -> None:
+    """Wait until market data flow in, updates are heard and, if books and venue have *agreed*,
+    are seen to agree once more."""
     end = time.monotonic() + CONNECT
     while True:
         missing = [name for name in ("feed", "updates")
                    if not control.stage(topology.INDEX[name]).counter("connected")]
-        if not missing and control.stage(topology.INDEX["updates"]).counter("unsettled"):
+        if not missing and agreed and control.stage(topology.INDEX["updates"]).counter("unsettled"):
             missing = ["updates, which wait for the venue's orders and positions"]
         if not missing:
             return

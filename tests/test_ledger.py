@@ -168,7 +168,8 @@ def test_an_indivisible_average_loses_nothing():
     for _ in range(3):
         ledger.order_event(fill(0, -1, 2))
         balanced(ledger)
-    assert ledger.exact(0) == {"qty": 0, "cost": 0, "realised": 1, "unrealised": 0, "fees": 0}
+    assert ledger.exact(0) == {"qty": 0, "cost": 0, "realised": 1, "unrealised": 0, "fees": 0,
+                               "mark": 1, "fills": 5}
 
 
 def test_half_way_rounds_to_even_in_the_view_only():

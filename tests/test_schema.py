@@ -42,7 +42,8 @@ def test_every_body_that_is_stored_fits_its_slot():
     for record in schema.BODIES.values():
         slot = schema.slot_of(record)
         assert record.size <= slot.size - schema.ENVELOPE.size
-        wide = record in (schema.INTENT, schema.UPDATE, schema.CHECKS, schema.POSITION)
+        wide = record in (schema.INTENT, schema.UPDATE, schema.CHECKS, schema.POSITION,
+                          schema.OPENING, schema.ACCOUNT, schema.RESOLVED)
         assert slot is (schema.STORED_VECTOR if record is schema.FEATURES else
                         schema.STORED_WIDE if wide else schema.STORED)
 

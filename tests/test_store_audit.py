@@ -1,5 +1,6 @@
 """What operators ask is on record, first where it must be, and the analyst reads days exactly."""
 import datetime as dt
+import uuid
 
 import psycopg
 import pytest
@@ -81,11 +82,14 @@ def test_what_could_not_be_written_is_counted_at_the_end():
 # ---------------------------------------------------------------- what the analyst asks
 
 def store(conninfo, run, stream, record, bodies):
-    """Write a run with these events: (monotonic ts, values)."""
-    slots, number = [], next(n for n, r in schema.BODIES.items() if r.name == record)
+    """Write a run with these events: (monotonic ts, values), of *record* or of what values name."""
+    slots = []
     for seq, (ts, values) in enumerate(bodies, 1):
+        name = values.get("record", record)
+        number = next(n for n, r in schema.BODIES.items() if r.name == name)
+        values = {k: v for k, v in values.items() if k != "record"}
         values = {"event": schema.event_id(stream, seq), **values}
-        slots.append(naive.slot(number, stream, seq, naive.pack(schema.BY_NAME[record], values),
+        slots.append(naive.slot(number, stream, seq, naive.pack(schema.BY_NAME[name], values),
                                 inside=naive.slot_record(stream), ts=ts,
                                 instrument=values.get("instrument", 0)))
     producer, consumer = pair(naive.slot_record(stream), 256)
@@ -125,18 +129,28 @@ def test_daily_bars_of_earlier_runs(db):
     assert queries.daily_bars(db, 1, ["ACME"], dt.date(2026, 11, 24)) == {}
 
 
-def test_pnl_by_day_of_this_run_or_of_a_profile(db):
+def test_pnl_by_day_of_this_run_or_of_an_account(db):
+    """Each day's last run has the whole day: a run goes on with that of the one before."""
+    mine = "5f0c2a1e-8f3b-4c0d-9e1a-b2c3d4e5f607"
     first = utc("2026-11-23T15:00:00")
     run = Run(first, first - 10**12, "paper", (("ACME", 10**7, N),))
     days = (dt.date(2026, 11, 23) - dt.date(1970, 1, 1)).days
+    again = Run(first + DAY, first - 10**12, "paper", (("ACME", 10**7, N),))
+    high, low = divmod(uuid.UUID(mine).int, 1 << 64)
+    begin = {"record": "account", "account": high, "account_low": low,
+             "kind": schema.ACCOUNT_KIND.BEGIN}
     store(db, run, schema.STREAM.LEDGER, "position", [
-        (10**12, {"day": days, "day_pnl": 9 * N}), (10**12 + N, {"day": days, "day_pnl": 2 * N}),
+        (10**12 - N, begin), (10**12, {"day": days, "day_pnl": 9 * N}),
+        (10**12 + N, {"day": days, "day_pnl": 2 * N}),
         (10**12 + DAY, {"day": days + 1, "day_pnl": 5 * N})])
+    store(db, again, schema.STREAM.LEDGER, "position", [
+        (10**12 + 2 * DAY, begin), (10**12 + 2 * DAY, {"day": days + 1, "day_pnl": 7 * N})])
     both = {dt.date(2026, 11, 23): 2 * N, dt.date(2026, 11, 24): 5 * N}
     before = dt.date(2026, 11, 25)
-    assert queries.pnl_by_day(db, first, "", before) == both
-    assert queries.pnl_by_day(db, 1, "paper", before) == both
-    assert queries.pnl_by_day(db, 1, "", before) == queries.pnl_by_day(db, 1, "live", before) == {}
-    assert queries.pnl_by_day(db, 1, "paper", dt.date(2026, 11, 24)) == {
+    assert queries.pnl_by_day(db, first, None, before) == both
+    assert queries.pnl_by_day(db, 1, mine, before) == {**both, dt.date(2026, 11, 24): 7 * N}
+    other = str(uuid.UUID(int=1))
+    assert queries.pnl_by_day(db, 1, None, before) == queries.pnl_by_day(db, 1, other, before) == {}
+    assert queries.pnl_by_day(db, 1, mine, dt.date(2026, 11, 24)) == {
         dt.date(2026, 11, 23): 2 * N}
-    assert queries.pnl_by_day(db, 1, "paper", dt.date(2028, 1, 1)) == {}
+    assert queries.pnl_by_day(db, 1, mine, dt.date(2028, 1, 1)) == {}

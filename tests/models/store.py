@@ -44,7 +44,7 @@ def random_body(record: schema.Record, rng: random.Random) -> bytes:
 STREAM_OF = {"market": 1, "book_status": 2, "features": 3, "signal": 3, "intent": 3, "take": 3,
              "reload": 3,
              "figure": 8, "verdict": 4, "risk_event": 4, "checks": 4, "order_event": 5, "update": 6,
-             "position": 7}
+             "position": 7, "opening": 7, "account": 7, "resolved": 7}
 KINDS = {s: [n for n, r in schema.BODIES.items() if STREAM_OF[r.name] == s] for s in range(1, 9)}
 
 
