@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hftpipe import (
@@ -21,6 +20,7 @@ from hftpipe import (
     registry,
     schema,
     shm,
+    takeover,
     topology,
     worker,
 )
@@ -28,26 +28,21 @@ from hftpipe._stage_figure import FigureStage
 from hftpipe.desk import Desk, Request
 from hftpipe.errors import (
     ConfigError,
-    DataError,
     DeadlineError,
-    DiskError,
     Exit,
     HftpipeError,
     MismatchError,
 )
 from hftpipe.journal import runs
-from hftpipe.journal.drain import Drain
 from hftpipe.limits import DECIMAL, LIMITS, OFF, parse_limits
 from hftpipe.officer import Officer
 from hftpipe.process import Child, Supervisor
-from hftpipe.rundir import entry, who
+from hftpipe.rundir import entry
 from hftpipe.store.audit import Audit
 
 if TYPE_CHECKING:
     from hftpipe._control import Control
-    from hftpipe.alpaca.rest import Rest
     from hftpipe.config import Config
-    from hftpipe.recovery.books import Books
     from hftpipe.recovery.settle import Report
     from hftpipe.rundir import Run, RunDir
     from hftpipe.store.postgres import Postgres
@@ -149,76 +144,13 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
             applied = migrate.migrate(conninfo)
             if applied:
                 say(f"migrate   {len(applied)} applied, up to {applied[-1].name}")
-            recover(run_dir, conninfo, config, say)
+            takeover.store_leftovers(run_dir, conninfo, config, say)
             return _execute(config, digest, plan, run_dir, conninfo, table, halted, seconds, path,
                             seed, rate, chaos, adopt, rearm, say, live, logger, server)
     finally:
         if before is not None:
             os.sched_setaffinity(0, before)
         run_dir.unlock()
-
-
-def recover(run_dir: RunDir, conninfo: str, config: Config, say: Callable[[str], None]) -> None:
-    """Store what runs left that were killed: what is in their rings, then in their journals.
-
-    The rings are emptied into the journal first, so that it holds everything of its run.
-    """
-    from hftpipe.journal.write import Journal
-    left = process.find_leftovers(run_dir)
-    base = runs.base(config.journal.directory, run_dir.path)
-    if left is not None:
-        names = set(left.links)
-        control = shm.control(left.run.run) if "control" in names else None
-        links = {
-            topology.stream(link.producer):
-                shm.ring(left.run.run, link.name, schema.BY_NAME[link.record], producer=False)
-            for link in topology.LINKS if link.consumer == "store" and link.name in names}
-        place = runs.place(Path(left.run.info.get("journal", base)), left.run.run)
-        if links and (place.directory.exists() or any(map(len, links.values()))):
-            drain = Drain(Journal(place.directory, left.run.run, size=config.journal.segment,
-                                  spares=0,
-                                  durable=None if control is None else control.durable()),
-                          {s: link for s, link in links.items() if link is not None}, control)
-            while drain.lag:
-                if not drain.step() and drain.full:
-                    raise DiskError(f"journal {place.directory}: no room for what run "
-                                    f"{left.run.run:x} left: {drain.journal.trouble}")
-            drain.journal.finish()
-            _store(place, conninfo, say)
-        del links, control
-        process.discard(run_dir, left)
-    for place in runs.places(base):             # of a run that the host went down with
-        if not place.stored and place.begun and place.meta()["run_dir"] == str(run_dir.path):
-            _store(place, conninfo, say)
-    runs.expire(base, config.journal.retain / 1e9)
-
-
-def _store(place: runs.Place, conninfo: str, say: Callable[[str], None]) -> None:
-    """Have PostgreSQL get what it lacks of a journal whose run has ended; all that is damaged
-    stops it."""
-    from hftpipe.journal.read import Reader
-    from hftpipe.journal.write import Journal
-    from hftpipe.store import writer
-    meta = place.meta()
-    end = place.end()
-    if end is None:                             # the host went down with it
-        journal = Journal(place.directory, place.run, spares=0)
-        journal.finish()
-        end = journal.number, dict(enumerate(journal.last))
-    number, last = end
-    if number:
-        totals: list[writer.Totals] = []
-        reader = Reader(place.directory, place.run, topology.stored(),
-                        lambda stream: last.get(stream, 0) if stream else number,
-                        lambda: totals[0].by_stream)
-        found = writer.recover(reader.links, conninfo, writer.Run(
-            place.run, int(meta["utc_offset"]), str(meta["profile"]),
-            tuple((row["symbol"], int(row["tick"]), int(row["lot"]))
-                  for row in meta["instruments"])), begun=totals.append)
-        reader.close()
-        say(f"recover   run {place.run:x} was killed: {found.rows} events stored from its rings "
-            "and journal")
-    place.mark_stored()
 
 
 def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo: str, table: Any,
@@ -242,13 +174,13 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
         with supervisor:
             venue = _venue(supervisor, config, plan, run_dir, seed, rate, chaos)
             say(f"venue     {venue['rest']}")
-            past, report = take_over(run_dir, run.run, conninfo, config, venue, place, adopt, say)
+            past, report = takeover.books(run_dir, run.run, conninfo, config, venue, adopt, say)
             if report.differences:
                 # No stage runs yet.  A page that was never armed would say DISARMED, not HALTED.
                 control.resume(run.halt_epoch)
                 run_dir.halt(control, "books and venue differ: " + "; ".join(report.differences),
                              way="recovery", by="supervisor")
-            left = _gate_state(conninfo, run.run, config, bool(past.from_run), say)
+            left = takeover.gate(conninfo, run.run, config, bool(past.from_run), say)
             place.describe(run_dir=str(run_dir.path), utc_offset=control.utc_offset,
                            profile=config.profile, table=table, toml=worker.shared_config(config))
             private = {"conninfo": conninfo, "venue": venue, "gate": left, "journal": str(base),
@@ -337,30 +269,6 @@ def _officer(config: Config, run_dir: RunDir, run: int, control: Control, table:
     return made
 
 
-def _gate_state(conninfo: str, run: int, config: Config, known: bool,
-                say: Callable[[str], None]) -> dict[str, Any]:
-    """What earlier runs left of the gate; not known is no start.
-
-    With an account of the local exchange that is not *known*, what counts per day begins anew.
-    """
-    import psycopg
-
-    from hftpipe.store import queries
-    try:
-        left = queries.gate_state(conninfo, run, config.profile,
-                                  day=known or config.venue.kind != "local")
-    except psycopg.Error as e:
-        raise HftpipeError("what earlier runs left of the gate (breaker, disabled strategies, the "
-                           f"day's orders) cannot be read: {str(e).splitlines()[0]}") from None
-    if left["state"] != schema.BREAKER.CLOSED:
-        say(f"breaker   OPEN since an earlier run ({schema.BREAKER_CAUSE.label(left['cause'])}); "
-            "`hftpipe risk breaker close --reason ...` closes it")
-    for number in left["latched"]:
-        name = config.traders[number].name if number < len(config.traders) else f"{number}"
-        say(f"strategy  {name} is disabled since an earlier run; `hftpipe risk rearm {name}`")
-    return left
-
-
 def _halt(run_dir: RunDir, control: Control) -> Callable[[Request], Mapping[str, Any]]:
     """The desk's way to halt: ``reason``, and if wanted ``cancel`` and ``flatten``."""
     def handler(r: Request) -> Mapping[str, Any]:
@@ -408,72 +316,6 @@ def _venue(supervisor: Supervisor, config: Config, plan: Plan, run_dir: RunDir,
         raise ConfigError(f"the venue's first line must be JSON, was {line[:80]!r}") from None
     return {**{k: found[k] for k in ("rest", "data_stream", "updates_stream", "key", "secret")},
             "unlimited": True, "process": [found["pid"], shm.process_start(found["pid"]) or 0]}
-
-
-def take_over(run_dir: RunDir, run: int, conninfo: str, config: Config,
-              venue: Mapping[str, Any], place: runs.Place, adopt: str,
-              say: Callable[[str], None]) -> tuple[Books, Report]:
-    """Books of the account before run *run*, and what the venue says of them.
-
-    Raises
-    ------
-    HftpipeError
-        If database or venue cannot be asked, or the books hold what this run does not trade.
-    """
-    import psycopg
-
-    from hftpipe.recovery import books
-    from hftpipe.recovery.settle import settle
-    begin = time.monotonic()
-    rest = venue_rest(config, venue)
-    symbols, fees = [item.symbol for item in config.instruments], config.fees.schedule
-    try:
-        account = rest.account()
-        try:
-            past = books.load(conninfo, account.id, run, config.account.equity, fees)
-        except psycopg.Error as e:
-            raise HftpipeError("the books of the account cannot be read: "
-                               f"{str(e).splitlines()[0]}") from None
-        except ValueError:
-            raise DataError(f"the venue's account id must be a UUID, was {account.id!r}"
-                            ) from None
-        taken = time.monotonic() - begin
-        report = settle(
-            past, rest, symbols, fees, absent=config.gateway.absent_after,
-            lookup=lambda of, which: books.orders(conninfo, of, which),
-            alone=config.venue.kind == "local", adopt=bool(adopt),
-            say=lambda text: say(f"recover   {text}"))
-    finally:
-        rest.close()
-    if adopt:
-        run_dir.audit("adopt", entry(adopt, who(), "cli"), run=run,
-                      positions=report.adopted)
-        past.pending = []
-    try:
-        if adopt:
-            past.drop(symbols)
-        past.keep(symbols)
-    except ValueError as e:
-        raise ConfigError(f"{e}; add it to the instruments, or take the venue's positions with "
-                          "`hftpipe start --adopt REASON`") from None
-    past.pending = []
-    if past.from_run:
-        say(f"recover   books of run {past.from_run:x}: {report.positions} positions, "
-            f"{len(report.resolved)} orders resolved, {report.recovered} executions found, "
-            f"{len(report.cancelled)} orders cancelled; {taken * 1e3:.0f} ms and the venue's "
-            f"{(time.monotonic() - begin - taken) * 1e3:.0f} ms")
-    for line in report.adopted:
-        say(f"adopted   {line}")
-    for line in report.differences:
-        say(f"DIFFERENT {line}")
-    return past, report
-
-
-def venue_rest(config: Config, venue: Mapping[str, Any]) -> Rest:
-    """The venue's REST interface, by the credentials of *venue* or the configuration."""
-    from hftpipe.alpaca.rest import Rest
-    key, secret = worker.credentials_of(venue, config)
-    return Rest(venue["rest"], key, secret)
 
 
 def _doubt(report: Report) -> str:

@@ -90,8 +90,19 @@ def kill(live, everybody):
 def test_a_killed_run_is_started_again_and_goes_on_with_what_it_had(run, everybody):
     live = run().up().trades(5)
     kill(live, everybody)
-    before = live.venue_log()
-    assert twin(before)
+    assert twin(live.venue_log())
+    code, out, err = live.hp("recover", "--dry-run", "-o", "json")
+    assert code == 0, err
+    first = json.loads(out)
+    assert first["events"] and not first["stored"] and first["differences"] is None
+    assert shm.runs().get(live.run)
+    code, out, err = live.hp("recover", "-o", "json")
+    assert code == 0, err
+    second = json.loads(out)
+    assert not shm.runs().get(live.run)
+    assert second["from_run"] == f"{live.run:x}" and second["events"] == first["events"]
+    code, out, _ = live.hp("recover", "--dry-run")
+    assert code == 0 and "events" not in out and f"of run {live.run:x}" in out
 
     again = run("--halted").up(trading="disarmed" if everybody else "halted")
     known = opening(again)

@@ -26,6 +26,7 @@ COMMANDS = {
     "halt": "Stop trading at once, whatever hangs; it stays halted across restarts.",
     "resume": "Allow trading again after a halt.",
     "risk": "Show limits and their use; tighten, loosen, pause.",
+    "recover": "Say what a start would take over, or store what a killed run left.",
     "stop": "Drain the pipeline and end it.",
     "demo": "Run the whole pipeline for a while against the local exchange and sum up.",
     "why": "Say why an order was sent or refused.",
