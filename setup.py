@@ -11,6 +11,7 @@ becomes the program ``hftpipe-halt``, in ``build/bin`` and beside ``hftpipe`` wh
     HFTPIPE_BUILD=debug      bounds checks, -O0 -g, assertions
     HFTPIPE_BUILD=trace      line tracing for coverage
     HFTPIPE_BUILD=asan       address + undefined sanitizers
+    HFTPIPE_BUILD=faults     -O1 with the fault points of src/_fault.h; `make faults` puts it beside
 """
 import os
 import shutil
@@ -45,6 +46,7 @@ CFLAGS = {
     "generic": ["-O2", "-g1", *WARN],
     "debug": ["-O0", "-g", "-UNDEBUG", "-DHP_DEBUG=1", *WARN],
     "trace": ["-O0", "-g"],
+    "faults": ["-O1", "-g1", "-DHP_FAULTS=1", *WARN],
     "asan": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"],
 }
 if BUILD not in CFLAGS:

@@ -6,6 +6,7 @@ from libc.string cimport memset
 from ._book cimport Book, book_apply, book_mid2, book_view
 from ._clock cimport clock_now
 from ._control cimport Control, control_count, control_set, histogram_record
+from ._fault cimport hp_fault
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
 from ._schema cimport (
     HP_BOOK_FLAG_CROSSED, HP_BOOK_FLAG_LOCKED, HP_BOOK_FLAG_STALE, HP_BOOK_FLAG_TRADE,
@@ -133,6 +134,7 @@ cdef class BookStage(Stage):
                               m.ts_recv, m.instrument, 0)
                 for i in range(self.output_count):
                     ring_publish(self.outputs[i])
+                    hp_fault("book.passed")
                 histogram_record(&self.block.histograms[HP_HISTOGRAM_BOOK],
                                  now - m.ts_recv - m.hop)
                 control_count(self.block, HP_METRIC_RECORDS_OUT, self.output_count)

@@ -4,6 +4,7 @@ from libc.stdlib cimport free
 
 from ._clock cimport clock_now
 from ._control cimport Control, control_count, control_set, histogram_record
+from ._fault cimport hp_fault
 from ._memory cimport hp_lines
 from ._ring cimport ring_claim, ring_credit, ring_publish
 from ._schema cimport (
@@ -70,7 +71,9 @@ cdef class FeedStage(Stage):
             slot.hop = <uint16_t>(hop if hop < 65535 else 65535)
             store_put(&self.store, HP_RECORD_MARKET, slot, 1, 1, 0, now, slot.ts_recv,
                       slot.instrument, 0)
+            hp_fault("feed.recorded")
             ring_publish(self.book)
+            hp_fault("feed.passed")
             if slot.kind == HP_MARKET_GAP:
                 control_count(self.block, HP_METRIC_GAPS, 1)
         if count:

@@ -5,6 +5,7 @@ from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_release
 from ._clock cimport clock_now
 from ._control cimport (
     CONTROL_STREAMS, Control, control_armed, control_count, control_set, histogram_record)
+from ._fault cimport hp_fault
 from ._order cimport order_apply, order_ended, order_find, order_new, order_step, order_t
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
 from ._schema cimport (
@@ -109,6 +110,7 @@ cdef class GatewayStage(Stage):
         cdef uint64_t over = self.table.o.overfills, orphans = self.table.o.orphan_fills
         before = order.state if order != NULL else <uint8_t>HP_ORDER_STATE_FREE
         memset(&e, 0, sizeof(e))
+        hp_fault("gateway.heard")
         if not order_apply(&self.table.o, u, &e):
             # Fills of orders that are not this run's (order 0) are the reconciliation's; one of
             # an order of ours that we do not know, or beyond its quantity, is a broken position.
@@ -126,7 +128,9 @@ cdef class GatewayStage(Stage):
                 and e.cum_qty == e.qty and order.ts_sent):
             histogram_record(&self.block.histograms[HP_HISTOGRAM_ORDER_TO_FILL],
                              now - order.ts_sent)
+        hp_fault("gateway.applied")
         self._emit(&e, now, u.ts_recv)
+        hp_fault("gateway.told")
         if (self.max_unknown and e.kind == HP_ORDER_EVENT_UNKNOWN
                 and self.table.o.unknown > self.max_unknown):
             self._halt()
@@ -220,13 +224,16 @@ cdef class GatewayStage(Stage):
             control_count(self.block, HP_METRIC_DROPS, 1)
             return 1
         if reason == HP_REASON_NONE:
+            hp_fault("gateway.created")
             rc = self.wire.submit(o, now)
             if rc == WIRE_SENT:
+                hp_fault("gateway.sent")
                 after = clock_now()
                 now = self.wire.handed if self.wire.handed else after
                 order.ts_sent = now
                 if order_step(&self.table.o, o.order, HP_ORDER_EVENT_SENT, 0, &e):
                     self._emit(&e, now, o.ts_recv + o.hop)
+                hp_fault("gateway.recorded")
                 histogram_record(&self.block.histograms[HP_HISTOGRAM_GATEWAY],
                                  now - o.ts_recv - o.hop)
                 histogram_record(&self.block.histograms[HP_HISTOGRAM_TICK_TO_ORDER],

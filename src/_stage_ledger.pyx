@@ -7,6 +7,7 @@ from ._board cimport Board, board_basis, board_mark, board_position
 from ._clock cimport clock_now, clock_utc
 from ._control cimport Control, control_count, control_set
 from ._day cimport days_of
+from ._fault cimport hp_fault
 from ._ledger cimport (
     ledger_day_pnl, ledger_drawdown, ledger_gross, ledger_mark, ledger_order_event, ledger_profit,
     ledger_realised, ledger_roll, ledger_view)
@@ -105,10 +106,12 @@ cdef class LedgerStage(Stage):
                       opening.instrument, 0)
         while store_credit(&self.store) == 0:
             yield
+        hp_fault("ledger.opening")
         raw = account.tobytes()
         memcpy(self.opened, <const char *>raw, sizeof(hp_account_t))
         self._account(HP_ACCOUNT_BEGIN)
         self.begun = True
+        hp_fault("ledger.opened")
         for row in () if openings is None else openings:
             while store_credit(&self.store) == 0 or ring_credit(self.risk, 2) < 2:
                 yield
@@ -203,7 +206,9 @@ cdef class LedgerStage(Stage):
                     and e.instrument < self.instruments):
                 self._day(clock_now(), e.instrument)
                 if ledger_order_event(&self.ledger.l, e):
+                    hp_fault("ledger.booked")
                     self._publish(e.instrument, e.event, 0, True, self.ledger.l.fee)
+                    hp_fault("ledger.published")
             if self.board != NULL:
                 board_basis(self.board, e.event)
             ring_release(self.order_events)

@@ -7,6 +7,7 @@ from ._board cimport Board
 from ._breaker cimport BREAKER_LOG, breaker_change_t, breaker_tick
 from ._clock cimport clock_now
 from ._control cimport CONTROL_STAGES, Control, control_count, control_set, histogram_record
+from ._fault cimport hp_fault
 from ._figure cimport risk_figure, risk_position
 from ._margin cimport risk_margins
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
@@ -274,13 +275,16 @@ cdef class RiskStage(Stage):
             memset(&verdict, 0, sizeof(verdict))
             memset(&order, 0, sizeof(order))
             reason = risk_check(r, i, now, &verdict, &order)
+            hp_fault("risk.reserved")
             now = clock_now()
             order.hop = hp_saturate(now - i.ts_recv)
             store_put(&self.store, HP_RECORD_VERDICT, &verdict, 1, 1, i.event, now,
                       i.ts_recv + i.hop, i.instrument, 0)
+            hp_fault("risk.recorded")
             slot = <hp_order_t *>ring_claim(self.orders)
             hp_copy_words(<uint64_t *>slot, <const uint64_t *>&order, 1, 16)
             ring_publish(self.orders)
+            hp_fault("risk.passed")
             histogram_record(&self.block.histograms[HP_HISTOGRAM_RISK],
                              now - i.ts_recv - i.hop)
             control_count(self.block, HP_METRIC_DENIED if reason else HP_METRIC_APPROVED, 1)

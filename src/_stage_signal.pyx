@@ -6,6 +6,7 @@ from ._atomic cimport hp_store_relaxed
 from ._clock cimport clock_now
 from ._control cimport (
     CONTROL_STRATEGIES, Control, control_armed, control_count, histogram_record, strategy_block_t)
+from ._fault cimport hp_fault
 from ._feature cimport feature_init, feature_update
 from ._memory cimport hp_lines
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
@@ -319,7 +320,9 @@ cdef class SignalStage(Stage):
                         self.holdings[intent.instrument].open_sell += intent.qty
                 slot = <hp_intent_t *>ring_claim(self.intents)
                 hp_copy_words(<uint64_t *>slot, <const uint64_t *>intent, 1, 16)
+                hp_fault("signal.recorded")
                 ring_publish(self.intents)
+                hp_fault("signal.passed")
                 memset(intent, 0, sizeof(hp_intent_t))
             if ts_in:
                 histogram_record(&self.block.histograms[HP_HISTOGRAM_SIGNAL], now - ts_in)

@@ -4,6 +4,7 @@ from libc.string cimport memcpy
 
 from ._clock cimport clock_now
 from ._control cimport Control, control_count, control_set
+from ._fault cimport hp_fault
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
 from ._schema cimport (
     HP_METRIC_CREDIT_STALLS, HP_METRIC_LAST_DATA, HP_METRIC_RECORDS_OUT, HP_RECORD_UPDATE,
@@ -88,7 +89,9 @@ cdef class UpdatesStage(Stage):
             slot.event = store_next(&self.store)
             store_put(&self.store, HP_RECORD_UPDATE, slot, 2, 1, slot.order, now, slot.ts_recv,
                       slot.instrument, 0)
+            hp_fault("updates.recorded")
             ring_publish(self.gateway)
+            hp_fault("updates.passed")
             control_count(self.block, HP_METRIC_RECORDS_OUT, 1)
             control_set(self.block, HP_METRIC_LAST_DATA, <uint64_t>now)
         return count

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hftpipe import (
     _control,
+    _fault,
     build,
     guardian,
     log,
@@ -145,6 +146,7 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
             if applied:
                 say(f"migrate   {len(applied)} applied, up to {applied[-1].name}")
             takeover.store_leftovers(run_dir, conninfo, config, say)
+            _fault.point("start.stored")
             return _execute(config, digest, plan, run_dir, conninfo, table, halted, seconds, path,
                             seed, rate, chaos, adopt, rearm, say, live, logger, server)
     finally:
@@ -175,6 +177,7 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
             venue = _venue(supervisor, config, plan, run_dir, seed, rate, chaos)
             say(f"venue     {venue['rest']}")
             past, report = takeover.books(run_dir, run.run, conninfo, config, venue, adopt, say)
+            _fault.point("start.settled")
             if report.differences:
                 # No stage runs yet.  A page that was never armed would say DISARMED, not HALTED.
                 control.resume(run.halt_epoch)
@@ -195,6 +198,7 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
                                        "key": config.venue.key.reference,
                                        "secret": config.venue.secret.reference}}
             run_dir.write(worker.PRIVATE, json.dumps(private))
+            _fault.point("start.told")
             for item in plan.start_order:
                 supervisor.spawn(Child.of(item, process.stage_argv(run_dir, item.name)))
             supervisor.wait_running()
@@ -206,6 +210,7 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
             say("stages    " + "  ".join(
                 f"{p.name}{'' if p.core is None else f':{p.core}'}" for p in plan.processes))
             _on_record(supervisor, control)
+            _fault.point("start.recorded")
             doubt = _doubt(report)
             if rearm and not report.differences and not doubt and not halted:
                 _rearm(run_dir, run, control, say)

@@ -10,7 +10,8 @@ SRC = Path(__file__).resolve().parent.parent / "src"
 
 LAYERS = [
     # 0 words: the layouts, the memory order, the clock, the errors
-    {"schema", "_schema", "_atomic", "_memory", "_clock", "errors", "_token", "models"},
+    {"schema", "_schema", "_atomic", "_memory", "_clock", "errors", "_token", "models",
+     "_fault"},
     # the arithmetic and the index that parts share
     {"_indicator", "_index"},
     # 1 parts: one job each, ignorant of one another

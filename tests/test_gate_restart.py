@@ -106,11 +106,12 @@ def openings(live):
     """Of the run's orders as the venue logged them: those that did not reduce what it held."""
     held, orders, opening = {}, {}, []
     for line in live.venue_log():
-        if line["kind"] == "order" and line["client_order_id"].startswith(f"hp-{live.run:x}-"):
+        if line["kind"] == "order":
             orders[line["id"]] = line
             side, qty = SIGN[line["side"]], Decimal(line["qty"])
             position = held.get(line["symbol"], 0)
-            if not (position * side < 0 and qty <= abs(position)):
+            if line["client_order_id"].startswith(f"hp-{live.run:x}-") \
+                    and not (position * side < 0 and qty <= abs(position)):
                 opening.append(line)
         elif line["kind"] == "event" and line["id"] in orders \
                 and line["event"] in ("fill", "partial_fill"):

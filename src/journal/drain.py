@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy
 
-from hftpipe import _clock, recording, schema
+from hftpipe import _clock, _fault, recording, schema
 from hftpipe.errors import MismatchError
 from hftpipe.journal.write import SEQ_MASK, Journal
 
@@ -84,10 +84,13 @@ class Drain:
             if count:
                 taken.append((link, count))
         began = _clock.now_ns()
+        _fault.point("journal.writing")
         done = self.journal.commit()
         if done:
+            _fault.point("journal.written")
             self.took = _clock.now_ns() - began
             self._publish(self.journal.last)
+            _fault.point("journal.durable")
         for link, count in taken:
             link.release(count)
             link.flush()

@@ -30,7 +30,7 @@ import numpy as np
 import psycopg
 from psycopg.types.json import Jsonb
 
-from hftpipe import schema
+from hftpipe import _fault, schema
 from hftpipe.errors import BusyError, DeadlineError, MismatchError
 from hftpipe.store.encode import HEADER, SEQ_MASK, TRAILER, body_words, encoder
 from hftpipe.store.layout import copy_in
@@ -284,15 +284,19 @@ class StoreWriter:
         marks = {}
         try:
             with self._watch(c), c.transaction():
+                _fault.point("store.begun")
                 for stream, slots, _ in taken:
                     marks[stream] = self._advance(c, stream, slots)
+                _fault.point("store.marked")
                 for stream, slots, _ in taken:
                     self._copy(c, self.links[stream].record, slots)
+                _fault.point("store.copied")
                 self._flight = {stream: seq for stream, (seq, _) in marks.items()}
         except _Fenced:
             raise BusyError(
                 f"another writer stores run {self.run.run:x}: a mark is not where this one "
                 "left it") from None
+        _fault.point("store.committed")
         self._flight = {}
         self._marks |= marks
         rows = 0

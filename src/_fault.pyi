@@ -1,0 +1,4 @@
+BUILT: bool
+POINTS: dict[str, tuple[str, ...]]
+
+def point(name: str) -> None: ...
