@@ -116,6 +116,8 @@ class Rest:
             If no answer came in time.
         VenueError
             If the connection failed twice (status 0).
+        ConfigError
+            If the venue's certificate is not believed.
         """
         if method not in ("GET", "DELETE"):
             raise ValueError(f"method must be GET or DELETE, was {method}")
@@ -127,6 +129,10 @@ class Rest:
                 self.close()
                 raise DeadlineError(f"no answer to {method} {path.partition('?')[0]} within "
                                     f"{self._timeout:g} s") from None
+            except ssl.SSLCertVerificationError as error:
+                self.close()
+                raise ConfigError(f"TLS with {self._host}: certificate refused: "
+                                  f"{error.verify_message}") from None
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 if last or fresh:

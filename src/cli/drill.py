@@ -91,3 +91,35 @@ def venue(settings: Settings, seconds: float, seed: int, length: float, settle: 
         print("\r\x1b[2K", end="", file=sys.stderr)
     emit(settings, report.document(), text)
     return Exit.MISMATCH if report.missed else Exit.OK
+
+
+@command.command("crash", epilog="Example: hftpipe drill crash --rounds 100 --seed 1 -o json")
+@click.option("--rounds", type=click.IntRange(1, 1_000_000), default=100, show_default=True,
+              help="Faults, in turn; each run goes on with what the one before left.")
+@click.option("--seed", type=click.IntRange(0, 2**63), default=1, show_default=True,
+              help="Of the order of faults; round n has the seed + n - 1.")
+@click.option("--fault", "only", multiple=True, metavar="NAME",
+              help='Only this fault, such as "gateway killed" or gateway.sent; several: in turn.')
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+              help="Keep the run directory here when an invariant failed.")
+@shared
+@click.pass_obj
+def crash(settings: Settings, rounds: int, seed: int, only: tuple[str, ...],
+          keep: Path | None) -> int:
+    """Kill a trading run in every way there is, start it again, and look at what it lost.
+
+    Exit code 9: an invariant failed. Fault points need a build that has them: `make faults`, then
+    PYTHONPATH=build/faults python -m hftpipe drill crash.
+    """
+    from hftpipe.drill import crash as drill
+    shown = sys.stderr.isatty() and not settings.json
+
+    def say(words: str) -> None:
+        if shown:
+            print(f"\r\x1b[2K{words}", end="", file=sys.stderr, flush=True)
+
+    report = drill.run(rounds, seed, only=only, keep=keep, say=say)
+    if shown:
+        print("\r\x1b[2K", end="", file=sys.stderr)
+    emit(settings, report.document(), drill.lines(report))
+    return Exit.MISMATCH if report.missed else Exit.OK

@@ -32,7 +32,7 @@ MASK = (1 << 64) - 1
 BLOCK = 32768                           # rows read back at a time
 # Records whose body repeats its own identity; in the others `event` is the cause's or absent.
 IDENTIFIED = frozenset({"market", "intent", "update", "order_event", "position", "risk_event",
-                        "figure"})
+                        "figure", "opening", "account", "resolved"})
 
 
 def checksum(bodies: Array) -> Array:
