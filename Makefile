@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 FOR    ?= 15s
 
-.PHONY: help demo test test-all lint build faults debug trace asan generic schema schema-check cover branches bench dist clean
+.PHONY: help demo test test-all lint build faults crash debug trace asan generic schema schema-check cover branches bench dist clean
 
 help:                                  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,8 +57,11 @@ dist: $(VENV)/bin/python               ## sdist and wheel, installed and used on
 build:                                 ## compile in place with the Python at hand
 	$(PYTHON) setup.py -q build_ext --inplace
 
-faults:                                ## a build with fault points beside this one, for `hftpipe drill crash`
-	HFTPIPE_BUILD=faults $(PYTHON) setup.py -q build --build-lib build/faults --build-temp build/temp.faults
+crash: faults                          ## kill a trading run in a hundred ways, start it again, see what it lost
+	PYTHONPATH=build/faults $(BIN)/python -m hftpipe drill crash --rounds 100
+
+faults: $(VENV)/.installed             ## a build with fault points beside this one, for `hftpipe drill crash`
+	HFTPIPE_BUILD=faults $(BIN)/python setup.py -q build --build-lib build/faults --build-temp build/temp.faults
 
 debug trace asan generic:              ## the same with checks / line tracing / sanitizers / plain -O2
 	HFTPIPE_BUILD=$@ $(PYTHON) setup.py -q build_ext --inplace --force

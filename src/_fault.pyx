@@ -12,6 +12,8 @@ cdef extern from *:
     const int HP_FAULTS_BUILT
 
 
+import os
+
 BUILT = bool(HP_FAULTS_BUILT)
 
 #: Every point, by the process that passes it; the drill takes them from here.
@@ -28,6 +30,23 @@ POINTS = {
     "store": ("store.begun", "store.marked", "store.copied", "store.committed"),
     "supervisor": ("start.stored", "start.settled", "start.told", "start.recorded"),
 }
+
+
+#: Mistakes that a build with faults makes when HFT_BUG names them: the drill must find each.
+BUGS = {
+    "store.mark_first": "the mark is committed before the rows it speaks of",
+    "books.no_realised": "what was realised before is forgotten at a start",
+    "settle.no_fills": "executions that only the venue knows of are not booked",
+    "settle.no_cancel": "orders that were left open stay open",
+}
+
+
+def bug(str name) -> bool:
+    """Whether to make the mistake *name*; never in a build without fault points."""
+    if HP_FAULTS_BUILT:
+        assert name in BUGS
+        return os.environ.get("HFT_BUG") == name
+    return False
 
 
 def point(str name):

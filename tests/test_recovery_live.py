@@ -1,4 +1,4 @@
-"""Real runs that are killed with -9 and started again: same positions, same P&L, to the last unit."""
+"""Real runs that are killed with -9 and started again: same positions, same P&L, exactly."""
 import json
 import os
 import signal

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -49,11 +49,14 @@ DATABASE = ("postgres killed", "postgres stopped at once", "store's session ende
 HOST = ("supervisor killed", "everything killed", "SIGTERM", "a second start")
 ONCE = {"start.stored", "start.settled", "start.told", "start.recorded", "ledger.opening",
         "ledger.opened"}
-#: How often a point is passed before the fault, at most; others: 15.
-OFTEN = {"feed.recorded": 3000, "feed.passed": 3000, "book.passed": 3000, "journal.writing": 400,
-         "journal.written": 400, "journal.durable": 400, "store.begun": 60, "store.marked": 60,
-         "store.copied": 60, "store.committed": 60, "ledger.booked": 8, "ledger.published": 8,
-         "gateway.heard": 30, "gateway.applied": 30, "gateway.told": 30}
+#: How often a point is passed before the fault: the lower ones while it starts; others 1 to 15.
+OFTEN = {"feed.recorded": (500, 9000), "feed.passed": (500, 9000), "book.passed": (500, 9000),
+         "signal.recorded": (10, 90), "signal.passed": (10, 90), "risk.reserved": (10, 90),
+         "risk.recorded": (10, 90), "risk.passed": (10, 90), "journal.writing": (200, 2500),
+         "journal.written": (200, 2500), "journal.durable": (200, 2500), "store.begun": (5, 90),
+         "store.marked": (5, 90), "store.copied": (5, 90), "store.committed": (5, 90),
+         "ledger.booked": (1, 8), "ledger.published": (1, 8), "gateway.heard": (1, 30),
+         "gateway.applied": (1, 30), "gateway.told": (1, 30)}
 STATES = ("created", "sent", "open", "partial", "pending_cancel", "filled", "canceled")
 SLACK = 50_000_000              # ns from a halt that risk saw to the last stamp of an order
 INVARIANTS = {
@@ -420,10 +423,9 @@ def judge(life: Life, pasts: Sequence[Round], log: Sequence[Mapping[str, Any]]) 
                      "FROM hftpipe.opening o JOIN hftpipe.instrument s ON s.run = o.run "
                      "AND s.index = o.instrument WHERE o.run = %s", (life.run,))}
         past.say("I4", *differ(found, books(before)))
-        for one in pasts:
-            if one.run:
-                _recorded(c, life, one, [name for name in names if ours(name)
-                                         and run_of(name) == one.run])
+        for one in {past.run: past for past in pasts if past.run}.values():
+            _recorded(c, life, one, [name for name in names if ours(name)
+                                     and run_of(name) == one.run])
 
 
 def _recorded(c: psycopg.Connection, life: Life, past: Round, names: Sequence[str]) -> None:
@@ -453,8 +455,9 @@ def _recorded(c: psycopg.Connection, life: Life, past: Round, names: Sequence[st
         (past.run, schema.ACTION.NEW))))
     place = runs.place(runs.base("", life.directory.path), past.run)
     seen = check.Walk()
-    for _ in check.walk(place.directory, past.run, seen):
-        pass
+    if place.directory.is_dir() and place.begun:    # else it died before there was a journal
+        for _ in check.walk(place.directory, past.run, seen):
+            pass
     report = verify(c.info.dsn + f" password={c.info.password}" if c.info.password
                     else c.info.dsn, past.run)
     past.say("I3", *(str(s) for s in report.streams if not s.ok))
@@ -466,37 +469,53 @@ def _recorded(c: psycopg.Connection, life: Life, past: Round, names: Sequence[st
 
 # ---------------------------------------------------------------- the drill
 
-def play(place: Path, out: Round, pasts: list[Round]) -> None:
-    """One round: start, judge the rounds before and forget them, strike, and end."""
+def play(place: Path, out: Round, pasts: list[Round], life: Life | None = None, *,
+         split: bool = False, goes_on: bool = False) -> Life | None:
+    """One round: start, judge the rounds before and forget them, strike, and end.
+
+    Parameters
+    ----------
+    life : Life, optional
+        A run that goes on since the round before; else one is started.
+    split : bool
+        A process for each stage, so that one of them can be struck; else as many as the machine
+        likes.
+    goes_on : bool
+        Whether the next round may have the run, if this one leaves it alive.
+
+    Returns
+    -------
+    Life or None
+        The run that goes on.
+    """
     began = time.monotonic()
     chance = random.Random(out.seed)
     point = out.fault if "." in out.fault else ""
-    count = 1 if point in ONCE else chance.randint(1, OFTEN.get(point, 15))
-    # A process for each stage where one of them is struck; else as many as the machine likes.
-    life = Life(place, out.seed, point, count, out.fault.rpartition(" ")[0] in FATAL)
+    count = 1 if point in ONCE else chance.randint(*OFTEN.get(point, (1, 15)))
+    fresh = life is None
+    if life is None:
+        life = Life(place, out.seed, point, count, split)
     try:
         if point in ONCE:
             _early(life, out)
-            return
-        control = life.up()
+            return None
+        if fresh:
+            life.up()
+            log = next((life.directory.path / "venue").glob("*/orders.jsonl"))
+            judge(life, pasts, read_log(log.parent))
+        _lift(life, pasts if fresh else [out])
+        if fresh:
+            pasts.clear()
         out.run = life.run
-        log = next((life.directory.path / "venue").glob("*/orders.jsonl"))
-        judge(life, pasts, read_log(log.parent))
-        if control.trading == "halted":
-            latch = life.directory.latch()
-            why = str((latch.halt or {}).get("reason", ""))
-            for past in pasts[-1:]:
-                past.halted = why
-                if "differ" in why:
-                    past.say("I4", f"came up HALTED: {why}")
-            life.resume()
-        pasts.clear()
         if out.fault == "none":
             out.hit = True
         elif point:
             _pass(life, out)
         else:
             strike(life, out, chance)
+        if goes_on and chains(out.fault) and life.popen.poll() is None:
+            out.end = "went on"
+            return life
         _end(life, out)
     except HftpipeError as e:
         if out.hit:
@@ -511,8 +530,30 @@ def play(place: Path, out: Round, pasts: list[Round]) -> None:
         if life.run == 0:
             life.page()
         out.run = out.run or life.run
-        life.close()
+        if out.end != "went on":
+            life.close()
         out.seconds = time.monotonic() - began
+    return None
+
+
+def chains(fault: str) -> bool:
+    """Whether a run goes on after it, and whether it may strike a run that went on."""
+    name, _, what = fault.rpartition(" ")
+    return (fault in (*DATABASE, "a second start") or what == "stopped"
+            or (name in COLD and what == "killed"))
+
+
+def _lift(life: Life, told: Sequence[Round]) -> None:
+    """Resume, as a person would who has looked; a difference is told to the last of *told*."""
+    assert life.control is not None
+    if life.control.trading != "halted":
+        return
+    why = str((life.directory.latch().halt or {}).get("reason", ""))
+    for past in told[-1:]:
+        past.halted = why
+        if "differ" in why:
+            past.say("I4", f"came up HALTED: {why}")
+    life.resume()
 
 
 def _early(life: Life, out: Round) -> None:
@@ -570,12 +611,23 @@ def _end(life: Life, out: Round) -> None:
         out.say("I8", f"stored rows differ: {said.get('differences')}")
 
 
-def order(seed: int, only: Sequence[str], points: bool) -> Iterable[str]:
-    """Faults of the rounds: every one once, then again in another order."""
+def groups(seed: int, only: Sequence[str], points: bool) -> Iterator[list[str]]:
+    """Faults that strike one run after another, the last of which ends it; every fault once, then
+    again in another order.  Without end."""
     chance, wanted = random.Random(seed), list(only or faults(points))
     while True:
         chance.shuffle(wanted)
-        yield from wanted
+        survived = [name for name in wanted if chains(name)]
+        ends = [name for name in wanted if not chains(name)]
+        together = [name for name in ends if "." not in name]     # a point is told at the start
+        out = [[name] for name in ends]
+        hosts = [one for one in out if one[0] in together] or [[] for _ in survived]
+        for n, name in enumerate(survived):
+            hosts[n % len(hosts)].insert(0, name)
+        if not together:
+            out += [one for one in hosts if one]
+        chance.shuffle(out)
+        yield from out
 
 
 def run(rounds: int, seed: int, *, only: Sequence[str] = (), keep: Path | None = None,
@@ -606,18 +658,26 @@ def run(rounds: int, seed: int, *, only: Sequence[str] = (), keep: Path | None =
         (place / "drill.toml").write_text(CONFIG.format(
             gap=GAP_MS, seconds=3600.0, position=POSITION, orders=ORDERS))
         pasts: list[Round] = []                 # not judged yet
-        for number, fault in zip(range(1, rounds + 2), order(seed, only, _fault.BUILT),
-                                 strict=False):
-            last = number == rounds + 1         # judges the round before it, and is none itself
-            out = Round(number, "none" if last else fault, seed + number - 1)
-            if not last:
+        life: Life | None = None
+        number = 0
+        for group in groups(seed, only, _fault.BUILT):
+            split = any(name.rpartition(" ")[0] in FATAL for name in group)
+            for place_of, fault in enumerate(group, 1):
+                number += 1
+                out = Round(number, fault, seed + number - 1)
                 report.rounds.append(out)
-            wrong = len(report.missed)
-            say(f"round {number} of {rounds}: {out.fault}; {wrong} wrong")
-            play(place, out, pasts)
-            pasts.append(out)
-            if last:
-                report.rounds[-1].say("I8", *out.wrong.get("I8", []))
+                say(f"round {number} of {rounds}: {fault}; {len(report.missed)} wrong")
+                life = play(place, out, pasts, life, split=split,
+                            goes_on=place_of < len(group) and number < rounds)
+                pasts.append(out)
+                if number == rounds:
+                    break
+            if number == rounds:
+                break
+        closing = Round(number + 1, "none", seed + number)      # judges the last one
+        say("the last start")
+        play(place, closing, pasts)
+        report.rounds[-1].say("I8", *closing.wrong.get("I8", []))
         if keep is not None and report.missed:
             import shutil
             shutil.copytree(place, keep, dirs_exist_ok=True, ignore=shutil.ignore_patterns(

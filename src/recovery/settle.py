@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hftpipe import _clock, schema
+from hftpipe import _clock, _fault, schema
 from hftpipe.alpaca import messages, session
 from hftpipe.alpaca._codec import parse_time
 from hftpipe.errors import DeadlineError
@@ -169,7 +169,7 @@ def _cancel(books: Books, venue: Venue, out: Report, act: bool, say: Callable[[s
         out.cancelled.append(order.client_order_id)
         if order.client_order_id not in known:
             out.orphans.append(order.client_order_id)
-        if not act:
+        if not act or _fault.bug("settle.no_cancel"):
             continue
         if len(out.cancelled) == 1:
             say("open orders of earlier runs are cancelled")
@@ -244,6 +244,8 @@ def _missing(books: Books, order: Pending, found: messages.Order, filled: int,
     if order.cum + sum(qty for qty, _, _ in missing) != filled:
         return False
     cum = order.cum
+    if _fault.bug("settle.no_fills"):
+        missing = []
     executions = []
     for qty, price, one in missing:
         cum += qty

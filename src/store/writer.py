@@ -288,6 +288,8 @@ class StoreWriter:
                 for stream, slots, _ in taken:
                     marks[stream] = self._advance(c, stream, slots)
                 _fault.point("store.marked")
+                if _fault.bug("store.mark_first"):
+                    c.execute("COMMIT; BEGIN")
                 for stream, slots, _ in taken:
                     self._copy(c, self.links[stream].record, slots)
                 _fault.point("store.copied")
