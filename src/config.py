@@ -23,11 +23,12 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import hftpipe
 from hftpipe import limits, schema
 from hftpipe.errors import ConfigError, GuardError
+from hftpipe.secret import REFERENCE, Secret
 
 NANO = 10**9
 MAX = 2**63 - 1
@@ -355,82 +356,10 @@ def _date() -> Kind:
 
 # ---------------------------------------------------------------- secrets
 
-class Secret:
-    """A reference to a credential; the credential itself is read when it is needed.
-
-    ``env:NAME`` is an environment variable, ``file:PATH`` a file that belongs to this user alone;
-    alternatives stand behind ``|``, the first that exists counts.  Never printed, logged, copied
-    into a file or pickled.
-    """
-
-    __slots__ = ("_value", "reference")
-
-    def __init__(self, reference: str, value: str = "") -> None:
-        self.reference = reference
-        self._value = value
-
-    @classmethod
-    def literal(cls, value: str) -> Secret:
-        """A credential that this program made itself (the local venue's)."""
-        return cls("", value)
-
-    def __bool__(self) -> bool:
-        return bool(self.reference or self._value)
-
-    def __repr__(self) -> str:
-        return f"Secret({self.reference!r})" if self.reference else "Secret(<redacted>)"
-
-    def __str__(self) -> str:
-        return "<redacted>"
-
-    def __format__(self, spec: str) -> str:
-        return format("<redacted>", spec)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Secret):
-            return NotImplemented
-        return (self.reference, self._value) == (other.reference, other._value)
-
-    def __hash__(self) -> int:
-        return hash(self.reference)
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a secret is not pickled; pass its reference")
-
-    def reveal(self) -> str:
-        """The credential.  ConfigError, without its text, when there is none."""
-        if self._value or not self.reference:
-            return self._value
-        for reference in self.reference.split("|"):
-            scheme, _, name = reference.partition(":")
-            found = os.environ.get(name, "") if scheme == "env" else self._read(Path(name))
-            if found:
-                return found
-        raise ConfigError(f"no credential: {self.reference.replace('|', ' and ')} "
-                          "must hold one, found nothing")
-
-    @staticmethod
-    def _read(path: Path) -> str:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return ""
-        except OSError as e:
-            raise ConfigError(f"credential file {path}: {e.strerror}") from None
-        with os.fdopen(fd, encoding="utf-8") as file:
-            status = os.fstat(fd)
-            if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-                raise ConfigError(f"credential file {path} must belong to this user and be "
-                                  f"mode 0600, was uid {status.st_uid} mode "
-                                  f"{status.st_mode & 0o777:04o}")
-            return file.read().strip()
-
-
 def credential() -> Kind:
     """A reference to a credential; a literal is refused without being repeated."""
     def read(value: Any) -> Secret:
-        one = r"(env:[A-Za-z_]\w*|file:[^|]+)"
-        if _text_of(value) and not re.fullmatch(rf"{one}(\|{one})*", value):
+        if _text_of(value) and not REFERENCE.fullmatch(value):
             raise ValueError
         return Secret(value)
 
@@ -438,8 +367,32 @@ def credential() -> Kind:
         if value and not value.reference:
             raise ConfigError("a credential is never written; give a reference to it")
         return quoted(value.reference)
-    return Kind('a reference such as "env:ALPACA_API_KEY" or "file:/run/secrets/key" '
+    return Kind('a reference such as "env:ALPACA_API_KEY", "file:/run/secrets/key", '
+                '"keyring:SERVICE/USER" or "vault:PATH#FIELD" '
                 "(the credential itself does not belong here)", read, show)
+
+
+def database() -> Kind:
+    """An address of PostgreSQL that holds no password."""
+    def read(value: Any) -> str:
+        value = _text_of(value)
+        if not re.fullmatch(r"embedded|postgres(ql)?://\S+", value) or password_in(value):
+            raise ValueError
+        return cast(str, value)
+    return Kind('"embedded" or "postgresql://..." without a password (that is store.password, a '
+                "reference)", read, quoted)
+
+
+def password_in(address: str) -> bool:
+    """Whether a libpq URL holds a password: ``//user:password@`` or ``?password=``."""
+    if "://" not in address:
+        return False
+    netloc, query = re.split(r"[/?#]", address.partition("://")[2], maxsplit=1)[0], \
+        address.partition("?")[2]
+    rest = address.partition("://")[2]
+    user = (rest if "@" in rest and "@" not in netloc else netloc).rpartition("@")[0]
+    names = [unquote(part.partition("=")[0]).strip().lower() for part in query.split("&")]
+    return ":" in user or "password" in names or "sslpassword" in names
 
 
 # ---------------------------------------------------------------- the keys
@@ -649,9 +602,10 @@ class Halt:
 class Store:
     """Where events are kept."""
 
-    url: str = option(text(pattern=r"embedded|postgres(ql)?://\S+",
-                        wanted='"embedded" or "postgresql://..."'), "embedded",
-                   "PostgreSQL: our own private one, or a server.")
+    url: str = option(database(), "embedded", "PostgreSQL: our own private one, or a server.")
+    password: Secret = option(credential(), "",  # noqa: RUF009
+                              "Reference to the password of the server; \"\" leaves it to "
+                              "PGPASSFILE and the like.")
     record: str = option(text(), "", "File for a recording of the market data; empty = none.")
 
 
@@ -1132,7 +1086,9 @@ def _prefix(origin: str) -> str:
     return "" if origin == "default" else origin.removeprefix("env ") + ": "
 
 
+# What may hold a password in an address: all before "@", all behind "?".
 _USERINFO = re.compile(r"(://).*@")
+_QUERY = re.compile(r"(://[^?]*\?).*")
 
 
 def _found(value: Any) -> str:
@@ -1141,7 +1097,7 @@ def _found(value: Any) -> str:
     if isinstance(value, list):
         return "a list" if len(value) > 4 else _literal(value)
     if isinstance(value, str):          # a password in an address is not repeated
-        return _literal(_USERINFO.sub(r"\1...@", value))
+        return _literal(_QUERY.sub(r"\1...", _USERINFO.sub(r"\1...@", value)))
     return _literal(value)
 
 

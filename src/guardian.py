@@ -36,9 +36,9 @@ from typing import Any
 from hftpipe import _clock, _control, shm, topology
 from hftpipe.alerts import Alerts, Webhook
 from hftpipe.alpaca.rest import Rest
-from hftpipe.config import Secret
 from hftpipe.errors import BusyError, ConfigError, Exit, HftpipeError
 from hftpipe.rundir import Halted, Run, RunDir, entry, utc_text
+from hftpipe.secret import Secret
 from hftpipe.triggers import Limits, Triggers
 
 SECOND = 10**9
@@ -665,7 +665,8 @@ def run(directory: str | os.PathLike[str]) -> Exit:
     def conninfo() -> str:
         with contextlib.suppress(HftpipeError, ValueError):     # it goes when the run ends
             private["conninfo"] = json.loads(_private(run_dir))["conninfo"]
-        return str(private["conninfo"])
+        from hftpipe.store.postgres import with_password  # heavy, and not needed before
+        return with_password(private["conninfo"], Secret(private.get("password", "")))
 
     copier = Copier(run_dir, conninfo, log)
     try:

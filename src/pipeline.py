@@ -139,7 +139,8 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
                            level=config.observe.log_level, stream=None)
         before = process.keep_house(plan)
         server = Postgres(run_dir.path) if embedded(config.store.url) else None
-        with server or database(config.store.url, run_dir.path) as conninfo:
+        with server or database(config.store.url, run_dir.path,
+                                password=config.store.password) as conninfo:
             say("database  " + ("embedded PostgreSQL in the run directory" if server
                                 else "PostgreSQL by URL"))
             applied = migrate.migrate(conninfo)
@@ -186,7 +187,9 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
             left = takeover.gate(conninfo, run.run, config, bool(past.from_run), say)
             place.describe(run_dir=str(run_dir.path), utc_offset=control.utc_offset,
                            profile=config.profile, table=table, toml=worker.shared_config(config))
-            private = {"conninfo": conninfo, "venue": venue, "gate": left, "journal": str(base),
+            private = {"conninfo": conninfo if server else config.store.url,
+                       "password": "" if server else config.store.password.reference,
+                       "venue": venue, "gate": left, "journal": str(base),
                        "books": past.dump(),
                        "config": worker.shared_config(config), "record": record,
                        guardian.NAME: {**dataclasses.asdict(config.halt),
@@ -242,7 +245,7 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
     if supervisor.drained:
         place.mark_stored()
         runs.expire(base, config.journal.retain / 1e9, keep=run.run)
-        out.summary = summary(control, str(private["conninfo"]), run.run, config)
+        out.summary = summary(control, worker.conninfo(private), run.run, config)
         if not out.summary["verified"]:
             raise MismatchError("stored rows differ from the events recorded: "
                                 + "; ".join(out.summary["differences"]))
@@ -258,7 +261,7 @@ def _officer(config: Config, run_dir: RunDir, run: int, control: Control, table:
     stage = FigureStage("supervisor", schema.STREAM.OPERATOR, link,
                         links.producer("supervisor.store"), control,
                         topology.INDEX["supervisor"])
-    audit = Audit(lambda: str(private["conninfo"]),
+    audit = Audit(lambda: worker.conninfo(private),
                   lambda why: logger.error("audit has to wait", why=why))
 
     def ended() -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hftpipe import _clock, _control, build, config, log, recording, schema, shm, topology
 from hftpipe.errors import ConfigError, DeadlineError, Exit, HftpipeError
 from hftpipe.rundir import RunDir
+from hftpipe.secret import Secret
 
 if TYPE_CHECKING:
     import numpy
@@ -213,7 +214,7 @@ def credentials(context: Context) -> tuple[Any, Any]:
 def credentials_of(venue: Mapping[str, Any], settings: config.Config) -> tuple[Any, Any]:
     """Key and secret of *venue*: what the local one said itself, else by reference."""
     if "key" in venue:
-        return config.Secret.literal(venue["key"]), config.Secret.literal(venue["secret"])
+        return Secret.literal(venue["key"]), Secret.literal(venue["secret"])
     return settings.venue.key, settings.venue.secret
 
 
@@ -238,6 +239,12 @@ def source_news(source: SocketSource, log: Logger) -> Callable[[], None]:
             down = True
 
     return tell
+
+
+def conninfo(private: Mapping[str, Any]) -> str:
+    """Where the database is, with the password that its reference leads this process to."""
+    from hftpipe.store.postgres import with_password
+    return with_password(private["conninfo"], Secret(private.get("password", "")))
 
 
 def gate_state(private: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -575,14 +582,14 @@ def analyst(context: Context) -> Exit:
     def record(day: datetime.date) -> dict[datetime.date, int]:
         from hftpipe.store import queries
         past = books(context.private)
-        return queries.pnl_by_day(context.read_private()["conninfo"], context.run.run,
+        return queries.pnl_by_day(conninfo(context.read_private()), context.run.run,
                                   past.account if past else None, day)
 
     def history(day: datetime.date) -> dict[datetime.date, dict[int, Bar]]:
         if how.history != "database":
             return read_csv(Path(how.history), symbols)
         from hftpipe.store import queries
-        found = queries.daily_bars(context.read_private()["conninfo"], context.run.run, symbols,
+        found = queries.daily_bars(conninfo(context.read_private()), context.run.run, symbols,
                                    day - datetime.timedelta(days=2 * how.lookback + 10))
         return {at: {i: Bar(*bar) for i, bar in bars.items()} for at, bars in found.items()}
 
@@ -740,13 +747,13 @@ def store(context: Context) -> Exit:
         if totals.errors != failed:
             failed = totals.errors
             # A server that was started again may answer in another place.
-            out.conninfo = context.read_private()["conninfo"]
+            out.conninfo = conninfo(context.read_private())
 
     def idle(seconds: float) -> None:
         block.heartbeat = _clock.now_ns()
         time.sleep(seconds)
 
-    out = StoreWriter(links, context.private["conninfo"],
+    out = StoreWriter(links, conninfo(context.private),
                       store_run(context.run, context.control, context.table), observe)
     block.state = _control.RUNNING
     try:
@@ -764,9 +771,9 @@ def store(context: Context) -> Exit:
 
 
 def shared_config(settings: config.Config) -> str:
-    """What the stages need of a configuration.  Recordings keep it, and they are handed on: the
-    database's URL, which may hold a password, is not in it."""
-    plain = dataclasses.replace(settings.store, url="embedded")
+    """What the stages need of a configuration.  Recordings keep it, and they are handed on: where
+    the database is and where its password stands is not in it."""
+    plain = dataclasses.replace(settings.store, url="embedded", password=Secret(""))
     return dataclasses.replace(settings, store=plain).dump()
 
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"_indicator", "_index"},
     # 1 parts: one job each, ignorant of one another
     {"_bars", "_board", "_book", "_breaker", "_control", "_flow", "_journal", "_ledger", "_order",
-     "_ring", "_wire", "card", "limits"},
+     "_ring", "_wire", "card", "limits", "secret"},
     {"_day", "_study"},
     # 2 judgement: may read parts
     {"_drift", "_feature", "_model", "_risk", "_match"}, {"_figure", "_margin", "_usage"},

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hftpipe.config import Config
     from hftpipe.rundir import RunDir
+    from hftpipe.secret import Secret
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,6 +44,18 @@ class Settings:
         """The configuration these options ask for."""
         from hftpipe import config
         return config.load(self.config, self.sets)
+
+
+def database_of(settings: Settings, url: str | None) -> tuple[str, Path, Secret]:
+    """Which database is meant: its URL, the run directory of an embedded one, the password."""
+    from hftpipe.config import password_in
+    if url == "":                       # an unset variable of a script, not the embedded one
+        raise click.UsageError('--url must be "embedded" or postgresql://..., was empty')
+    if url is not None and password_in(url):        # everybody on this host reads command lines
+        raise click.UsageError("--url must hold no password, found one; give it by store.password, "
+                               "PGPASSFILE or PGPASSWORD")
+    store = settings.load().store
+    return url if url is not None else store.url, settings.directory().path, store.password
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:

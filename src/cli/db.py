@@ -1,22 +1,16 @@
 """``hftpipe db``: the database's migrations, state and address."""
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from hftpipe.cli._common import Settings, emit, shared
+from hftpipe.cli._common import Settings, database_of, emit, shared
 
 _where = click.option("--url", metavar="URL",
                       help='Instead of store.url: "embedded" or "postgresql://...".')
 
 
-def _database(settings: Settings, url: str | None) -> tuple[str, Path]:
-    """Which database is meant: its URL and the run directory of an embedded one."""
-    if url == "":                       # an unset variable of a script, not the embedded one
-        raise click.UsageError('--url must be "embedded" or postgresql://..., was empty')
-    return url if url is not None else settings.load().store.url, settings.directory().path
 
 
 @click.group("db", no_args_is_help=False, epilog="Example: hftpipe db migrate --url postgresql://user@host/trading",
@@ -37,7 +31,8 @@ def command() -> None:
 def migrate(settings: Settings, url: str | None) -> None:
     from hftpipe.store import migrate as m
     from hftpipe.store.postgres import database
-    with database(*_database(settings, url)) as conninfo:
+    address, place, password = database_of(settings, url)
+    with database(address, place, password=password) as conninfo:
         done = m.migrate(conninfo)
         state = m.status(conninfo)
     names = [f"{v.version:04}_{v.name}" for v in done]
@@ -55,7 +50,8 @@ def status(settings: Settings, url: str | None) -> None:
     from hftpipe.store import migrate as m
     from hftpipe.store import queries
     from hftpipe.store.postgres import database
-    with database(*_database(settings, url)) as conninfo, m.connect(conninfo) as c:
+    address, place, password = database_of(settings, url)
+    with database(address, place, password=password) as conninfo, m.connect(conninfo) as c:
         state = m.status(conninfo)
         row = c.execute("SELECT current_setting('server_version'), "
                         "pg_database_size(current_database())").fetchone()
@@ -85,7 +81,7 @@ It names the password file of an embedded database, not the password.""")
 def url(settings: Settings, url: str | None) -> None:
     from hftpipe.errors import NotRunningError
     from hftpipe.store.postgres import Postgres, embedded
-    address, place = _database(settings, url)
+    address, place, _ = database_of(settings, url)
     if embedded(address):
         found = Postgres(place).running()
         if found is None:

@@ -211,7 +211,7 @@ def live(config: Config, out: Path, seconds: float | None, symbols: list[str] | 
     with ExitStack() as stack:
         process = None
         if config.venue.kind == "local":
-            from hftpipe.config import Secret
+            from hftpipe.secret import Secret
             from hftpipe.venue import server
             names = ",".join(row["symbol"].decode() for row in table)
             process, found = stack.enter_context(server.spawn(

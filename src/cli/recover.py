@@ -32,7 +32,8 @@ def command(settings: Settings, dry_run: bool) -> int:
     run_dir.prepare()
     run_dir.lock()
     try:
-        with database(config.store.url, run_dir.path) as conninfo:
+        with database(config.store.url, run_dir.path,
+                      password=config.store.password) as conninfo:
             migrate.migrate(conninfo)
 
             def marks(run: int) -> dict[int, int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hftpipe.cli._common import Settings, columns, emit, shared, span
+from hftpipe.cli._common import Settings, columns, database_of, emit, shared, span
 
 
 @click.command(epilog="Example: hftpipe why hp-18e9c2a7f3b1d00-2f, or hftpipe why --last-denied")
@@ -34,8 +34,8 @@ def command(settings: Settings, order: str | None, last: bool, last_denied: bool
     from hftpipe.store import explain
     from hftpipe.store import migrate as m
     from hftpipe.store.postgres import database
-    where = url if url is not None else settings.load().store.url
-    with database(where, settings.directory().path) as conninfo, m.connect(conninfo) as c:
+    where, place, password = database_of(settings, url)
+    with database(where, place, password=password) as conninfo, m.connect(conninfo) as c:
         try:
             found = explain.find(c, order, _run(run), "denied" if last_denied else "any")
             told = explain.explain(c, *found)

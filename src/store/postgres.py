@@ -44,6 +44,7 @@ from psycopg import pq, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from hftpipe.errors import AccessError, BusyError, ConfigError, DeadlineError
+from hftpipe.secret import Secret
 
 USER = DATABASE = "hftpipe"
 PORT = 5432                             # only part of the socket's name
@@ -508,7 +509,8 @@ class Postgres:
         told to stop; after half of the time it is told to stop at once.
         """
         pid_file = self.data / "postmaster.pid"
-        if not pid_file.exists():
+        socket_lock = self.data / f"socket/.s.PGSQL.{PORT}.lock"
+        if not pid_file.exists() and not socket_lock.exists():
             return
         now = time.monotonic()
         steps = ((signal.SIGINT, 0.3), (signal.SIGQUIT, 0.6), (signal.SIGKILL, 0.9))
@@ -522,8 +524,10 @@ class Postgres:
             _wait(lambda: not self._inhabitants(), now + (deadline - now) * part)
         if left := self._inhabitants():
             raise BusyError(f"processes {left} still use {self.data} and do not end")
-        # Nobody lives here: whatever process has this number now, it is not our server.
+        # Nobody lives here: whatever process has this number now, or is a zombie that nobody has
+        # waited for yet, it is not our server.
         pid_file.unlink(missing_ok=True)
+        socket_lock.unlink(missing_ok=True)
 
     def _open_log(self) -> int:
         """Put a large log aside; the size of what is there."""
@@ -570,8 +574,14 @@ def embedded(url: str | None) -> bool:
     return url in (None, "", "embedded")
 
 
+def with_password(conninfo: str, password: Secret) -> str:
+    """*conninfo* and the password that *password* leads to: for libpq, never to be written."""
+    return make_conninfo(conninfo, password=password.reveal()) if password else conninfo
+
+
 @contextlib.contextmanager
-def database(url: str | None, run_dir: Path | str, timeout: float = 60.0) -> Iterator[str]:
+def database(url: str | None, run_dir: Path | str, timeout: float = 60.0,
+             password: Secret | None = None) -> Iterator[str]:
     """Conninfo of the database that *url* names, started first when it is ours.
 
     Parameters
@@ -582,11 +592,14 @@ def database(url: str | None, run_dir: Path | str, timeout: float = 60.0) -> Ite
         Where an embedded server lives.
     timeout : float, seconds
         For the server to answer.
+    password : Secret, optional
+        Of the server that the URL names; without it libpq looks for one by itself.
 
     Raises
     ------
     ConfigError
-        If the URL is none, or the embedded server cannot be started.
+        If there is no password where *password* leads, the URL is none, or the embedded server
+        cannot be started.
     """
     if embedded(url):
         server = Postgres(run_dir)
@@ -602,4 +615,4 @@ def database(url: str | None, run_dir: Path | str, timeout: float = 60.0) -> Ite
         conninfo_to_dict(url)
     except psycopg.ProgrammingError as e:
         raise ConfigError(f"database URL cannot be read: {str(e).strip()}") from None
-    yield url
+    yield with_password(url, password) if password is not None else url
