@@ -150,5 +150,5 @@ def built():
 def test_a_planted_mistake_is_found(built, bug, broken, faults):
     """The drill with the mistake fails in the invariant it breaks; without it, it does not."""
     args = [word for name in faults for word in ("--fault", name)]
-    code, said = built("--rounds", "8", "--seed", "2", *args, bug=bug)
+    code, said = built("--rounds", "6", "--seed", "2", *args, bug=bug)
     assert code == 9 and not said["invariants"][broken]["holds"], said["missed"]
