@@ -16,7 +16,7 @@ from hftpipe._ledger import Ledger
 from hftpipe._ring import pair
 from hftpipe._stage_ledger import LedgerStage
 from hftpipe.alpaca import messages, session
-from hftpipe.errors import DeadlineError
+from hftpipe.errors import DataError, DeadlineError
 from hftpipe.limits import default_limits
 from hftpipe.recovery import books as recovery
 from hftpipe.recovery.books import Books, Pending, Row
@@ -503,6 +503,10 @@ def test_a_position_that_nothing_explains_is_a_difference_or_adopted():
     assert (row.qty, row.cost, row.realised, row.fees) == (6 * N, 51 * N * N, 77, 5)
     assert (row.since, row.best, row.first, row.closing) == (OFFSET + 100 * N, 0, False, 0)
     assert books.rows["BOLT"].cost == -85 * N * N // 10
+    venue.positions = lambda: [messages.Position("ACME", "6")]
+    with pytest.raises(DataError, match="ACME must have a price"):
+        settled(make(), venue, adopt=True)
+    del venue.positions
     venue.held = {}
     settled(books, venue, adopt=True)
     assert books.rows["ACME"].qty == books.rows["ACME"].cost == 0

@@ -1,7 +1,10 @@
 """Real runs that are killed with -9 and started again: same positions, same P&L, exactly."""
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import uuid
 from collections import defaultdict
 from fractions import Fraction as F
@@ -9,7 +12,7 @@ from fractions import Fraction as F
 import pytest
 
 from hftpipe import shm
-from tests.models.live import database, living, marked, runs, until
+from tests.models.live import DEADLINE, database, environment, living, marked, runs, until
 
 pytestmark = [pytest.mark.venue, pytest.mark.db]
 N = 10**9
@@ -223,6 +226,34 @@ def test_a_killed_demo_goes_on_by_itself(run, tmp_path):
     end = twin(live.venue_log())
     assert abs(F(live.document["realised"]) - sum(b[2] for b in end.values())) < F(1, 10**7)
     assert not shm.runs().get(live.last_run()) and not living(live.env, live.path)
+
+
+def test_the_demo_of_a_directory_goes_on_and_leaves_nothing(tmp_path):
+    """Without --run-dir; twice from the same directory, the first one killed."""
+    env = environment(XDG_STATE_HOME=str(tmp_path / "state"))
+    (tmp_path / "here").mkdir()
+    args = [sys.executable, "-m", "hftpipe", "--set", "observe.prometheus=127.0.0.1:0", "demo"]
+    first = subprocess.Popen([*args, "--for", "600s"], env=env, cwd=tmp_path / "here",
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        (place,) = until(lambda: list(tmp_path.glob("state/hftpipe-demo-*")), "its directory",
+                         first)
+        log = until(lambda: next(place.glob("venue/*/orders.jsonl"), None), "the venue", first)
+        until(lambda: log.read_text().count('"event":"fill"') >= 3, "fills", first)
+    finally:
+        first.kill()
+        first.communicate()
+    until(lambda: not marked(env), "everything is dead")
+    held = sum(1 for book in twin(map(json.loads, log.read_text().splitlines())).values()
+               if book[0])
+    done = subprocess.run([*args, "--for", "1s"], env=env, cwd=tmp_path / "here",
+                          capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert done.returncode == 0, done.stderr
+    # What was open when it was killed may have filled while the exchange came up again.
+    said = re.search(r"recover   books of run \w+: (\d) positions", done.stderr)
+    assert said and (int(said[1]) == held or "orders resolved" in done.stderr)
+    assert "trading ARMED" in done.stderr and not place.exists()
+    until(lambda: not marked(env), "no process is left")
 
 
 def twin_until(live):

@@ -1,18 +1,20 @@
 """``hftpipe demo``: the whole pipeline for a while against the local exchange, then the sums."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 
 from hftpipe.cli._common import RATE, SECONDS, SEED, Settings, shared
-from hftpipe.errors import ConfigError, Exit, UsageError
+from hftpipe.errors import BusyError, ConfigError, Exit, HftpipeError, UsageError
 
 
 @click.command(epilog="Example: hftpipe demo --for 15s -o json")
@@ -71,8 +73,18 @@ def command(settings: Settings, seconds: float, cores: str | None, oversubscribe
         place = own_directory()
         if fresh:
             discard(place)
-        out = execute(place)
-        discard(place)                  # not when it failed to start: then it is worth a look
+        killed = place.exists()
+        try:
+            out = execute(place)
+        except BusyError:
+            raise
+        except HftpipeError as e:
+            if killed:
+                e.args = (f"{e}; `hftpipe demo --fresh` forgets the demo that was killed",)
+            else:
+                discard(place)
+            raise
+        discard(place)
     line.end()
     if settings.json:
         print(json.dumps({"exit": int(out.code), "cause": out.cause, **out.summary}))
@@ -87,8 +99,13 @@ def command(settings: Settings, seconds: float, cores: str | None, oversubscribe
 def own_directory() -> Path:
     """Where the demo of this working directory keeps its state while it runs."""
     from hftpipe import rundir
-    here = hashlib.sha256(os.fsencode(os.getcwd())).hexdigest()[:12]
-    return Path(rundir.default(None)).parent / f"hftpipe-demo-{here}"
+    name = f"hftpipe-demo-{hashlib.sha256(os.fsencode(os.getcwd())).hexdigest()[:12]}"
+    state = Path(rundir.default(None)).parent
+    with contextlib.suppress(OSError):
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.access(state, os.W_OK | os.X_OK):
+        return state / name
+    return Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"   # no home to write into
 
 
 def discard(place: Path) -> None:

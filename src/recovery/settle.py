@@ -11,7 +11,7 @@ from typing import Protocol
 from hftpipe import _clock, _fault, schema
 from hftpipe.alpaca import messages, session
 from hftpipe.alpaca._codec import parse_time
-from hftpipe.errors import DeadlineError
+from hftpipe.errors import DataError, DeadlineError
 from hftpipe.recovery.books import NANO, Books, Pending, Row
 
 KIND, STATE, REASON = schema.ORDER_EVENT_KIND, schema.ORDER_STATE, schema.REASON
@@ -106,7 +106,7 @@ def settle(books: Books, venue: Venue, symbols: Sequence[str], fees: Mapping[str
     Raises
     ------
     HftpipeError
-        If the venue cannot be asked.
+        If the venue cannot be asked, or does not say what a position that is adopted cost.
     DeadlineError
         If an order does not end after its cancel.
     """
@@ -315,8 +315,13 @@ def _search(books: Books, venue: Venue, fees: Mapping[str, int], lookup: Lookup,
 
 def _adopt(row: Row, held: messages.Position | None, at: int) -> None:
     """Take the venue's position at its average price; what was realised stays."""
-    qty = session.nano(held.qty) if held is not None else 0
-    average = session.nano(held.avg_entry_price) if held is not None else 0
+    qty = average = 0
+    if held is not None:
+        qty = session.nano(held.qty)
+        average = session.nano(held.avg_entry_price or held.current_price)
+        if qty and average <= 0:
+            raise DataError(f"the venue's position in {held.symbol} must have a price to be taken "
+                            "over, found none")
     row.qty, row.cost = qty, qty * average
     row.since, row.best, row.first, row.closing = at if qty else 0, 0, False, 0
     row.mark = row.mark or average
