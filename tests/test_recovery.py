@@ -425,6 +425,20 @@ def test_an_order_that_may_be_under_way_is_waited_for():
     assert books.resolved[0]["reason"] == schema.REASON.ABSENT
 
 
+def test_an_order_that_comes_while_it_is_waited_for_is_cancelled_too():
+    clock, venue = itertools.count(OFFSET + N, 10 * N), Venue()
+    books = Books(ACCOUNT, RUN, pending=[pending(1)])
+
+    def pause(seconds):
+        if len(venue.asked) == 1:
+            venue.add(name(1), status="partially_filled", fills=[(4, 9)])
+
+    report = settled(books, venue, now=lambda: next(clock), pause=pause)
+    assert report.cancelled == [name(1)] and venue.book[name(1)].status == "canceled"
+    assert fills_of(books) == [(4, 9, 4)] and not report.differences
+    assert books.resolved[-1]["kind"] == KIND.CANCELED
+
+
 @pytest.mark.parametrize(("there", "said"), [
     ({"symbol": "BOLT"}, "symbol BOLT is not ACME"), ({"side": "sell"}, "side sell is not buy"),
     ({"qty": 11}, "quantity 11.0 is not 10.0")])

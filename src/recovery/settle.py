@@ -122,6 +122,9 @@ def settle(books: Books, venue: Venue, symbols: Sequence[str], fees: Mapping[str
             if found is None and act and not alone and now() - order.at < absent:
                 late.append(order)
                 continue
+            if found is not None and act and not _ended(found.status) and not _wrong(order, found):
+                out.cancelled.append(name)      # it came after we had looked at what is open
+                found = _end(venue, found, pause)
             if found is not None and fills is None and session.nano(found.filled_qty) > order.cum:
                 fills = venue.fills(_after(books.pending))
             _resolve(books, order, name, found, fills or [], fees, out)
@@ -173,16 +176,22 @@ def _cancel(books: Books, venue: Venue, out: Report, act: bool, say: Callable[[s
             continue
         if len(out.cancelled) == 1:
             say("open orders of earlier runs are cancelled")
-        venue.cancel(order.id)
-        end = time.monotonic() + ENDING
-        while True:
-            found = venue.order(order.id)
-            if found is None or _ended(found.status):
-                break
-            if time.monotonic() >= end:
-                raise DeadlineError(f"order {order.client_order_id} is still {found.status} "
-                                    f"{ENDING:g} s after it was cancelled")
-            pause(POLL)
+        _end(venue, order, pause)
+
+
+def _end(venue: Venue, order: messages.Order, pause: Callable[[float], None]
+         ) -> messages.Order | None:
+    """Cancel *order* and wait until it has ended; as it is then."""
+    venue.cancel(order.id)
+    end = time.monotonic() + ENDING
+    while True:
+        found = venue.order(order.id)
+        if found is None or _ended(found.status):
+            return found
+        if time.monotonic() >= end:
+            raise DeadlineError(f"order {order.client_order_id} is still {found.status} "
+                                f"{ENDING:g} s after it was cancelled")
+        pause(POLL)
 
 
 def _ended(status: str) -> bool:
@@ -202,10 +211,7 @@ def _resolve(books: Books, order: Pending, name: str, found: messages.Order | No
         _note(books, order, KIND.REJECTED, order.price, order.qty, 0, reason=REASON.ABSENT)
         out.resolved.append(f"{name}: never reached the venue")
         return
-    wrong = [f"{what} {theirs} is not {ours}" for what, theirs, ours in (
-        ("symbol", found.symbol, order.symbol),
-        ("side", found.side, "buy" if order.side > 0 else "sell"),
-        ("quantity", session.nano(found.qty) / NANO, order.qty / NANO)) if theirs != ours]
+    wrong = _wrong(order, found)
     if wrong:
         out.differences.append(f"order {name} at the venue is another one: {', '.join(wrong)}")
         return
@@ -227,6 +233,14 @@ def _resolve(books: Books, order: Pending, name: str, found: messages.Order | No
               REASON.VENUE if kind == KIND.REJECTED else 0)
     out.resolved.append(f"{name}: {found.status}, {filled / NANO:.9g} of "
                         f"{order.qty / NANO:.9g} filled")
+
+
+def _wrong(order: Pending, found: messages.Order) -> list[str]:
+    """In what *found* is another order than ours of that name."""
+    return [f"{what} {theirs} is not {ours}" for what, theirs, ours in (
+        ("symbol", found.symbol, order.symbol),
+        ("side", found.side, "buy" if order.side > 0 else "sell"),
+        ("quantity", session.nano(found.qty) / NANO, order.qty / NANO)) if theirs != ours]
 
 
 def _missing(books: Books, order: Pending, found: messages.Order, filled: int,
