@@ -88,8 +88,16 @@ class Reader:
         until(lambda: command(*args, env=self.env)[0] == Exit.OK, "an order", self.started)
         assert "looked at, nearest to its limit first" in self.hp(*args)
 
+    def recover(self, args):
+        out = self.hp(*args)
+        assert "books     of run " in out and "a start would " in out
+
     def drill(self, args):
         """What it measures depends on the machine; what it proves does not."""
+        if args[1] == "crash":
+            found = json.loads(self.hp(*args[:2], "--rounds", "1", "-o", "json"))
+            assert found["rounds"] == 1 and found["missed"] == []
+            return
         loose = [x for name in BOUNDS for x in ("--bound", f"{name}=1000")]
         found = json.loads(self.hp(*args, "--rounds", "1", *loose, "-o", "json"))
         assert found["rounds"] == 1 and found["missed"] == []
