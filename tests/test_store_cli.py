@@ -47,17 +47,38 @@ def test_a_url(monkeypatch, tmp_path):
     with server() as p:
         conninfo = conninfo_to_dict(fresh(p, "template1"))
         secret = (p.home / "password").read_text().strip().rsplit(":", 1)[1]
-        url = (f"postgresql://hftpipe:{secret}@/{conninfo['dbname']}"
-               f"?host={quote(conninfo['host'], safe='')}")
+        host = quote(conninfo["host"], safe="")
+        url = f"postgresql://hftpipe@/{conninfo['dbname']}?host={host}"
+        monkeypatch.setenv("TRADING_DB", secret)
+        monkeypatch.setenv("PGPASSFILE", str(tmp_path / "none"))
+        where = ("--set", "store.password=env:TRADING_DB", "--url", url)
         from hftpipe.cli.why import command as why
-        result = CliRunner().invoke(why, ["--last", "--url", url], obj=Settings())
+        result = CliRunner().invoke(why, ["--last", *where], obj=Settings())
         assert isinstance(result.exception, ConfigError)
         assert "hftpipe db migrate" in str(result.exception)
         assert "\n" not in str(result.exception)
-        state = run("status", "--url", url)
-        assert "pending: 0001_init" in state
-        assert run("migrate", "--url", url).startswith("applied 0001_init\n")
-        assert run("url", "--url", url) == url + "\n"
+        assert "pending: 0001_init" in run("status", *where)
+        assert run("migrate", *where).startswith("applied 0001_init\n")
+        assert run("url", *where) == url + "\n"
+        with pytest.raises(ConfigError, match="cannot connect to the database"):
+            run("status", "--url", url)                 # the server wants one
+        monkeypatch.setenv("TRADING_DB", "wrong-0b5e")
+        with pytest.raises(ConfigError, match="password authentication failed") as e:
+            run("status", *where)
+        assert "wrong-0b5e" not in str(e.value)
+        monkeypatch.delenv("TRADING_DB")
+        with pytest.raises(ConfigError, match="no credential: env:TRADING_DB must hold one"):
+            run("status", *where)
+        monkeypatch.setenv("TRADING_DB", secret)
     with pytest.raises(ConfigError, match="cannot connect to the database") as e:
-        run("status", "--url", url)
+        run("status", *where)
     assert "\n" not in str(e.value) and secret not in str(e.value)
+
+
+@pytest.mark.parametrize("url", ["postgresql://bob:hunter2@h/d", "postgresql://h/d?password=hunter2"])
+@pytest.mark.parametrize("name", ["status", "migrate", "url"])
+def test_a_password_on_the_command_line_is_refused(name, url):
+    """Everybody on the host can read it there; it is not repeated either."""
+    result = CliRunner().invoke(command, [name, "--url", url], obj=Settings())
+    assert result.exit_code == 2 and "--url must hold no password" in result.output
+    assert "hunter2" not in result.output
