@@ -135,7 +135,9 @@ class Live:
     def pid(self, process):
         """Of a process of the plan, of "venue", or of "postgres"."""
         if process == "postgres":
-            return int((self.path / "pg/data/postmaster.pid").read_text().split()[0])
+            # The file is there before its first line is: no server yet.
+            lines = (self.path / "pg/data/postmaster.pid").read_text().split()
+            return int(lines[0]) if lines else None
         if process == "venue":
             return next(p for p, line in marked(self.env).items() if " hftpipe venue " in line)
         stages = next(p["stages"] for p in self.record.processes if p["name"] == process)
