@@ -7,6 +7,7 @@ Files, all of them 0600 in a directory 0700 that belongs to this user::
     halt.json       the last halt and resume; a halt outlives the run, the page and the host
     HALT            made by whoever wants it halted: while it is there, nothing trades
     audit.jsonl     who halted, resumed, cancelled, flattened: why, when and in which way
+    anchors.jsonl   heads of the chains over what PostgreSQL holds (store/chain.py)
     halt.token      what a halt over HTTP must show; made when there is none
     operator.lock   flock held while halt.json or the page's text is written
     logs/           one file per process

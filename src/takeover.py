@@ -67,7 +67,7 @@ def _store(place: runs.Place, conninfo: str, say: Callable[[str], None]) -> None
     stops it."""
     from hftpipe.journal.read import Reader
     from hftpipe.journal.write import Journal
-    from hftpipe.store import writer
+    from hftpipe.store import chain, writer
     meta = place.meta()
     end = place.end()
     if end is None:                             # the host went down with it
@@ -83,7 +83,8 @@ def _store(place: runs.Place, conninfo: str, say: Callable[[str], None]) -> None
         found = writer.recover(reader.links, conninfo, writer.Run(
             place.run, int(meta["utc_offset"]), str(meta["profile"]),
             tuple((row["symbol"], int(row["tick"]), int(row["lot"]))
-                  for row in meta["instruments"])), begun=totals.append)
+                  for row in meta["instruments"])), begun=totals.append,
+            anchors=chain.Anchors(Path(meta["run_dir"]) / chain.FILE))
         reader.close()
         say(f"recover   run {place.run:x} was killed: {found.rows} events stored from its rings "
             "and journal")

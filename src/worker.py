@@ -713,6 +713,7 @@ def behind(marks: Mapping[int, int], last: Mapping[int, int]) -> dict[int, int]:
 def store(context: Context) -> Exit:
     """The journal into PostgreSQL until it has ended and nothing is left."""
     from hftpipe.journal.read import Reader
+    from hftpipe.store import chain
     from hftpipe.store.writer import StoreWriter, Totals
 
     def start() -> dict[int, int]:
@@ -754,7 +755,8 @@ def store(context: Context) -> Exit:
         time.sleep(seconds)
 
     out = StoreWriter(links, conninfo(context.private),
-                      store_run(context.run, context.control, context.table), observe)
+                      store_run(context.run, context.control, context.table), observe,
+                      anchors=chain.Anchors(context.run_dir.path / chain.FILE))
     block.state = _control.RUNNING
     try:
         out.serve(lambda: context.control.stop == _control.QUIT

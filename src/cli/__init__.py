@@ -37,6 +37,7 @@ COMMANDS = {
     "drill": "Measure and prove what is promised about halting.",
     "journal": "List, verify, print and export what is on disk.",
     "model": "Pack, check, list and promote models.",
+    "audit": "Prove that no stored row was altered, removed, added or moved.",
     "db": "Look after the PostgreSQL schema.",
 }
 

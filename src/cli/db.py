@@ -7,10 +7,8 @@ import click
 
 from hftpipe.cli._common import Settings, database_of, emit, shared
 
-_where = click.option("--url", metavar="URL",
-                      help='Instead of store.url: "embedded" or "postgresql://...".')
-
-
+where = click.option("--url", metavar="URL",
+                     help='Instead of store.url: "embedded" or "postgresql://...".')
 
 
 @click.group("db", no_args_is_help=False, epilog="Example: hftpipe db migrate --url postgresql://user@host/trading",
@@ -25,7 +23,7 @@ def command() -> None:
 
 @command.command("migrate", epilog="Example: hftpipe db migrate --url postgresql://user@host/trading",
                  help="Apply the migrations that are missing.")
-@_where
+@where
 @shared
 @click.pass_obj
 def migrate(settings: Settings, url: str | None) -> None:
@@ -43,7 +41,7 @@ def migrate(settings: Settings, url: str | None) -> None:
 
 @command.command("status", epilog="Example: hftpipe db status -o json",
                  help="Show server, version, pending migrations and the newest runs.")
-@_where
+@where
 @shared
 @click.pass_obj
 def status(settings: Settings, url: str | None) -> None:
@@ -75,7 +73,7 @@ def status(settings: Settings, url: str | None) -> None:
     psql "$(hftpipe db url)"
 
 It names the password file of an embedded database, not the password.""")
-@_where
+@where
 @shared
 @click.pass_obj
 def url(settings: Settings, url: str | None) -> None:

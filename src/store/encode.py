@@ -21,6 +21,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)       # signature, no flags, no extension
 TRAILER = b"\xff\xff"
+IDENTITY = 32                                   # bytes of a row: count of columns, run, stream, seq
 SEQ_MASK = (1 << schema.SEQ_BITS) - 1
 TEXT = 16                                       # bytes of an s16 field, zero-padded
 
@@ -130,6 +131,13 @@ class Encoder:
             rows[f"n{i}"] = length
         kept: Array = data[keep]
         return kept.tobytes()
+
+    @property
+    def width(self) -> int:
+        """Bytes of an encoded row."""
+        if self._text:
+            raise NotImplementedError(f"{self.record.name} has text columns")
+        return self._row.itemsize
 
     def decode(self, data: bytes) -> Array:
         """Slots from the output of ``COPY ... TO STDOUT (FORMAT BINARY)``.

@@ -89,6 +89,13 @@ def copy_out(record: schema.Record, run: int, stream: int, after: int, limit: in
             "TO STDOUT (FORMAT BINARY)").encode()
 
 
+def copy_range(record: schema.Record, run: int, stream: int, first: int, last: int) -> bytes:
+    """The ``COPY`` that gives the rows *first* to *last* of one stream back, in order."""
+    return (f"COPY (SELECT {column_list(record)} FROM {table(record)} WHERE run = {run:d} "
+            f"AND stream = {stream:d} AND seq BETWEEN {first:d} AND {last:d} ORDER BY seq) "
+            "TO STDOUT (FORMAT BINARY)").encode()
+
+
 def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 

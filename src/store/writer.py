@@ -32,6 +32,7 @@ from psycopg.types.json import Jsonb
 
 from hftpipe import _fault, schema
 from hftpipe.errors import BusyError, DeadlineError, MismatchError
+from hftpipe.store import chain
 from hftpipe.store.encode import HEADER, SEQ_MASK, TRAILER, body_words, encoder
 from hftpipe.store.layout import copy_in
 from hftpipe.store.verify import MASK, checksum, total
@@ -45,6 +46,7 @@ IDLE = 0.002                    # s between two looks at empty links
 BACKOFF = (0.05, 2.0)           # s: first and longest pause before PostgreSQL is tried again
 STATEMENT_TIMEOUT = "10s"       # a commit that takes longer is tried again, not waited for
 CONNECT_TIMEOUT = 5             # s
+ANCHOR = 10.0                   # s between two lines of a stream in the file of anchors
 SILENCE = 12.0                  # s after which a connection without an answer is given up
 
 
@@ -148,6 +150,8 @@ class StoreWriter:
         Called with :class:`Totals` after every pass; must not keep it.
     silence : float, default 12 s
         A server that says nothing for so long is given up and connected to again.
+    anchors : chain.Anchors, optional
+        Told every ten seconds, and at the end, how far each stream's chain has come.
 
     Notes
     -----
@@ -156,7 +160,7 @@ class StoreWriter:
 
     def __init__(self, links: Mapping[int, Link], conninfo: str, run: Run,
                  observe: Callable[[Totals], None] | None = None, *,
-                 silence: float = SILENCE) -> None:
+                 silence: float = SILENCE, anchors: chain.Anchors | None = None) -> None:
         for stream, link in links.items():
             if link.record not in schema.SLOTS:
                 raise ValueError(f"link of {schema.STREAM.label(stream)} must carry stored "
@@ -164,7 +168,10 @@ class StoreWriter:
         self.links = dict(links)
         self.conninfo, self.run, self._observe = conninfo, run, observe
         self.totals = Totals()
-        self._marks: dict[int, tuple[int, int]] = {}        # stream -> (seq, checksum sum)
+        # stream -> (seq, checksum sum, head of the chain)
+        self._marks: dict[int, tuple[int, int, bytes]] = {}
+        self._anchors, self._anchored = anchors, dict.fromkeys(self.links, 0)
+        self._anchor_at = 0.0
         self._flight: dict[int, int] = {}       # seq of each mark a lost commit may have set
         self._known = False                     # the marks were read at least once
         self._connection: psycopg.Connection | None = None
@@ -190,6 +197,7 @@ class StoreWriter:
         try:
             if time.monotonic() >= self._retry_at:
                 rows = self._commit()
+            self._anchor()
         except psycopg.Error as e:
             self._failed(e)
         finally:
@@ -251,8 +259,14 @@ class StoreWriter:
         self._session().execute("UPDATE hftpipe.run SET ended = now() WHERE run = %s",
                                 (self.run.run,))
 
+    def heads(self) -> list[chain.Anchor]:
+        """How far each stream's chain has come."""
+        return [chain.Anchor(self.run.run, stream, seq, head)
+                for stream, (seq, _, head) in self._marks.items() if seq]
+
     def close(self) -> None:
         """Let the connection go; the links keep what was not committed."""
+        self._anchor(now=True)
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -286,14 +300,14 @@ class StoreWriter:
             with self._watch(c), c.transaction():
                 _fault.point("store.begun")
                 for stream, slots, _ in taken:
-                    marks[stream] = self._advance(c, stream, slots)
-                _fault.point("store.marked")
-                if _fault.bug("store.mark_first"):
-                    c.execute("COMMIT; BEGIN")
-                for stream, slots, _ in taken:
-                    self._copy(c, self.links[stream].record, slots)
+                    parts = self._encoded(self.links[stream].record, slots)
+                    marks[stream] = self._advance(c, stream, slots, parts)
+                    _fault.point("store.marked")
+                    if _fault.bug("store.mark_first"):
+                        c.execute("COMMIT; BEGIN")
+                    self._copy(c, parts)
                 _fault.point("store.copied")
-                self._flight = {stream: seq for stream, (seq, _) in marks.items()}
+                self._flight = {stream: mark[0] for stream, mark in marks.items()}
         except _Fenced:
             raise BusyError(
                 f"another writer stores run {self.run.run:x}: a mark is not where this one "
@@ -358,26 +372,64 @@ class StoreWriter:
                     f"store link of {name}: body of event {int(part['event'][i]):#x} has "
                     f"checksum {int(made[i]):#x}, its envelope says {int(part['checksum'][i]):#x}")
 
-    def _advance(self, c: psycopg.Connection, stream: int, slots: Array) -> tuple[int, int]:
+    def _encoded(self, slot: schema.Record, slots: Array) -> list[chain.Part]:
+        """Rows by kind; valid until the next stream's."""
+        return [(number, np.frombuffer(e.encode(part, self.run.run), np.uint8).reshape(
+                    len(part), e.width))
+                for number, part in _kinds(slots) for e in (encoder(number, slot),)]
+
+    def _advance(self, c: psycopg.Connection, stream: int, slots: Array,
+                 parts: list[chain.Part]) -> tuple[int, int, bytes]:
         """Move the mark first: its row lock is what serialises writers."""
-        old, added = self._marks[stream]
+        old, added, before = self._marks[stream]
         new = old + len(slots)
         content = (added + total(slots["checksum"])) & MASK
+        found = np.concatenate([chain.leaves(rows) for _, rows in parts])
+        if len(parts) > 1:                              # by kind; they must be by seq
+            kinds = slots["record"]
+            order = np.concatenate([np.flatnonzero(kinds == number) for number, _ in parts])
+            by_seq = np.empty_like(found)
+            by_seq[order] = found
+            found = by_seq
+        leaves, digest = found.astype(">u8").tobytes(), chain.digest(parts)
+        head = chain.head(before, self.run.run, stream, old + 1, new, digest, leaves)
         done = c.execute(
-            "UPDATE hftpipe.mark SET seq = %s, checksum = %s "
-            "WHERE run = %s AND stream = %s AND seq = %s",
-            (new, _signed(content), self.run.run, stream, old))
+            "WITH moved AS (UPDATE hftpipe.mark SET seq = %(new)s, checksum = %(content)s, "
+            "head = %(head)b WHERE run = %(run)s AND stream = %(stream)s AND seq = %(old)s "
+            "AND head = %(before)b RETURNING run, stream) "
+            "INSERT INTO hftpipe.chain (run, stream, first, last, digest, leaves, head) "
+            "SELECT run, stream, %(old)s::bigint + 1, %(new)s::bigint, %(digest)b, %(leaves)b, "
+            "%(head)b FROM moved",
+            {"new": new, "content": _signed(content), "head": head, "run": self.run.run,
+             "stream": stream, "old": old, "before": before, "digest": digest,
+             "leaves": leaves})
         if done.rowcount != 1:
             raise _Fenced
-        return new, content
+        return new, content, head
 
-    def _copy(self, c: psycopg.Connection, slot: schema.Record, slots: Array) -> None:
-        for number, part in _kinds(slots):
-            e = encoder(number, slot)
-            with c.cursor().copy(copy_in(e.record)) as copy:
+    def _copy(self, c: psycopg.Connection, parts: list[chain.Part]) -> None:
+        for number, rows in parts:
+            with c.cursor().copy(copy_in(schema.BODIES[number])) as copy:
                 copy.write(HEADER)
-                copy.write(e.encode(part, self.run.run))
+                copy.write(rows.reshape(-1).data)
                 copy.write(TRAILER)
+
+    def _anchor(self, now: bool = False) -> None:
+        """Write down outside of the database what is committed, at most every ten seconds.
+
+        What cannot be written is tried again: events are never held up for it.
+        """
+        if self._anchors is None or not (now or time.monotonic() >= self._anchor_at):
+            return
+        self._anchor_at = time.monotonic() + ANCHOR
+        fresh = [a for a in self.heads() if a.seq != self._anchored[a.stream]]
+        if fresh:
+            try:
+                self._anchors.add(fresh)
+            except OSError as e:
+                self.totals.last_error = f"anchors {self._anchors.path}: {e.strerror}"
+                return
+            self._anchored.update({a.stream: a.seq for a in fresh})
 
     # ------------------------------------------------------------ the connection
 
@@ -408,9 +460,9 @@ class StoreWriter:
         commit without an answer would have made of it.
         """
         with c.transaction():
-            found = {stream: (seq, content & MASK) for stream, seq, content in c.execute(
-                "SELECT stream, seq, checksum FROM hftpipe.mark WHERE run = %s FOR UPDATE",
-                (self.run.run,))}
+            found = {s: (seq, content & MASK, head) for s, seq, content, head in c.execute(
+                "SELECT stream, seq, checksum, head FROM hftpipe.mark WHERE run = %s FOR UPDATE",
+                (self.run.run,), binary=True)}
         for stream in self.links:
             if stream not in found:
                 raise MismatchError(f"the database has no mark for stream {stream} of run "
@@ -504,7 +556,8 @@ def register(c: psycopg.Connection, run: Run, streams: Iterable[int]) -> None:
 
 
 def recover(links: Mapping[int, Link], conninfo: str, run: Run, timeout: float = 30.0,
-            begun: Callable[[Totals], None] | None = None) -> Totals:
+            begun: Callable[[Totals], None] | None = None,
+            anchors: chain.Anchors | None = None) -> Totals:
     """Store what a run that was killed left in its links; the caller then unlinks them.
 
     Parameters
@@ -517,6 +570,8 @@ def recover(links: Mapping[int, Link], conninfo: str, run: Run, timeout: float =
         Without progress.
     begun : callable, optional
         Given the totals before anything is done; they name the marks once those are known.
+    anchors : chain.Anchors, optional
+        As :class:`StoreWriter`.
 
     Raises
     ------
@@ -525,7 +580,7 @@ def recover(links: Mapping[int, Link], conninfo: str, run: Run, timeout: float =
     MismatchError
         If a link contradicts the database: keep the segments.
     """
-    with StoreWriter(links, conninfo, run) as writer:
+    with StoreWriter(links, conninfo, run, anchors=anchors) as writer:
         if begun is not None:
             begun(writer.totals)
         rows = -1
