@@ -576,7 +576,7 @@ COMMENT ON COLUMN hftpipe.update_event.position_qty IS 'Position after it, as th
 COMMENT ON COLUMN hftpipe.update_event.instrument IS 'Index into the instrument table.';
 COMMENT ON COLUMN hftpipe.update_event.kind IS 'ORDER_EVENT_*.';
 COMMENT ON COLUMN hftpipe.update_event.side IS '+1 buy, -1 sell.';
-COMMENT ON COLUMN hftpipe.update_event.reason IS 'REASON_* of a rejection that is not the venue''s word; else 0.';
+COMMENT ON COLUMN hftpipe.update_event.reason IS 'REASON_* of a rejection, where more is known than that the venue refused; else 0.';
 COMMENT ON COLUMN hftpipe.update_event.flags IS 'UPDATE_FLAG_*.';
 
 CREATE TABLE hftpipe.position_event (
@@ -1211,6 +1211,13 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('reason', 58, 'unsettled', 'Order updates are down, or what happened meanwhile is not known yet.'),
     ('reason', 59, 'unresolved', 'An order of the instrument has had no answer yet.'),
     ('reason', 63, 'absent', 'The venue was asked often enough and never had the order.'),
+    ('reason', 70, 'venue_funds', 'The venue refused the order: not enough buying power.'),
+    ('reason', 71, 'venue_quantity', 'The venue refused the order: less is held, or free, than it sells.'),
+    ('reason', 72, 'venue_wash', 'The venue refused the order: it could trade with an open one of ours.'),
+    ('reason', 73, 'venue_day_trades', 'The venue refused the order: pattern day trading protection.'),
+    ('reason', 74, 'venue_short', 'The venue refused the order: account or asset cannot be short.'),
+    ('reason', 75, 'venue_account', 'The venue takes no order of this account; trading halts.'),
+    ('reason', 76, 'venue_rate', 'The venue refused the order: more requests than it takes.'),
     ('order_event', 1, 'denied', 'Risk refused the intent; terminal.'),
     ('order_event', 2, 'dropped', 'The gateway refused to send it; terminal.'),
     ('order_event', 3, 'sent', 'Handed to the socket.'),

@@ -184,6 +184,13 @@ enum {
   HP_REASON_UNSETTLED = 58, /* Order updates are down, or what happened meanwhile is not known yet. */
   HP_REASON_UNRESOLVED = 59, /* An order of the instrument has had no answer yet. */
   HP_REASON_ABSENT = 63, /* The venue was asked often enough and never had the order. */
+  HP_REASON_VENUE_FUNDS = 70, /* The venue refused the order: not enough buying power. */
+  HP_REASON_VENUE_QUANTITY = 71, /* The venue refused the order: less is held, or free, than it sells. */
+  HP_REASON_VENUE_WASH = 72, /* The venue refused the order: it could trade with an open one of ours. */
+  HP_REASON_VENUE_DAY_TRADES = 73, /* The venue refused the order: pattern day trading protection. */
+  HP_REASON_VENUE_SHORT = 74, /* The venue refused the order: account or asset cannot be short. */
+  HP_REASON_VENUE_ACCOUNT = 75, /* The venue takes no order of this account; trading halts. */
+  HP_REASON_VENUE_RATE = 76, /* The venue refused the order: more requests than it takes. */
 };
 
 /* A step in the life of an order. */
@@ -693,7 +700,7 @@ _Static_assert(offsetof(hp_intent_t, pad2) == 104, "intent.pad2: offset");
 _Static_assert(offsetof(hp_intent_t, pad3) == 112, "intent.pad3: offset");
 _Static_assert(offsetof(hp_intent_t, pad4) == 120, "intent.pad4: offset");
 
-#define HP_VERDICT_ID UINT64_C(0xb64b256b13af9117)
+#define HP_VERDICT_ID UINT64_C(0xb92616be6d39f4d0)
 /* What risk said about an intent. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -851,7 +858,7 @@ _Static_assert(offsetof(hp_checks_t, unsettled) == 122, "checks.unsettled: offse
 _Static_assert(offsetof(hp_checks_t, unresolved) == 124, "checks.unresolved: offset");
 _Static_assert(offsetof(hp_checks_t, pad60) == 126, "checks.pad60: offset");
 
-#define HP_ORDER_ID UINT64_C(0x8be0f20c2b81352e)
+#define HP_ORDER_ID UINT64_C(0x0f8d087ab603f1ba)
 /* An order that risk lets go (or denied, for the books). */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -903,7 +910,7 @@ _Static_assert(offsetof(hp_order_t, pad2) == 104, "order.pad2: offset");
 _Static_assert(offsetof(hp_order_t, pad3) == 112, "order.pad3: offset");
 _Static_assert(offsetof(hp_order_t, pad4) == 120, "order.pad4: offset");
 
-#define HP_UPDATE_ID UINT64_C(0xd0e4fad8301203bf)
+#define HP_UPDATE_ID UINT64_C(0xa2951f39bbd6d58c)
 /* What the venue said about one of our orders. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -922,7 +929,7 @@ typedef struct {
   uint16_t instrument;    /* 104: Index into the instrument table. */
   uint8_t  kind;          /* 106: ORDER_EVENT_*. */
   int8_t   side;          /* 107: +1 buy, -1 sell. */
-  uint8_t  reason;        /* 108: REASON_* of a rejection that is not the venue's word; else 0. */
+  uint8_t  reason;        /* 108: REASON_* of a rejection, where more is known than that the venue refused; else 0. */
   uint8_t  flags;         /* 109: UPDATE_FLAG_*. */
   uint16_t pad0;          /* 110: Zero. */
   uint64_t pad1;          /* 112: Zero. */
@@ -951,7 +958,7 @@ _Static_assert(offsetof(hp_update_t, pad0) == 110, "update.pad0: offset");
 _Static_assert(offsetof(hp_update_t, pad1) == 112, "update.pad1: offset");
 _Static_assert(offsetof(hp_update_t, pad2) == 120, "update.pad2: offset");
 
-#define HP_ORDER_EVENT_ID UINT64_C(0x1df3a351d1ba196d)
+#define HP_ORDER_EVENT_ID UINT64_C(0x51564b11345bd9b0)
 /* A step in the life of an order; the gateway's word. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1127,7 +1134,7 @@ _Static_assert(offsetof(hp_account_t, pad0) == 121, "account.pad0: offset");
 _Static_assert(offsetof(hp_account_t, pad1) == 122, "account.pad1: offset");
 _Static_assert(offsetof(hp_account_t, pad2) == 124, "account.pad2: offset");
 
-#define HP_RESOLVED_ID UINT64_C(0x028c54eb52a27efa)
+#define HP_RESOLVED_ID UINT64_C(0x5d2aaece1b2a6d4c)
 /* What a start found out about an order of an earlier run. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1175,7 +1182,7 @@ _Static_assert(offsetof(hp_resolved_t, pad0) == 110, "resolved.pad0: offset");
 _Static_assert(offsetof(hp_resolved_t, pad1) == 112, "resolved.pad1: offset");
 _Static_assert(offsetof(hp_resolved_t, pad2) == 120, "resolved.pad2: offset");
 
-#define HP_RISK_EVENT_ID UINT64_C(0x79c9c5ce1cf77ff3)
+#define HP_RISK_EVENT_ID UINT64_C(0x15bc806667fac9f7)
 /* Something happened to the gate. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */

@@ -19,7 +19,8 @@ from ._schema cimport (
     HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_SENT, HP_ORDER_EVENT_UNKNOWN, HP_ORDER_STATE_CREATED,
     HP_ORDER_STATE_DROPPED, HP_ORDER_STATE_FREE, HP_ORDER_STATE_SENT, HP_REASON_BUSY,
     HP_REASON_DISCONNECTED, HP_REASON_EXPIRED, HP_REASON_HALTED, HP_REASON_LIMITS, HP_REASON_NONE,
-    HP_REASON_TABLE_FULL, HP_REASON_TOKEN, HP_RECORD_ORDER_EVENT, HP_SEQ_BITS, HP_STREAM_RISK)
+    HP_REASON_TABLE_FULL, HP_REASON_TOKEN, HP_REASON_VENUE_ACCOUNT, HP_RECORD_ORDER_EVENT,
+    HP_SEQ_BITS, HP_STREAM_RISK)
 from ._stage cimport hp_copy_words, stage_end, store_credit, store_next, store_put
 from ._token cimport token_of
 from ._wire cimport WIRE_BUSY, WIRE_SENT
@@ -134,6 +135,8 @@ cdef class GatewayStage(Stage):
         if (self.max_unknown and e.kind == HP_ORDER_EVENT_UNKNOWN
                 and self.table.o.unknown > self.max_unknown):
             self._halt()
+        elif e.kind == HP_ORDER_EVENT_REJECTED and e.reason == HP_REASON_VENUE_ACCOUNT:
+            self._halt()                        # every other order would be refused as well
 
     cdef void _refuse(self, const hp_order_t *o, uint8_t kind, uint8_t reason) noexcept nogil:
         """Tell everybody that *o* does not leave; it never was in the table."""
@@ -241,8 +244,13 @@ cdef class GatewayStage(Stage):
                 histogram_record(&self.block.histograms[HP_HISTOGRAM_SEND], after - now)
                 return 1
             if rc == WIRE_BUSY:
-                return 0
-            reason = HP_REASON_DISCONNECTED
+                # One that will be too old when the wire takes orders again must not keep the
+                # cancels behind it waiting.
+                if self.wire.held <= o.ts_recv + self.max_age:
+                    return 0
+                reason = HP_REASON_BUSY
+            else:
+                reason = HP_REASON_DISCONNECTED
         elif reason == HP_REASON_EXPIRED:
             reason = HP_REASON_BUSY if order.state == HP_ORDER_STATE_CREATED else reason
         if order_step(&self.table.o, o.order, HP_ORDER_EVENT_DROPPED, reason, &e):

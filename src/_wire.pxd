@@ -17,6 +17,8 @@ cdef class Wire:
     # ns, monotonic: when the newest order was handed to the socket, read right before that
     # call; 0 = this wire does not say
     cdef int64_t handed
+    # ns, monotonic: no order is taken before, though cancels may be; 0 = this wire does not say
+    cdef int64_t held
 
     # Hand a new order to the venue.  *order*.order is its identity; the client order id
     # is made of the run and that.  *now* is monotonic ns.

@@ -634,7 +634,7 @@ class Observe:
     prometheus: str = option(loopback(), "127.0.0.1:9464",
                           "Address of /metrics, /health, /ready and /live.")
     alerts: tuple[str, ...] = option(
-        _list_of(text(pattern=r"log|webhook:(env:[A-Za-z_]\w*|file:[^|]+)",
+        _list_of(text(pattern=rf"log|webhook:({REFERENCE.pattern})",
                       wanted='"log" or "webhook:env:NAME"'), 'of "log" and "webhook:env:NAME"'),
         ["log"], "Who is told of a halt; a webhook's address comes by reference.")
     log_level: str = option(text("debug", "info", "warning", "error"), "info",
@@ -857,7 +857,7 @@ class Config:
     version: int = option(whole(1, 1), 1, "Of this file's format.")
     profile: str = option(text("demo", "paper", "live"), "demo",
                        "demo = local exchange, paper = broker's paper account, live = money.")
-    live: bool = option(flag(), False, "One of three consents that live trading needs.")
+    live: bool = option(flag(), False, "One of the consents that live trading needs.")
     models: str = option(text(), "", 'Directory of packed models (`hftpipe model`); "" = '
                                      "~/.local/share/hftpipe/models.")
     venue: Venue = Venue()
@@ -1086,9 +1086,10 @@ def _prefix(origin: str) -> str:
     return "" if origin == "default" else origin.removeprefix("env ") + ": "
 
 
-# What may hold a password in an address: all before "@", all behind "?".
-_USERINFO = re.compile(r"(://).*@")
-_QUERY = re.compile(r"(://[^?]*\?).*")
+# Where an address or a conninfo may hold a password: before the last @, in what is asked for
+_PRIVATE = ((re.compile(r"://.*@", re.DOTALL), "://...@"),
+            (re.compile(r"(://[^?]*\?).*", re.DOTALL), r"\1..."),
+            (re.compile(r"(password\s*=\s*)\S+", re.IGNORECASE), r"\1..."))
 
 
 def _found(value: Any) -> str:
@@ -1097,8 +1098,14 @@ def _found(value: Any) -> str:
     if isinstance(value, list):
         return "a list" if len(value) > 4 else _literal(value)
     if isinstance(value, str):          # a password in an address is not repeated
-        return _literal(_QUERY.sub(r"\1...", _USERINFO.sub(r"\1...@", value)))
+        return _literal(_redact(value))
     return _literal(value)
+
+
+def _redact(text: str) -> str:
+    for pattern, shown in _PRIVATE:
+        text = pattern.sub(shown, text)
+    return text
 
 
 def _near(word: str, words: Iterable[str]) -> str:
@@ -1167,7 +1174,8 @@ class _Reader:
         try:
             out = kind.read(value)
         except (ValueError, ArithmeticError):
-            found = "" if "credential" in kind.wanted else f", was {_found(value)}"
+            hidden = "credential" in kind.wanted or "webhook" in kind.wanted
+            found = "" if hidden else f", was {_found(value)}"
             raise ConfigError(
                 f"{_prefix(leaf.origin)}{name} must be {kind.wanted}{found}") from None
         self.origin[name] = leaf.origin
@@ -1350,7 +1358,7 @@ def _profile(config: Config, reader: _Reader) -> Config:
 
 
 def _host(address: str) -> str:
-    return urlsplit(address).hostname or ""
+    return (urlsplit(address).hostname or "").removesuffix(".")     # as the resolver takes it
 
 
 def _check(config: Config) -> Config:
@@ -1594,7 +1602,9 @@ def load(path: str | os.PathLike[str] | None = None, sets: Iterable[str] = ()) -
 
 
 def guard(config: Config, live: bool) -> None:
-    """Refuse live trading unless all three consents are there; refuse a needless ``--live``.
+    """Refuse live trading without consents in three places; refuse a needless ``--live``.
+
+    The fourth, the account's last digits, is compared with the broker's answer: :mod:`.consent`.
 
     Raises
     ------

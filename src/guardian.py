@@ -38,7 +38,7 @@ from hftpipe.alerts import Alerts, Webhook
 from hftpipe.alpaca.rest import Rest
 from hftpipe.errors import BusyError, ConfigError, Exit, HftpipeError
 from hftpipe.rundir import Halted, Run, RunDir, entry, utc_text
-from hftpipe.secret import Secret
+from hftpipe.secret import Secret, scrub
 from hftpipe.triggers import Limits, Triggers
 
 SECOND = 10**9
@@ -84,7 +84,7 @@ class Log:
         line = json.dumps({**values, "process": NAME, "run": self._run, "event": event,
                            "level": level, "timestamp": utc_text()}, default=str)
         with contextlib.suppress(OSError):      # a full disk is no reason not to cancel
-            os.write(self._fd, line.encode() + b"\n")
+            os.write(self._fd, scrub(line).encode() + b"\n")
 
     def info(self, event: str, **values: Any) -> None:
         self.write("info", event, **values)
@@ -658,7 +658,7 @@ def run(directory: str | os.PathLike[str]) -> Exit:
     hooks = [Webhook(Secret(reference).reveal(), reference) for reference in refer["alerts"]]
     guardian = Guardian(
         run_dir, record, control, Options.of(refer),
-        lambda: Rest(venue["rest"], key, secret, TIMEOUT),
+        lambda: Rest(venue["rest"], key, secret, TIMEOUT, urgent=True),
         tuple(venue["process"]) if venue.get("process") else None, log,
         Triggers(control, Limits.of(refer)), hooks)
 

@@ -17,6 +17,7 @@ from typing import Any, TextIO, cast
 import structlog
 
 from hftpipe import schema
+from hftpipe.secret import scrub
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 HIDDEN = ("secret", "password", "passwd", "token", "authorization", "api_key", "key_id")
@@ -36,7 +37,7 @@ def _redact(value: Any) -> Any:
         return {k: "<redacted>" if _hides(k) else _redact(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_redact(v) for v in value]
-    return value
+    return scrub(value) if isinstance(value, str) else value
 
 
 def _hides(key: Any) -> bool:
@@ -44,7 +45,8 @@ def _hides(key: Any) -> bool:
 
 
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Processor: take out whatever stands under a key that names a credential."""
+    """Processor: take out what stands under a key that names a credential, and every credential
+    that this process has read wherever it stands."""
     return cast(MutableMapping[str, Any], _redact(event))
 
 
@@ -55,6 +57,7 @@ class _Sink:
         self._file, self._stream, self._console = file, stream, console
 
     def msg(self, line: str) -> None:
+        line = scrub(line)                      # once more, with what was no text before
         if self._file is not None:
             os.write(self._file, line.encode() + b"\n")
         if self._stream is not None:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,13 @@ from hftpipe import (
     _control,
     _fault,
     build,
+    consent,
     guardian,
     log,
     process,
     registry,
     schema,
+    secret,
     shm,
     takeover,
     topology,
@@ -73,9 +75,9 @@ class Outcome:
 
 
 def run(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False, adopt: str = "",
-        output: str = "table") -> Exit:
+        account: str = "", output: str = "table") -> Exit:
     """``hftpipe start``: run until told to stop, then print the closing figures."""
-    out = execute(config, plan, run_dir=run_dir, halted=halted, adopt=adopt,
+    out = execute(config, plan, run_dir=run_dir, halted=halted, adopt=adopt, account=account,
                   say=lambda text: print(text, file=sys.stderr, flush=True))
     if output == "json":
         print(json.dumps(out.summary))
@@ -83,9 +85,9 @@ def run(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False, ad
 
 
 def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False,
-            seconds: float | None = None, record: str | None = None, seed: int | None = None,
-            rate: float | None = None, chaos: str | None = None, adopt: str = "",
-            rearm: bool = False,
+            account: str = "", seconds: float | None = None, record: str | None = None,
+            seed: int | None = None, rate: float | None = None, chaos: str | None = None,
+            adopt: str = "", rearm: bool = False,
             say: Callable[[str], None] = lambda text: None,
             live: Callable[[dict[str, Any]], None] | None = None) -> Outcome:
     """Run the pipeline.
@@ -97,6 +99,8 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
         Not locked yet.
     halted : bool
         Leave arming to ``hftpipe resume``.
+    account : str
+        Last four digits of the broker's account: the last consent that live trading needs.
     seconds : float, optional
         End after so long.
     record : str, optional
@@ -127,6 +131,7 @@ def execute(config: Config, plan: Plan, *, run_dir: RunDir, halted: bool = False
     path = str(worker.recording_path(target)) if target else ""
     table = build.instruments(config)
     digest, config = config.digest, registry.pin(config)
+    consent.check(config, account)
     strategies = worker.strategies(config, table)       # a bad model is found before anything runs
     del strategies
     run_dir.prepare()
@@ -171,6 +176,7 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
     logger = log.setup("supervisor", run=run.run, directory=run_dir.logs,
                        level=config.observe.log_level, stream=None)
     supervisor = Supervisor(run_dir, run, control, segments, logger)
+    supervisor.hidden |= _secrets(config, topology.INDEX)
     place = runs.place(base, run.run)
     opened = contextlib.ExitStack()
     try:
@@ -203,7 +209,10 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
             run_dir.write(worker.PRIVATE, json.dumps(private))
             _fault.point("start.told")
             for item in plan.start_order:
-                supervisor.spawn(Child.of(item, process.stage_argv(run_dir, item.name)))
+                given = _secrets(config, item.stages)
+                supervisor.spawn(Child.of(item, process.stage_argv(run_dir, item.name,
+                                                                   secrets=bool(given)),
+                                          secrets=given))
             supervisor.wait_running()
             _connected(supervisor, control, agreed=not report.differences)
             officer = _officer(config, run_dir, run.run, control, table, private, logger, opened)
@@ -250,6 +259,18 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
             raise MismatchError("stored rows differ from the events recorded: "
                                 + "; ".join(out.summary["differences"]))
     return out
+
+
+def _secrets(config: Config, stages: Collection[str]) -> frozenset[str]:
+    """Variables of the environment that a process with *stages* needs to find its credentials."""
+    found: set[str] = set()
+    if {"feed", "gateway", "updates", "analyst", "guardian"}.intersection(stages):
+        found |= secret.variables([config.venue.key.reference, config.venue.secret.reference])
+    if {"store", "analyst", "guardian"}.intersection(stages):
+        found |= {"PGPASSWORD", *secret.variables([config.store.password.reference])}
+    if "guardian" in stages:
+        found |= secret.variables(config.observe.alerts)
+    return frozenset(found)
 
 
 def _officer(config: Config, run_dir: RunDir, run: int, control: Control, table: Any,

@@ -49,7 +49,7 @@ from dataclasses import dataclass, field, replace
 from types import FrameType, TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from hftpipe import _clock, _control, errors, schema, shm
+from hftpipe import _clock, _control, errors, schema, secret, shm
 from hftpipe.errors import DeadlineError, Exit, HftpipeError
 from hftpipe.rundir import Latch, Run, RunDir, entry, utc_text, who
 from hftpipe.topology import INDEX, STAGES, Plan, Process
@@ -195,6 +195,7 @@ class Child:
     phase: int = PIPELINE
     env: Mapping[str, str] = field(default_factory=dict)    # over the supervisor's
     capture: bool = False               # keep standard output for Supervisor.first_line
+    secrets: frozenset[str] = frozenset()   # variables that it is given through its standard input
 
     @classmethod
     def of(cls, process: Process, argv: Sequence[str], **options: Any) -> Child:
@@ -212,10 +213,10 @@ class Child:
                 and (code < 0 or not self.final))
 
 
-def stage_argv(run_dir: RunDir, process: str) -> tuple[str, ...]:
-    """Command line of the process *process* of a run."""
+def stage_argv(run_dir: RunDir, process: str, secrets: bool = False) -> tuple[str, ...]:
+    """Command line of the process *process* of a run; with *secrets* it reads them first."""
     return (sys.executable, "-m", "hftpipe.cli.stage", "--run-dir", run_dir.name,
-            "--process", process)
+            "--process", process, *(("--secrets",) if secrets else ()))
 
 
 class _Running:
@@ -322,6 +323,7 @@ class Supervisor:
         self.cause = ""                     # why the run ends, in words
         self.before_drain: list[Callable[[], object]] = []  # called when the end begins
         self.drained = False                # whether everything that was made is stored
+        self.hidden = secret.VARIABLES      # what no child inherits in its environment
         self._segments = list(segments)
         self._children: list[_Running] = []
         self._store_codes: dict[str, int] = {}      # of journal and store, as they ended last
@@ -411,19 +413,24 @@ class Supervisor:
             if cores:
                 os.sched_setaffinity(0, cores)
 
+        # Every process of this user can read an environment: credentials are in none.
+        env = {k: v for k, v in os.environ.items() if k not in self.hidden} | dict(child.env)
+        given = secret.give(child.secrets)
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             with warnings.catch_warnings():
                 # 3.12 warns of forking beside threads; in_child takes no lock.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 popen = subprocess.Popen(
-                    child.argv, stdin=subprocess.DEVNULL, stderr=log,
+                    child.argv, stdin=subprocess.DEVNULL if given is None else given, stderr=log,
                     stdout=subprocess.PIPE if child.capture else log, process_group=0,
-                    preexec_fn=in_child, env={**os.environ, **child.env} if child.env else None)
+                    preexec_fn=in_child, env=env)
         except OSError as e:
             raise HftpipeError(f"{child.name}: cannot start {child.argv[0]}: {e.strerror}") from e
         finally:
             os.close(log)
+            if given is not None:
+                os.close(given)
         self.log.debug("started", child=child.name, pid=popen.pid)
         return _Running(child, popen, str(path))
 

@@ -332,6 +332,13 @@ REASON = Enum("reason", "Why risk or the gateway refused; 0 = it did not.", (
     ("UNSETTLED", 58, "Order updates are down, or what happened meanwhile is not known yet."),
     ("UNRESOLVED", 59, "An order of the instrument has had no answer yet."),
     ("ABSENT", 63, "The venue was asked often enough and never had the order."),
+    ("VENUE_FUNDS", 70, "The venue refused the order: not enough buying power."),
+    ("VENUE_QUANTITY", 71, "The venue refused the order: less is held, or free, than it sells."),
+    ("VENUE_WASH", 72, "The venue refused the order: it could trade with an open one of ours."),
+    ("VENUE_DAY_TRADES", 73, "The venue refused the order: pattern day trading protection."),
+    ("VENUE_SHORT", 74, "The venue refused the order: account or asset cannot be short."),
+    ("VENUE_ACCOUNT", 75, "The venue takes no order of this account; trading halts."),
+    ("VENUE_RATE", 76, "The venue refused the order: more requests than it takes."),
 ))
 
 ORDER_EVENT_KIND = Enum("order_event", "A step in the life of an order.", (
@@ -789,8 +796,8 @@ UPDATE = Record("update", 128, "What the venue said about one of our orders.", (
     INSTRUMENT_INDEX,
     Field("kind", "u8", "", "ORDER_EVENT_*.", enum=ORDER_EVENT_KIND),
     Field("side", "i8", "", "+1 buy, -1 sell.", enum=SIDE),
-    Field("reason", "u8", "", "REASON_* of a rejection that is not the venue's word; else 0.",
-          enum=REASON),
+    Field("reason", "u8", "", "REASON_* of a rejection, where more is known than that the venue "
+          "refused; else 0.", enum=REASON),
     Field("flags", "u8", "", "UPDATE_FLAG_*.", enum=UPDATE_FLAG),
     Field("pad0", "u16", "", "Zero.", None),
     Field("pad1", "u64", "", "Zero.", None), Field("pad2", "u64", "", "Zero.", None),

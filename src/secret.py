@@ -4,13 +4,19 @@ A configuration names a place; the credential is read by the process that needs 
 it, and stands nowhere else.  ``env:NAME`` is an environment variable, ``file:PATH`` a file that
 belongs to this user alone, ``keyring:SERVICE/USER`` an entry of the desktop's or host's keyring
 (package ``keyring``), ``vault:PATH#FIELD`` a field of a secret in Vault.
+
+What was read is known to :func:`scrub`, which every line of a log and every error message goes
+through, and a process that has read one leaves no core.  Processes of a run do not inherit
+credentials in their environment, where all of this user's processes could read them: they are given
+theirs through a pipe (:func:`give`, :func:`take`).
 """
 from __future__ import annotations
 
 import json
 import os
 import re
-import stat
+import resource
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -21,6 +27,82 @@ _ONE = r"(env:[A-Za-z_]\w*|file:[^|]+|keyring:[^|/]+/[^|]+|vault:[\w./-]+#[\w.-]
 REFERENCE = re.compile(rf"{_ONE}(\|{_ONE})*", re.ASCII)
 TIMEOUT = 5.0                   # s for Vault to answer
 LARGEST = 64 << 10              # bytes of a credential file or of Vault's answer
+SHORTEST = 4                    # characters; what is shorter is not looked for in texts
+REDACTED = "<redacted>"
+# Variables that hold credentials whatever a configuration refers to: the broker's, libpq's, Vault's
+VARIABLES = frozenset({"ALPACA_API_KEY", "ALPACA_SECRET_KEY", "APCA_API_KEY_ID",
+                       "APCA_API_SECRET_KEY", "PGPASSWORD", "VAULT_TOKEN"})
+_read: set[str] = set()         # credentials that this process has read
+
+
+def _learn(value: str) -> str:
+    """Keep *value* out of texts and cores from now on."""
+    if len(value) >= SHORTEST and value not in _read:
+        _read.add(value)
+        hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+        # 1, not 0: that also stops cores which are piped to a program, core(5)
+        most = 1 if hard == resource.RLIM_INFINITY else min(1, hard)
+        resource.setrlimit(resource.RLIMIT_CORE, (most, hard))
+    return value
+
+
+def scrub(text: str) -> str:
+    """*text* without any credential that this process has read."""
+    for value in _read:
+        if value in text:
+            text = text.replace(value, REDACTED)
+    return text
+
+
+def variables(references: Iterable[str]) -> frozenset[str]:
+    """Environment variables that hold what *references* lead to, or open the place."""
+    found = set()
+    for reference in "|".join(references).split("|"):
+        scheme, _, name = reference.removeprefix("webhook:").partition(":")
+        if scheme == "env":
+            found.add(name)
+        elif scheme == "vault":
+            found.add("VAULT_TOKEN")
+    return frozenset(found)
+
+
+def give(names: Collection[str]) -> int | None:
+    """A pipe's end to read the variables *names* from, for :func:`take`; None when none is set.
+
+    Raises
+    ------
+    ConfigError
+        If they do not fit into a pipe.
+    """
+    given = {name: os.environ[name] for name in sorted(names) if name in os.environ}
+    if not given:
+        return None
+    end, ours = os.pipe()
+    try:
+        os.set_blocking(ours, False)            # nobody reads yet
+        data = json.dumps(given).encode()
+        try:
+            written = os.write(ours, data)
+        except BlockingIOError:
+            written = 0
+        if written < len(data):
+            raise ConfigError(f"credentials in {', '.join(given)} must fit into a pipe, "
+                              f"were {len(data)} bytes")
+    except BaseException:
+        os.close(end)
+        raise
+    finally:
+        os.close(ours)
+    return end
+
+
+def take(fd: int) -> None:
+    """Set the variables that :func:`give` was asked for; /proc shows none of them."""
+    data = b""
+    while part := os.read(fd, LARGEST):
+        data += part
+    if data:
+        os.environ.update(json.loads(data))
 
 
 class Secret:
@@ -30,11 +112,12 @@ class Secret:
     into a file or pickled.
     """
 
-    __slots__ = ("_value", "reference")
+    __slots__ = ("_kept", "_value", "reference")
 
     def __init__(self, reference: str, value: str = "") -> None:
         self.reference = reference
-        self._value = value
+        self._value = _learn(value)
+        self._kept = ""                         # what a keyring or Vault has said
 
     @classmethod
     def literal(cls, value: str) -> Secret:
@@ -65,9 +148,15 @@ class Secret:
         raise TypeError("a secret is not pickled; pass its reference")
 
     def reveal(self) -> str:
-        """The credential.  ConfigError, without its text, when there is none."""
+        """The credential.  ConfigError, without its text, when there is none.
+
+        A file or variable is read again each time; a keyring or Vault is asked once, because
+        orders must be cancelled when it does not answer.
+        """
         if self._value or not self.reference:
             return self._value
+        if self._kept:
+            return self._kept
         for reference in self.reference.split("|"):
             scheme, _, name = reference.partition(":")
             found = _SOURCES[scheme](name)
@@ -75,7 +164,9 @@ class Secret:
                 if not found.isprintable():     # it goes into headers; do not let it split them
                     raise ConfigError(f"credential {reference} must be one line of printable "
                                       "text, is not")
-                return found
+                if scheme in ("keyring", "vault"):
+                    self._kept = found
+                return _learn(found)
         raise ConfigError(f"no credential: {self.reference.replace('|', ' and ')} "
                           "must hold one, found nothing")
 
@@ -94,25 +185,26 @@ def _file(name: str) -> str:
         return ""
     except OSError as e:
         raise ConfigError(f"credential file {path}: {e.strerror}") from None
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(fd)
-        raise ConfigError(f"credential file {path} must be a file, is something else")
-    with os.fdopen(fd, "rb") as file:
+    try:
+        status = os.fstat(fd)
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
             raise ConfigError(f"credential file {path} must belong to this user and be "
                               f"mode 0600, was uid {status.st_uid} mode "
                               f"{status.st_mode & 0o777:04o}")
-        try:
-            data = file.read(LARGEST + 1)
-            if len(data) > LARGEST:
-                raise ConfigError(f"credential file {path} must hold one credential, "
-                                  f"was larger than {LARGEST} bytes")
-            return data.decode().strip()
-        except OSError as e:
-            raise ConfigError(f"credential file {path}: {e.strerror}") from None
-        except UnicodeDecodeError as e:
-            raise ConfigError(f"credential file {path}: not UTF-8 at byte {e.start}") from None
+        data = b""
+        while len(data) <= LARGEST and (part := os.read(fd, LARGEST + 1 - len(data))):
+            data += part
+    except OSError as e:                        # a directory, a disk
+        raise ConfigError(f"credential file {path}: {e.strerror}") from None
+    finally:
+        os.close(fd)
+    if len(data) > LARGEST:
+        raise ConfigError(f"credential file {path} must hold one credential, "
+                          f"was larger than {LARGEST} bytes")
+    try:
+        return data.decode().strip()
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"credential file {path}: not UTF-8 at byte {e.start}") from None
 
 
 def _keyring(name: str) -> str:
@@ -173,7 +265,7 @@ def _vault(name: str) -> str:
         try:
             connection.request("GET", f"{parts.path.rstrip('/')}/v1/{quote(path)}",
                                headers=headers)
-            # A redirect is not followed: it would take the token along.
+            # A redirect is not followed: it would take the token elsewhere
             with connection.getresponse() as answer:
                 status, body = answer.status, answer.read(LARGEST + 1)
         finally:

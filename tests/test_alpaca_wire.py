@@ -309,8 +309,51 @@ def test_accepted_order_is_acked_with_the_venues_id(venue, wire):
 def test_status_and_body_decide(venue, wire, status, body, kind):
     found = exchange(venue, wire, reply(body, status))
     assert found["kind"] == kind and found["order"] == schema.event_id(3, 1)
+    assert kind == K.REJECTED or not found["reason"]
     assert bool(found["venue_id"]) == (status[:2] == "20" and kind in (K.ACKED, K.REJECTED))
     settle(wire)
+
+
+R = schema.REASON
+REFUSALS = [
+    (403, 40310000, "insufficient buying power", R.VENUE_FUNDS),
+    (403, 40310000, "Insufficient balance for USD (requested: 10, available: 3)", R.VENUE_FUNDS),
+    (403, 40310000, "insufficient day trading buying power", R.VENUE_FUNDS),
+    (403, 40310000, "insufficient qty available for order (requested: 5, available: 0)",
+     R.VENUE_QUANTITY),
+    (403, 40310000, "potential wash trade detected. use complex orders", R.VENUE_WASH),
+    (422, 42210000, "potential wash trade detected. use complex orders", R.VENUE_WASH),
+    (403, 40310000, "cannot open a long buy while a short sell order is open", R.VENUE_WASH),
+    (403, 40310000, "trade denied due to pattern day trading protection", R.VENUE_DAY_TRADES),
+    (403, 40310000, "account is not allowed to short", R.VENUE_SHORT),
+    (403, 40310000, "fractional orders cannot be sold short", R.VENUE_SHORT),
+    (403, 40310000, "new orders are rejected by user request", R.VENUE_ACCOUNT),
+    (403, 40310000, "Account is restricted to liquidation only", R.VENUE_ACCOUNT),
+    (403, 40310000, "forbidden account", R.VENUE_ACCOUNT),
+    (403, 40310000, r"asset \"AAPL\" is not fractionable", 0),
+    (403, 40310000, "something that nobody wrote down", 0),
+    (422, 42210000, "invalid limit_price 1.001. sub-penny increment does not fulfill minimum "
+                    "pricing criteria", 0),
+    (422, 40010001, "qty or notional is required", 0),
+    (400, 40010000, "request body format is invalid", 0),
+    (404, 40410000, "asset not found for AAPL", 0),
+    (429, 42910000, "too many requests.", R.VENUE_RATE),
+    (429, 42910000, "insufficient buying power", R.VENUE_RATE)]
+
+
+@pytest.mark.parametrize("status, code, message, reason", REFUSALS)
+def test_refusals_that_share_a_code_are_told_apart_by_their_text(venue, wire, status, code,
+                                                                 message, reason):
+    found = exchange(venue, wire, reply(
+        f'{{"message":"{message}","code":{code},"buying_power":"1"}}'.encode(), f"{status} x"))
+    assert (found["kind"], found["reason"]) == (K.REJECTED, reason)
+    if status == 429:
+        return
+    assert wire.send(order(2)) == SENT, "the wire goes on"
+    connection, _, _, body = venue.request()
+    connection.sendall(reply(accepted(body)))
+    found = wait(wire)
+    assert (found["kind"], found["reason"]) == (K.ACKED, 0), "nothing stays of it"
 
 
 @pytest.mark.parametrize("status, body", [
@@ -614,7 +657,7 @@ def test_429_stops_sending_for_a_while(venue, wire, headers, hold):
     assert exchange(venue, wire, reply({"code": 42910000}, "429 Too Many", headers))["kind"] == \
         K.REJECTED
     now = now_ns()
-    assert wire.send(order(2), now) == BUSY and wire.send_cancel(2, HIGH, LOW, now) == BUSY
+    assert wire.send(order(2), now) == BUSY
     assert wire.send(order(2), now + int((hold - 0.5) * NANO)) == BUSY
     assert wire.send(order(2), now + int(hold * NANO)) == SENT
     assert wire.counters()["limited"] == 1
@@ -636,6 +679,107 @@ def test_second_429_in_a_row_waits_longer_and_the_reset_header_counts(venue, wir
     wait(wire)
     assert wire.send(order(6), now_ns() + 25 * NANO) == BUSY
     assert wire.send(order(6), now_ns() + 31 * NANO) == SENT
+
+
+def answered(venue, wire, seq, headers, now=0, status="200 OK"):
+    """One order, and its answer with *headers*."""
+    assert wire.send(order(seq), now) == SENT
+    connection, _, _, body = venue.request()
+    connection.sendall(reply(accepted(body), status, headers))
+    return wait(wire)
+
+
+def test_cancels_go_on_while_a_429_holds_orders(venue):
+    """By the reserve; a cancel that is refused for the rate waits a quarter of a second."""
+    wire = make(venue, connections=4, rate_per_minute=60, burst=10, reserve=3)
+    answered(venue, wire, 1, "Retry-After: 30\r\n", status="429 x")
+    now = now_ns()
+    assert wire.send(order(2), now) == BUSY
+    assert [wire.send_cancel(i, HIGH, LOW, now) for i in range(4)] == [SENT] * 3 + [BUSY]
+    answer_all(venue, wire, 3)
+    assert wire.send_cancel(4, HIGH, LOW, now + 2 * NANO) == SENT, "the bucket fills for them"
+    connection, *_ = venue.request()
+    connection.sendall(reply(b"", "429 x"))
+    assert wait(wire)["kind"] == K.CANCEL_REJECTED
+    after = now_ns()
+    later = max(after, now + 2 * NANO)
+    assert wire.send_cancel(5, HIGH, LOW, after) == BUSY
+    assert wire.send_cancel(5, HIGH, LOW, later + 2 * NANO) == SENT
+    assert wire.send(order(6), later + 20 * NANO) == BUSY, "orders are held all the while"
+    assert wire.counters()["limited"] == 2
+    wire.close()
+
+
+def test_a_lifted_rate_lets_cancels_through_a_429_too(venue, wire):
+    answered(venue, wire, 1, "Retry-After: 30\r\n", status="429 x")
+    assert wire.send(order(2)) == BUSY
+    for seq in range(5):
+        assert wire.send_cancel(seq, HIGH, LOW) == SENT
+        answer_all(venue, wire, 1)
+
+
+def reset_in(seconds):
+    return f"X-RateLimit-Reset: {int(time.time()) + seconds}\r\n"
+
+
+def test_what_the_venue_has_left_is_kept_to_until_its_minute_ends(venue):
+    """Others send for the same account: our own bucket is full, the venue's is not."""
+    wire = make(venue, connections=8, rate_per_minute=6000, burst=100, reserve=3)
+    answered(venue, wire, 1, "X-RateLimit-Remaining: 5\r\n" + reset_in(30))
+    now = now_ns()
+    assert [wire.send(order(i), now) for i in (2, 3, 4)] == [SENT, SENT, BUSY]
+    assert [wire.send_cancel(i, HIGH, LOW, now) for i in range(4)] == [SENT] * 4, \
+        "even the one that the venue may refuse"
+    answer_all(venue, wire, 6)
+    assert wire.send(order(5), now + 25 * NANO) == BUSY
+    assert wire.send(order(5), now + 31 * NANO) == SENT
+    answer_all(venue, wire, 1)
+    wire.close()
+
+
+def test_what_is_on_the_wire_counts_against_what_the_venue_has_left(venue):
+    wire = make(venue, connections=4, rate_per_minute=6000, burst=100, reserve=0)
+    assert [wire.send(order(i)) for i in (1, 2)] == [SENT, SENT]
+    first = venue.request()
+    second = venue.request()
+    first[0].sendall(reply(accepted(first[3]),
+                           headers="X-RateLimit-Remaining: 2\r\n" + reset_in(30)))
+    wait(wire)
+    assert [wire.send(order(i)) for i in (3, 4)] == [SENT, BUSY]
+    second[0].sendall(reply(accepted(second[3])))
+    answer_all(venue, wire, 1)
+    wire.close()
+
+
+@pytest.mark.parametrize("when", [-3600, 0, 3600, 10**15, "garbage", ""])
+def test_a_reset_that_cannot_be_holds_nothing_for_long(venue, when):
+    """A wrong clock, theirs or ours: what is left counts, for as long as the bucket takes."""
+    wire = make(venue, rate_per_minute=60, burst=10, reserve=0)
+    header = reset_in(when) if isinstance(when, int) else f"X-RateLimit-Reset: {when}\r\n"
+    answered(venue, wire, 1, "X-RateLimit-Remaining: 0\r\n" + header)
+    now = now_ns()
+    assert wire.send(order(2), now) == BUSY
+    assert wire.send(order(2), now + 2 * NANO) == SENT
+    answer_all(venue, wire, 1)
+    wire.close()
+
+
+def test_a_smaller_limit_of_the_venue_slows_the_bucket_and_a_larger_one_does_not_speed_it(venue):
+    wire = make(venue, connections=8, rate_per_minute=180, burst=6, reserve=0)
+    now = now_ns()
+    answered(venue, wire, 1, "X-RateLimit-Limit: 20\r\n", now)        # 18 a minute for us
+    now += 600 * NANO
+    assert [wire.send(order(i), now) for i in range(10, 17)] == [SENT] * 6 + [BUSY]
+    answer_all(venue, wire, 6)
+    assert wire.send(order(17), now + 3_300_000_000) == BUSY
+    answered(venue, wire, 18, "X-RateLimit-Limit: 10000\r\n", now + 3_400_000_000)
+    now += 100 * NANO
+    assert [wire.send(order(i), now) for i in range(20, 27)] == [SENT] * 6 + [BUSY]
+    answer_all(venue, wire, 6)
+    assert wire.send(order(27), now + 300_000_000) == BUSY, "no faster than configured"
+    assert wire.send(order(27), now + 340_000_000) == SENT
+    answer_all(venue, wire, 1)
+    wire.close()
 
 
 def test_remaining_of_the_venue_shrinks_the_bucket(venue):

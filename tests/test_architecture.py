@@ -34,7 +34,8 @@ LAYERS = [
     {"alpaca", "venue", "store", "backtest", "strategies", "analyst"},
     {"reloader", "data", "recovery"},
     # 6 the program
-    {"worker", "guardian", "officer"}, {"takeover"}, {"pipeline"}, {"drill"}, {"cli"}, {"__main__"},
+    {"worker", "guardian", "officer", "consent"}, {"takeover"}, {"pipeline"}, {"drill"}, {"cli"},
+    {"__main__"},
 ]
 OWN = {"__version__", "get_include"}   # of the package itself, which imports nothing
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hftpipe import config, schema
-from hftpipe.config import Secret, load, loads, locate
+from hftpipe.config import load, loads, locate
 from hftpipe.errors import ConfigError, Exit, GuardError
 from hftpipe.limits import parse_limits
+from hftpipe.secret import Secret
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "conf/hftpipe.toml"

@@ -81,3 +81,32 @@ def test_tests_named_for_the_venue_exist():
     there = {name for path in (ROOT / "tests").glob("test_*.py")
              for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.M)}
     assert len(named) > 50 and named <= there, sorted(named - there)
+
+
+def rows(page, heading):
+    """Cells of the table below *heading*, without its head."""
+    lines = page.split(f"\n### {heading}\n", 1)[1].split("\n### ")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")]
+            for line in lines if line.startswith("|")][2:]
+
+
+def test_what_the_client_does_is_said_of_everything_and_proven_or_said_not_to_be():
+    import re
+    page = (ROOT / "docs/venues.md").read_text()
+    client = "\n## The client\n" + page.split("\n## The client\n", 1)[1]
+    tables = {name: rows(client, name) for name in (
+        "Answers to orders and cancels", "Rate limit", "Order updates",
+        "Codes of the data streams", "Pitfalls")}
+    bare = [row[:2] for table in tables.values() for row in table
+            if not re.search(r"`test_\w+`", row[-1]) and not row[-1].startswith("not covered")]
+    assert not bare, "neither a test nor a word that there is none"
+
+    def numbers(name):
+        return {int(n) for row in tables[name] for n in re.findall(r"\b\d{1,3}\b", row[0])}
+    assert numbers("Pitfalls") == set(range(1, 25))
+    assert {400, 401, 403, 404, 408, 422, 429, 500, 502, 503, 504} <= numbers(
+        "Answers to orders and cancels")
+    assert {*range(400, 414), 500} <= numbers("Codes of the data streams")
+    said = " ".join(row[0] + row[1] for row in tables["Order updates"])
+    from hftpipe.alpaca.updates import KINDS, QUIET
+    assert not {event for event in {*KINDS, *QUIET} if f"`{event}`" not in said}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hftpipe import log, schema
-from hftpipe.config import Secret
+from hftpipe.secret import Secret
 
 
 def lines(stream):

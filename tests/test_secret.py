@@ -1,9 +1,13 @@
 """Where references to credentials lead: environment, file, keyring, Vault; and what is refused."""
+import copy
 import http.server
 import json
 import os
+import pickle
+import subprocess
 import sys
 import threading
+import traceback
 import types
 from contextlib import contextmanager
 
@@ -11,7 +15,7 @@ import pytest
 
 from hftpipe import config
 from hftpipe.errors import ConfigError
-from hftpipe.secret import LARGEST, REFERENCE, Secret
+from hftpipe.secret import LARGEST, REFERENCE, Secret, give, scrub, variables
 from tests.tls import Authority
 
 CANARY = "canary-7f3a"
@@ -66,7 +70,7 @@ def test_files_that_are_no_credential_are_one_line(tmp_path):
     assert "found nothing" in refused(of("empty", b""))
     assert "found nothing" in refused(f"file:{tmp_path / 'absent'}")
     os.mkfifo(tmp_path / "pipe", 0o600)         # nobody writes: it must not hang
-    assert "must be a file" in refused(f"file:{tmp_path / 'pipe'}")
+    assert "found nothing" in refused(f"file:{tmp_path / 'pipe'}")
     (tmp_path / "folder").mkdir(mode=0o700)
     assert "credential file" in refused(f"file:{tmp_path / 'folder'}")
     for mode in (0o640, 0o604, 0o660):
@@ -232,3 +236,80 @@ def test_an_address_with_a_password_is_refused_and_the_password_not_repeated(url
                                  "postgresql://u@%2Ftmp%2Fx:5432/d", "embedded"])
 def test_an_address_without_one_is_taken(url):
     assert config.loads("", sets=[f"store.url={url}"]).store.url == url
+
+
+# ---------------------------------------------------------------- not printed, not handed on
+
+def test_a_secret_cannot_be_printed_formatted_copied_or_pickled():
+    secret = Secret.literal(CANARY)
+    assert secret.reveal() == CANARY and bool(secret) and not Secret("")
+    for text in (str(secret), repr(secret), f"{secret}", f"{secret!r}", f"{secret:>20}",
+                 "%s %r" % (secret, secret),  # noqa: UP031
+                 repr([secret]), repr({"key": secret}),
+                 json.dumps({"key": secret}, default=str)):
+        assert CANARY not in text and "<redacted>" in text
+    for copy_of in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="a secret is not pickled"):
+            copy_of(secret)
+    with pytest.raises(TypeError):
+        json.dumps(secret)
+    with pytest.raises(TypeError):
+        vars(secret)
+    try:
+        raise RuntimeError(secret)
+    except RuntimeError:
+        assert CANARY not in traceback.format_exc()
+
+
+def test_what_was_read_is_taken_out_of_texts(monkeypatch):
+    monkeypatch.setenv("SCRUBBED", "scrub-me-41d7")
+    assert scrub("it is scrub-me-41d7") == "it is scrub-me-41d7", "not read yet"
+    assert Secret("env:SCRUBBED").reveal() == "scrub-me-41d7"
+    assert scrub("it is scrub-me-41d7, scrub-me-41d7!") == "it is <redacted>, <redacted>!"
+    monkeypatch.setenv("SCRUBBED", "abc")
+    assert Secret("env:SCRUBBED").reveal() == "abc" and scrub("abc") == "abc", "too short to tell"
+
+
+def test_a_keyring_or_vault_is_asked_once(clean):
+    """Who must cancel orders does so when Vault has gone."""
+    clean.setenv("VAULT_TOKEN", TOKEN)
+    with vault() as server:
+        clean.setenv("VAULT_ADDR", f"http://127.0.0.1:{server.port}")
+        secret = Secret("vault:kv/alpaca#key")
+        assert secret.reveal() == CANARY
+    assert secret.reveal() == CANARY and len(server.seen) == 1
+
+
+def test_variables_that_references_name():
+    assert variables(["env:A|file:/x", "vault:kv/a#b", "webhook:env:HOOK", "", "log",
+                      "keyring:s/u"]) == {"A", "HOOK", "VAULT_TOKEN"}
+
+
+def test_variables_go_through_a_pipe_and_show_nowhere(monkeypatch):
+    monkeypatch.setenv("GIVEN_A", CANARY)
+    monkeypatch.delenv("GIVEN_B", raising=False)
+    assert give({"GIVEN_B"}) is None
+    end = give({"GIVEN_A", "GIVEN_B"})
+    code = ("import os; from hftpipe import secret; secret.take(0); "
+            "print(os.environ['GIVEN_A'], 'GIVEN_B' in os.environ, "
+            "os.environ['GIVEN_A'].encode() in open('/proc/self/environ', 'rb').read())")
+    env = {k: v for k, v in os.environ.items() if k != "GIVEN_A"}
+    try:
+        done = subprocess.run([sys.executable, "-c", code], stdin=end, env=env, check=True,
+                              capture_output=True, text=True)
+    finally:
+        os.close(end)
+    assert done.stdout.split() == [CANARY, "False", "False"]
+    monkeypatch.setenv("GIVEN_A", "x" * (4 << 20))
+    open_before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigError, match="GIVEN_A must fit into a pipe"):
+        give({"GIVEN_A"})
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_who_has_read_a_credential_leaves_no_core():
+    code = ("import resource; from hftpipe.secret import Secret; "
+            "resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(4)[1],) * 2); "
+            "Secret.literal('canary'); print(resource.getrlimit(resource.RLIMIT_CORE)[0])")
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(done.stdout) in (0, 1)

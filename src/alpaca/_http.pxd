@@ -28,8 +28,13 @@ How an answer to an order is read (Alpaca's, reference in docs/venues.md):
     401, 403 without a code     REJECTED, and the wire is broken: the credentials are refused
     422 "client_order_id must be unique"    UNKNOWN: the venue has that order already
     408, 3xx, 5xx, no answer, an answer that is none    UNKNOWN
-    429         REJECTED, and nothing is sent for a while
-    other 4xx   REJECTED
+    429         REJECTED (VENUE_RATE), and no order is sent for a while
+    other 4xx   REJECTED; 403 and 422 share their codes, so the text tells the reason (REFUSALS)
+
+Rate limiter: a bucket of our own, and what X-RateLimit-* say of the venue's, which all senders of
+the account fill.  Both keep a reserve that only cancels may use.  A 429 to an order holds orders,
+for longer each time; cancels go on by the reserve.  A 429 to a cancel holds cancels as well, for
+CANCEL_HOLD_NS: what takes risk away is asked for again soon.
 """
 from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -51,6 +56,7 @@ cdef struct http_connection_t:
     tls_t *tls                  # NULL: plain, or not up
     int state                   # HTTP_*
     int answer                  # ORDER_EVENT_* ready for poll(), or 0
+    uint8_t reason              # of a refusal: REASON_*, or 0
     bint cancelling             # the request is a cancel
     bint spare                  # for cancels only
     int8_t side
@@ -74,12 +80,18 @@ cdef struct http_connection_t:
 
 cdef struct http_bucket_t:      # rate limiter; time is the token: `cost` ns each
     int64_t cost                # 0 = lifted
+    int64_t cost_min            # as configured; the venue may allow less
+    int64_t burst               # tokens
+    int64_t spare               # tokens that only cancels may use
     int64_t level               # ns saved up
     int64_t level_max
     int64_t reserve             # ns that only cancels may use
     int64_t last                # monotonic
-    int64_t hold                # nothing is sent before; after a 429
+    int64_t hold                # no order is sent before; after a 429
     int64_t hold_next           # length of the next one
+    int64_t hold_cancels        # no cancel is sent before
+    int64_t left                # requests that the venue still takes; -1 = not known
+    int64_t window              # until then, monotonic
 
 cdef struct http_counters_t:
     uint64_t sent
@@ -138,10 +150,12 @@ cdef class AlpacaWire(Wire):
     cdef void _lost(self, http_connection_t *k) noexcept nogil
     cdef void _ready(self, http_connection_t *k) noexcept nogil
     cdef bint _answered(self, http_connection_t *k, bint ended) noexcept nogil
+    cdef void _give_back(self) noexcept nogil
     cdef void _settle(self, http_connection_t *k, int kind) noexcept nogil
     cdef void _judge(self, http_connection_t *k, int status, const char *body,
                      uint32_t size) noexcept nogil
-    cdef void _limited(self, int64_t wait) noexcept nogil
+    cdef void _limited(self, http_connection_t *k, int64_t wait) noexcept nogil
+    cdef void _allowance(self, int64_t limit, int64_t left, int64_t seconds) noexcept nogil
     cdef void _deny(self, int status) noexcept nogil
     # Bytes moved; 0 = end of stream; -1 = not now; -2 = failed.
     cdef ssize_t _read(self, http_connection_t *k) noexcept nogil

@@ -49,6 +49,7 @@ cdef extern from *:
     """
     #include <stdint.h>
     #include <string.h>
+    #include "_schema.h"
 
     /* 1e-9 units as a decimal without trailing zeros; bytes written, at most 21. */
     static inline uint32_t hp_write_nano(char *out, int64_t value) {
@@ -107,6 +108,34 @@ cdef extern from *:
       for (line++; line < end && (*line == ' ' || *line == '\\t'); ) line++;
       return line;
     }
+    static int hp_has_token(const char *text, const char *end, const char *token);
+    /* What the broker's texts mean, the first that fits: docs/venues.md.  Lower case. */
+    static const struct { const char *words; int reason; } HP_REFUSALS[] = {
+      {"insufficient qty", HP_REASON_VENUE_QUANTITY},
+      {"insufficient buying power", HP_REASON_VENUE_FUNDS},
+      {"insufficient balance", HP_REASON_VENUE_FUNDS},
+      {"insufficient day trading buying power", HP_REASON_VENUE_FUNDS},
+      {"wash trade", HP_REASON_VENUE_WASH},
+      {"opposite side", HP_REASON_VENUE_WASH},
+      {"cannot open a long buy while", HP_REASON_VENUE_WASH},
+      {"cannot open a short sell while", HP_REASON_VENUE_WASH},
+      {"pattern day trad", HP_REASON_VENUE_DAY_TRADES},
+      {"not allowed to short", HP_REASON_VENUE_SHORT},
+      {"cannot be sold short", HP_REASON_VENUE_SHORT},
+      {"by user request", HP_REASON_VENUE_ACCOUNT},
+      {"account is not allowed to trade", HP_REASON_VENUE_ACCOUNT},
+      {"account is restricted", HP_REASON_VENUE_ACCOUNT},
+      {"account is blocked", HP_REASON_VENUE_ACCOUNT},
+      {"account is not active", HP_REASON_VENUE_ACCOUNT},
+      {"account is not authorized to trade", HP_REASON_VENUE_ACCOUNT},
+      {"trading is blocked", HP_REASON_VENUE_ACCOUNT},
+      {"forbidden account", HP_REASON_VENUE_ACCOUNT},
+    };
+    static inline int hp_refusal(const char *text, uint32_t size) {
+      for (size_t i = 0; text && i < sizeof(HP_REFUSALS) / sizeof(HP_REFUSALS[0]); i++)
+        if (hp_has_token(text, text + size, HP_REFUSALS[i].words)) return HP_REFUSALS[i].reason;
+      return 0;
+    }
     static inline int hp_has_token(const char *text, const char *end, const char *token) {
       size_t size = strlen(token);
       for (; text + size <= end; text++) {
@@ -123,6 +152,7 @@ cdef extern from *:
     bint hp_read_uuid(const char *text, uint32_t size, uint64_t *high, uint64_t *low) noexcept nogil
     const char *hp_header(const char *line, const char *end, const char *name) noexcept nogil
     bint hp_has_token(const char *text, const char *end, const char *token) noexcept nogil
+    int hp_refusal(const char *text, uint32_t size) noexcept nogil
 
 cdef enum:
     ORDER_TYPES = HP_ORDER_TYPE_TRAILING_STOP
@@ -136,6 +166,9 @@ cdef int64_t PROBE_NS = 1000000             # how often idle connections are loo
 cdef int64_t CONNECT_NS = 3000000000
 cdef int64_t HOLD_NS = 1000000000           # after the first 429 in a row; doubles
 cdef int64_t HOLD_MAX_NS = 60000000000
+cdef int64_t CANCEL_HOLD_NS = 250000000     # after a 429 to a cancel; does not grow
+cdef int64_t MINUTE_NS = 60000000000
+cdef int64_t WINDOW_MAX = 60                 # s; Alpaca counts by the minute, docs 2026-05
 
 cdef struct field_t:            # a string of a JSON object, escapes left as they are
     const char *text
@@ -378,6 +411,8 @@ cdef class AlpacaWire(Wire):
         self._count = <uint32_t>connections + 1
         self._timeout = timeout_ms * 1000000
         self._bucket.cost = 60000000000 // rate_per_minute if rate_per_minute else 0
+        self._bucket.cost_min = self._bucket.cost
+        self._bucket.burst, self._bucket.spare, self._bucket.left = burst, reserve, -1
         self._bucket.level = self._bucket.level_max = burst * self._bucket.cost
         self._bucket.reserve = reserve * self._bucket.cost
         self._bucket.hold_next = HOLD_NS
@@ -468,19 +503,36 @@ cdef class AlpacaWire(Wire):
     cdef bint _take(self, int64_t now, bint cancelling) noexcept nogil:
         """A token of the rate limiter, if there is one."""
         cdef http_bucket_t *b = &self._bucket
-        if now < b.hold:
+        if now < (b.hold_cancels if cancelling else b.hold):
+            if not cancelling:
+                self.held = b.hold
             self._counters.throttled += 1
             return 0
-        if b.cost == 0:
-            return 1
-        if now > b.last:
-            b.level = min(b.level + (now - b.last), b.level_max)
-            b.last = now
-        if b.level < b.cost + (0 if cancelling else b.reserve):
+        if b.left >= 0 and now >= b.window:
+            b.left = -1                         # a new minute of the venue
+        # A cancel goes even when the venue said that nothing is left: trying costs nothing.
+        if not cancelling and 0 <= b.left <= b.spare:
+            self.held = b.window
             self._counters.throttled += 1
             return 0
-        b.level -= b.cost
+        if b.cost:
+            if now > b.last:
+                b.level = min(b.level + (now - b.last), b.level_max)
+                b.last = now
+            if b.level < b.cost + (0 if cancelling else b.reserve):
+                self.held = 0                   # soon
+                self._counters.throttled += 1
+                return 0
+            b.level -= b.cost
+        if b.left > 0:
+            b.left -= 1
         return 1
+
+    cdef void _give_back(self) noexcept nogil:
+        """Nothing was sent with the token."""
+        self._bucket.level += self._bucket.cost
+        if self._bucket.left >= 0:
+            self._bucket.left += 1
 
     cdef int _send(self, http_connection_t *k, uint32_t size, int64_t now) noexcept nogil:
         """Hand a request to the socket: WIRE_SENT, WIRE_BUSY, or WIRE_DOWN: nothing was sent."""
@@ -515,6 +567,7 @@ cdef class AlpacaWire(Wire):
             self._counters.errors += 1
             return WIRE_DOWN
         if self._idle(0) == NULL:
+            self.held = 0
             return WIRE_BUSY
         if not self._take(now, 0):
             return WIRE_BUSY
@@ -571,6 +624,7 @@ cdef class AlpacaWire(Wire):
             k.cancelling = 0
             k.order, k.instrument, k.side = order.order, order.instrument, order.side
             k.venue_id = k.venue_id_low = 0
+            k.reason = 0
             self.handed = clock_now()
             outcome = self._send(k, <uint32_t>(p - k.order_text), now)
             if outcome == WIRE_SENT:
@@ -580,7 +634,8 @@ cdef class AlpacaWire(Wire):
                 return WIRE_SENT
             if outcome == WIRE_BUSY:
                 break
-        self._bucket.level += self._bucket.cost     # nothing was sent
+        self._give_back()
+        self.held = 0
         return WIRE_BUSY if self._up else WIRE_DOWN
 
     cdef int cancel(self, uint64_t order, uint64_t venue_id, uint64_t venue_id_low,
@@ -610,7 +665,7 @@ cdef class AlpacaWire(Wire):
             k = self._idle(1)
             if k == NULL:
                 break
-        self._bucket.level += self._bucket.cost
+        self._give_back()
         return WIRE_BUSY if self._busy else WIRE_DOWN
 
     cdef ssize_t _write(self, http_connection_t *k, const char *text,
@@ -670,14 +725,34 @@ cdef class AlpacaWire(Wire):
         self._counters.lost += 1
         self.dirty = 1
 
-    cdef void _limited(self, int64_t wait) noexcept nogil:
-        """The venue counts more requests than we do: send nothing for *wait* ns, or longer."""
+    cdef void _limited(self, http_connection_t *k, int64_t wait) noexcept nogil:
+        """The venue counts more requests than we do: no order for *wait* ns, or longer."""
         cdef http_bucket_t *b = &self._bucket
         cdef int64_t now = clock_now()
         self._counters.limited += 1
-        b.level = 0
+        b.level = min(b.level, b.reserve)
+        if k.cancelling:
+            b.hold_cancels = now + CANCEL_HOLD_NS
         b.hold = max(b.hold, now + max(wait, b.hold_next))
         b.hold_next = min(2 * b.hold_next, HOLD_MAX_NS)
+
+    cdef void _allowance(self, int64_t limit, int64_t left, int64_t seconds) noexcept nogil:
+        """What the venue says of its own counter; -1 = nothing.  *seconds* until it begins anew."""
+        cdef http_bucket_t *b = &self._bucket
+        cdef int64_t cost
+        if limit > 0 and b.cost_min:            # a tenth stays for what is no order or cancel
+            cost = max(b.cost_min, MINUTE_NS // min(limit, 100000000) * 10 // 9)
+            if cost != b.cost:                  # as many tokens as before
+                b.level = b.level // b.cost * cost
+                b.cost = cost
+                b.level_max, b.reserve = b.burst * cost, b.spare * cost
+        if left < 0:
+            return
+        left = max(left - <int64_t>self._busy, 0)   # those on the wire are not counted yet
+        if 0 < seconds <= WINDOW_MAX:
+            b.left, b.window = left, clock_now() + seconds * 1000000000
+        elif b.cost:                            # no time that can be: ours or theirs is wrong
+            b.level = min(b.level, left * b.cost)
 
     cdef void _deny(self, int status) noexcept nogil:
         self.denied = 1
@@ -716,6 +791,8 @@ cdef class AlpacaWire(Wire):
                 b"client_order_id must be unique"):
             self._settle(k, HP_ORDER_EVENT_UNKNOWN)
         elif 400 <= status <= 499 and status != 408:
+            k.reason = <uint8_t>(HP_REASON_VENUE_RATE if status == 429
+                                 else hp_refusal(b.message.text, b.message.size))
             self._settle(k, HP_ORDER_EVENT_REJECTED)
         else:
             self._settle(k, HP_ORDER_EVENT_UNKNOWN)
@@ -727,13 +804,13 @@ cdef class AlpacaWire(Wire):
         cdef char *line
         cdef char *next
         cdef const char *value
-        cdef int64_t length, body_size, remaining, reset
+        cdef int64_t length, body_size, remaining, reset, limit
         cdef int64_t wait
         cdef int status
         cdef bint chunked, closing, broken
         while True:                             # once, and once more for each 1xx
             end = text + k.answer_size
-            length = remaining = reset = wait = -1
+            length = remaining = reset = wait = limit = -1
             chunked = broken = 0
             line = <char *>memchr(text, c"\n", k.answer_size)
             if line == NULL:
@@ -766,6 +843,9 @@ cdef class AlpacaWire(Wire):
                 value = hp_header(line, next, b"connection")
                 if value != NULL and hp_has_token(value, next, b"close"):
                     closing = 1
+                value = hp_header(line, next, b"x-ratelimit-limit")
+                if value != NULL:
+                    limit = _decimal(value, next)
                 value = hp_header(line, next, b"x-ratelimit-remaining")
                 if value != NULL:
                     remaining = _decimal(value, next)
@@ -809,15 +889,16 @@ cdef class AlpacaWire(Wire):
             self._counters.errors += 1
             closing = 1
         self._judge(k, status, line, <uint32_t>length)
-        if status == 429:
-            if reset > 0:
-                wait = max(wait, reset - clock_utc() // 1000000000)
-            self._limited(min(max(wait, 0) * 1000000000, HOLD_MAX_NS))
-        elif remaining >= 0 and self._bucket.cost:
-            self._bucket.level = min(self._bucket.level, remaining * self._bucket.cost)
         k.state = HTTP_IDLE
         k.failures = 0
         self._busy -= 1
+        if reset > 0:
+            reset -= clock_utc() // 1000000000
+        if status == 429:
+            wait = max(wait, reset)
+            self._limited(k, min(max(wait, 0) * 1000000000, HOLD_MAX_NS))
+        else:
+            self._allowance(limit, remaining, reset)
         if closing:
             self._lost(k)
             k.failures = 0
@@ -893,6 +974,7 @@ cdef class AlpacaWire(Wire):
                 memset(out, 0, sizeof(hp_update_t))
                 out.order, out.ts_recv, out.kind = k.order, now, <uint8_t>k.answer
                 out.instrument, out.side = k.instrument, k.side
+                out.reason = k.reason if k.answer == HP_ORDER_EVENT_REJECTED else 0
                 out.venue_id, out.venue_id_low = k.venue_id, k.venue_id_low
                 k.answer = 0
                 self._pending -= 1

@@ -27,7 +27,7 @@ class Feed(Stream):
     ----------
     url : str
         Such as ``wss://stream.data.alpaca.markets/v2/iex``.
-    key, secret : str or config.Secret
+    key, secret : str or secret.Secret
     symbols : sequence of str
         All of them on all channels.
     sink : callable(payload, ts_recv)

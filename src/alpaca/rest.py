@@ -19,13 +19,15 @@ from hftpipe.alpaca import messages
 from hftpipe.errors import ConfigError, DataError, DeadlineError, HftpipeError
 
 T = TypeVar("T")
+SPARE = 15                      # requests of the venue's minute that are left to orders and cancels
+MINUTE = 60.0                   # s; the venue counts by the minute
 USER_AGENT = f"hftpipe/{__version__}"
 
 
 # ---------------------------------------------------------------- credentials and TLS
 
 class Revealing(Protocol):
-    """A credential whose text only ``reveal()`` gives, as ``config.Secret``."""
+    """A credential whose text only ``reveal()`` gives, as ``secret.Secret``."""
 
     def reveal(self) -> str: ...
 
@@ -63,20 +65,27 @@ class Rest:
     ----------
     url : str
         ``http://`` or ``https://`` base address.
-    key, secret : str or config.Secret
+    key, secret : str or secret.Secret
     timeout : float, default 5
         Seconds for each request.
     context : ssl.SSLContext, optional
         Of https; the default verifies.
+    urgent : bool
+        Never wait for the rate limit: the guardian's, who must know what is open after a halt.
 
     Notes
     -----
     Blocking, one thread.  GET and DELETE are tried once more when the kept connection turns
     out to be closed; nothing else is ever repeated, and no order is ever posted from here.
+
+    All senders of an account share the venue's rate limit.  When X-RateLimit-* say that no more
+    than ``SPARE`` requests are left of its minute, or after a 429, a GET is refused here until the
+    minute ends, as the venue would: VenueError with status 429.  A DELETE always goes: it takes
+    risk away.
     """
 
     def __init__(self, url: str, key: SecretLike, secret: SecretLike, timeout: float = 5.0,
-                 context: ssl.SSLContext | None = None) -> None:
+                 context: ssl.SSLContext | None = None, urgent: bool = False) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"REST address must be http(s)://host[:port][/path], was {url!r}")
@@ -84,6 +93,8 @@ class Rest:
         self._context = (context or verified_context()) if parts.scheme == "https" else None
         self._key, self._secret, self._timeout = key, secret, timeout
         self._connection: http.client.HTTPConnection | None = None
+        self._urgent = urgent
+        self._held = 0.0                        # monotonic: no GET before
 
     def __repr__(self) -> str:
         return f"<Rest {self._host}:{self._port or ''}{self._base}>"
@@ -105,7 +116,22 @@ class Rest:
             "APCA-API-KEY-ID": reveal(self._key), "APCA-API-SECRET-KEY": reveal(self._secret),
             "Accept": "application/json", "User-Agent": USER_AGENT})
         answer = self._connection.getresponse()
+        self._allowance(answer)
         return answer.status, answer.read()
+
+    def _allowance(self, answer: http.client.HTTPResponse) -> None:
+        """Keep to what the venue says of its rate limit; what cannot be is not believed."""
+        def number(name: str) -> int:
+            text = answer.headers.get(name, "")
+            return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else -1
+
+        left = number("X-RateLimit-Remaining")
+        wait = float(number("X-RateLimit-Reset") - int(time.time()))
+        if answer.status == 429:
+            wait = max(wait if wait <= MINUTE else 0.0, float(number("Retry-After")), 1.0)
+        elif not 0 <= left <= SPARE or not 0 < wait <= MINUTE:
+            return
+        self._held = time.monotonic() + min(wait, MINUTE)
 
     def request(self, method: str, path: str) -> tuple[int, bytes]:
         """Status and body of one request.
@@ -115,12 +141,16 @@ class Rest:
         DeadlineError
             If no answer came in time.
         VenueError
-            If the connection failed twice (status 0).
+            If the connection failed twice (status 0), or the rate limit is used up (429).
         ConfigError
             If the venue's certificate is not believed.
         """
         if method not in ("GET", "DELETE"):
             raise ValueError(f"method must be GET or DELETE, was {method}")
+        left = self._held - time.monotonic()
+        if method == "GET" and left > 0 and not self._urgent:
+            raise VenueError(f"GET {path.partition('?')[0]} waits for the venue's rate limit, "
+                             f"{left:.0f} s more", 429)
         for last in (False, True):
             fresh = self._connection is None
             try:

@@ -108,7 +108,7 @@ class Updates(Stream):
     ----------
     url : str
         Such as ``wss://paper-api.alpaca.markets/stream``.
-    key, secret : str or config.Secret
+    key, secret : str or secret.Secret
     run : int
     instruments : mapping of str to int
     sink : callable(records)

@@ -122,6 +122,8 @@ def _names(ctx: click.Context) -> str:
 
 
 def _fail(message: str, code: Exit) -> int:
+    if secret := sys.modules.get("hftpipe.secret"):     # else no credential was read
+        message = secret.scrub(message)
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return int(code)
 

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hftpipe.cli._common import Settings, columns, emit, shared
-from hftpipe.errors import ConfigError, UsageError
+from hftpipe.errors import ConfigError, GuardError, UsageError
 
 if TYPE_CHECKING:
     from hftpipe.config import Config
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 @click.option("--adopt", metavar="REASON", default="",
               help="Take over the venue's positions where the books have others; recorded.")
 @click.option("--live", is_flag=True, help="Consent to trading with money; see configuration.md.")
+@click.option("--confirm-account", "account", metavar="DIGITS", envvar="HFTPIPE_CONFIRM_ACCOUNT",
+              help="Last four digits of the account; without it, --live asks on the terminal.")
 @shared
 @click.pass_obj
 def command(settings: Settings, cores: str | None, oversubscribe: bool, dry_run: bool,
-            halted: bool, adopt: str, live: bool) -> int:
+            halted: bool, adopt: str, live: bool, account: str | None) -> int:
     """Start the pipeline in the foreground; ^C or `hftpipe stop` ends it.
 
     Without configuration: the demo profile, the local exchange, an embedded PostgreSQL.
@@ -36,13 +39,27 @@ def command(settings: Settings, cores: str | None, oversubscribe: bool, dry_run:
     from hftpipe import config
     loaded = settings.load()
     config.guard(loaded, live)
+    account = _account(account, live and not dry_run)
     made = plan_of(loaded, cores, oversubscribe)
     if dry_run:
         emit(settings, describe(loaded, made), table(loaded, made))
         return 0
     pipeline = import_module("hftpipe.pipeline")        # heavy: everything that runs
     return int(pipeline.run(loaded, made, run_dir=settings.directory(), halted=halted,
-                            adopt=adopt, output=settings.output))
+                            adopt=adopt, account=account, output=settings.output))
+
+
+def _account(given: str | None, needed: bool) -> str:
+    """The account's last four digits: as *given*, else asked for where there is somebody."""
+    from hftpipe import consent
+    if given:
+        return consent.digits(given)
+    if not needed:
+        return ""
+    if not sys.stdin.isatty():
+        raise GuardError("profile live needs the account's last four digits: by "
+                         f"{consent.OPTION}, by {consent.ENVIRONMENT} or on a terminal, found none")
+    return consent.digits(click.prompt("Last four digits of the account to trade with", err=True))
 
 
 def plan_of(loaded: Config, cores: str | None = None, oversubscribe: bool = False) -> Plan:

@@ -399,9 +399,9 @@ class Scene:
         """The run's database while it runs."""
         import psycopg
 
-        from hftpipe.worker import PRIVATE
-        private = json.loads((self.directory.path / PRIVATE).read_text(encoding="utf-8"))
-        return psycopg.connect(private["conninfo"], autocommit=True)
+        from hftpipe import worker
+        private = json.loads((self.directory.path / worker.PRIVATE).read_text(encoding="utf-8"))
+        return psycopg.connect(worker.conninfo(private), autocommit=True)
 
     def agree(self, c: psycopg.Connection) -> bool:
         """Whether nothing is open, here or there, and the positions are the same."""

@@ -23,6 +23,7 @@ from aiohttp import web
 
 from hftpipe._clock import utc_ns
 from hftpipe.errors import BusyError, ConfigError, DeadlineError, HftpipeError, UsageError
+from hftpipe.secret import VARIABLES
 
 from ._traders import Traders
 from .chaos import Chaos, Profile
@@ -387,7 +388,7 @@ def spawn(*arguments: str, key: str | None = None, secret: str | None = None,
         If it ends instead.
     """
     import select
-    env = dict(os.environ)
+    env = {k: v for k, v in os.environ.items() if k not in VARIABLES}      # the broker's keys
     if key is not None and secret is not None:
         env |= {KEY_ENV: key, SECRET_ENV: secret}
     command = [sys.executable, "-m", "hftpipe", "venue", "-o", "json", "--die-with-parent",
