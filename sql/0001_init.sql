@@ -807,6 +807,8 @@ CREATE TABLE hftpipe.checks (
     spread             integer NOT NULL,
     volume_ratio       integer NOT NULL,
     limits             integer NOT NULL,
+    trading_halt       integer NOT NULL,
+    price_band         integer NOT NULL,
     unsettled          integer NOT NULL,
     unresolved         integer NOT NULL,
     PRIMARY KEY (run, stream, seq)
@@ -877,6 +879,8 @@ COMMENT ON COLUMN hftpipe.checks.position_volume IS 'Use of the limit behind it:
 COMMENT ON COLUMN hftpipe.checks.spread IS 'Use of the limit behind it: Spread above its limit. [1e-3]';
 COMMENT ON COLUMN hftpipe.checks.volume_ratio IS 'Use of the limit behind it: Volume of late too low. [1e-3]';
 COMMENT ON COLUMN hftpipe.checks.limits IS 'Use of the limit behind it: Gateway: approved under limits that have been changed since. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.trading_halt IS 'Use of the limit behind it: The venue halted or paused the instrument. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.price_band IS 'Use of the limit behind it: The instrument is at its price band (limit up, limit down). [1e-3]';
 COMMENT ON COLUMN hftpipe.checks.unsettled IS 'Use of the limit behind it: Order updates are down, or what happened meanwhile is not known yet. [1e-3]';
 COMMENT ON COLUMN hftpipe.checks.unresolved IS 'Use of the limit behind it: An order of the instrument has had no answer yet. [1e-3]';
 
@@ -1121,16 +1125,25 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('market', 11, 'status', 'Trading status of the instrument; ref 1 = trading, 0 = halted.'),
     ('market', 12, 'gap', 'Messages were lost: the book is stale until a CLEAR and its snapshot.'),
     ('market', 13, 'timer', 'Time passed; ts_recv is the new time.'),
+    ('market', 14, 'bust', 'The trade with this ref, price and qty is void; a FIX may follow.'),
+    ('market', 15, 'fix', 'What stands in the place of the trade that the BUST before it names.'),
+    ('market', 16, 'band', 'Price band: side +1 the highest price, -1 the lowest; 0 = none.  ref is the venue''s indicator, a character.'),
+    ('market', 17, 'bar_open', 'A bar of the venue: its first price, qty its volume, ref its trades.'),
+    ('market', 18, 'bar_high', 'Its highest price; ref is the character b minute, u minute again, d day.'),
+    ('market', 19, 'bar_low', 'Its lowest price.'),
+    ('market', 20, 'bar_close', 'Its last price; ref is its average by volume, nanoprice.'),
     ('market_flag', 1, 'last', 'Last record of the venue''s message: the book is consistent after it.'),
     ('market_flag', 2, 'snapshot', 'Part of a snapshot.'),
     ('market_flag', 4, 'hidden', 'Trade against an order that was never displayed.'),
     ('market_flag', 8, 'unprintable', 'Not to be counted into volume.'),
+    ('market_flag', 16, 'backfilled', 'Asked for after a gap: it happened while nobody listened, and is not fresh.  Recorded and counted, never a reason to trade.'),
     ('book_flag', 1, 'stale', 'A gap was seen and no snapshot since, or nothing was ever received.'),
     ('book_flag', 2, 'crossed', 'Best bid above best ask; never repaired.'),
     ('book_flag', 4, 'locked', 'Best bid equals best ask.'),
     ('book_flag', 8, 'halted', 'The venue halted the instrument.'),
     ('book_flag', 16, 'trade', 'This state was caused by a trade: last_price and last_qty are new.'),
     ('book_flag', 32, 'empty', 'A side has no level.'),
+    ('book_flag', 64, 'limited', 'The best bid is at the upper price band, or the best ask at the lower.'),
     ('signal_flag', 1, 'late', 'The inference took longer than its budget.'),
     ('signal_flag', 2, 'unused', 'Late, and so no decision came of it.'),
     ('signal_flag', 4, 'shadow', 'The strategy sees everything and trades nothing.'),
@@ -1208,6 +1221,8 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('reason', 53, 'spread', 'Spread above its limit.'),
     ('reason', 54, 'volume_ratio', 'Volume of late too low.'),
     ('reason', 55, 'limits', 'Gateway: approved under limits that have been changed since.'),
+    ('reason', 56, 'trading_halt', 'The venue halted or paused the instrument.'),
+    ('reason', 57, 'price_band', 'The instrument is at its price band (limit up, limit down).'),
     ('reason', 58, 'unsettled', 'Order updates are down, or what happened meanwhile is not known yet.'),
     ('reason', 59, 'unresolved', 'An order of the instrument has had no answer yet.'),
     ('reason', 63, 'absent', 'The venue was asked often enough and never had the order.'),

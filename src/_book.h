@@ -38,6 +38,18 @@
  * Mixed feeds.  QUOTE replaces its whole side, orders included.  LEVEL states the total of its
  * price: orders listed there stay, later EXECUTE, CANCEL and DELETE take from the new total, and
  * it never falls below zero.  A crossed or locked book is flagged and left as it is.
+ *
+ * Trades taken back.  The newest BOOK_TRADES prints are remembered.  BUST takes one of them back,
+ * named by reference, price and quantity (references are unique per exchange only): the volume
+ * loses it, and the last trade is the newest one that stands.  FIX puts another in its place.  One
+ * that is older or was never seen changes nothing.
+ *
+ * Halts and bands.  After a GAP nobody knows whether a halt still stands: it does, until a STATUS
+ * or a print says otherwise.  Bands are forgotten with a GAP; the venue repeats them.  A fresh
+ * book is limited while its bid is at the upper band or its ask at the lower.
+ *
+ * What is BACKFILLED happened while nobody listened: a print adds to the volume, unless it is
+ * remembered; nothing else has an effect.
  */
 #ifndef HFTPIPE_BOOK_H
 #define HFTPIPE_BOOK_H
@@ -50,7 +62,15 @@
 #define BOOK_NONE UINT32_MAX
 #define BOOK_HINTS 256u             /* remembered pages of a side; a power of two */
 #define BOOK_ROOT 10u              /* highest level a price below 2^63 can need */
+#define BOOK_TRADES 64u             /* prints that can be taken back; a power of two */
 #define BOOK_GOLDEN 0x9E3779B97F4A7C15ull
+
+/* Kinds that say nothing of the sides, and those that say nothing new of the market at all. */
+#define BOOK_BARS (1ull << HP_MARKET_BAR_OPEN | 1ull << HP_MARKET_BAR_HIGH \
+                   | 1ull << HP_MARKET_BAR_LOW | 1ull << HP_MARKET_BAR_CLOSE)
+#define BOOK_WORDS (1ull << HP_MARKET_STATUS | 1ull << HP_MARKET_BUST | 1ull << HP_MARKET_FIX \
+                    | 1ull << HP_MARKET_BAND | BOOK_BARS)
+#define BOOK_ASIDE (1ull << HP_MARKET_TRADE | 1ull << HP_MARKET_TIMER | BOOK_WORDS)
 
 typedef struct {                    /* 64 levels, and where they stand */
   uint64_t bits;                    /* I1 */
@@ -86,6 +106,12 @@ typedef struct {
 
 typedef struct { int64_t price, qty; uint64_t orders; } book_level_t;
 
+typedef struct {
+  uint64_t ref;
+  int64_t price, qty;               /* qty 0 = taken back, or never used */
+  int8_t side;
+} book_print_t;
+
 typedef struct {                    /* records without effect, by cause; and what was lost */
   uint64_t applied;
   uint64_t unknown_order;           /* EXECUTE, CANCEL, DELETE, REPLACE of an order not listed */
@@ -96,6 +122,7 @@ typedef struct {                    /* records without effect, by cause; and wha
   uint64_t exhausted;               /* no free order or page: the book is stale since */
   uint64_t clipped;                 /* applied, but took more than was there */
   uint64_t gaps;
+  uint64_t unknown_trade;           /* BUST or FIX of a print not remembered; BACKFILLED and known */
 } book_counters_t;
 
 typedef struct book_t {
@@ -119,10 +146,14 @@ typedef struct book_t {
   uint8_t known;                    /* bit 0 bid, bit 1 ask */
   uint8_t loading;                  /* CLEAR seen, LAST not yet */
   uint8_t touched;                  /* anything but trades and status was ever applied */
-  uint8_t halted;
+  uint8_t halted;                   /* 2 = before a gap */
   uint8_t traded;                   /* in this venue message */
   uint8_t ended;                    /* the previous record was the last of its message */
   int8_t replacing;                 /* side of the order REPLACE_FROM removed; 0 = none */
+  int64_t band[2];                  /* nanoprice: upper, lower; 0 = none */
+  uint64_t prints;                  /* ever remembered */
+  uint64_t fixing;                  /* 1 + the print that the BUST before took back; 0 = none */
+  book_print_t print[BOOK_TRADES];  /* by number modulo BOOK_TRADES */
 } book_t;
 
 /* ---------------------------------------------------------------- construction */
@@ -516,13 +547,40 @@ static inline int64_t book_sum(int64_t a, int64_t b) {              /* saturates
   return __builtin_add_overflow(a, b, &sum) ? INT64_MAX : sum;
 }
 
-static inline void book_trade(book_t *b, int64_t price, int64_t qty, int8_t side, uint8_t flags) {
+static inline void book_trade(book_t *b, uint64_t ref, int64_t price, int64_t qty, int8_t side,
+                              uint8_t flags) {
   if (flags & HP_MARKET_FLAG_UNPRINTABLE) return;
   b->last_price = price;
   b->last_qty = qty;
   b->last_side = side;
   b->volume = book_sum(b->volume, qty);
   b->traded = 1;
+  if (__builtin_expect(b->halted == 2, 0)) b->halted = 0;
+  b->print[b->prints++ & (BOOK_TRADES - 1)] = (book_print_t){ref, price, qty, side};
+}
+
+/* 1 + the number of a remembered print; 0 = none. */
+static inline uint64_t book_print_find(const book_t *b, const hp_market_t *m) {
+  uint64_t first = b->prints > BOOK_TRADES ? b->prints - BOOK_TRADES : 0;
+  for (uint64_t n = b->prints; n > first; n--) {
+    const book_print_t *p = &b->print[(n - 1) & (BOOK_TRADES - 1)];
+    if (p->qty && p->ref == m->ref && p->price == m->price && p->qty == m->qty) return n;
+  }
+  return 0;
+}
+
+/* The last trade is the newest print that stands; none = not known. */
+static inline void book_print_last(book_t *b) {
+  uint64_t first = b->prints > BOOK_TRADES ? b->prints - BOOK_TRADES : 0;
+  b->last_price = b->last_qty = b->last_side = 0;
+  for (uint64_t n = b->prints; n > first; n--) {
+    const book_print_t *p = &b->print[(n - 1) & (BOOK_TRADES - 1)];
+    if (!p->qty) continue;
+    b->last_price = p->price;
+    b->last_qty = p->qty;
+    b->last_side = p->side;
+    return;
+  }
 }
 
 static inline int book_quote(book_t *b, uint32_t s, const hp_market_t *m) {
@@ -570,10 +628,18 @@ static inline int book_level(book_t *b, uint32_t s, const hp_market_t *m) {
 
 static inline int book_change(book_t *b, const hp_market_t *m) {
   uint32_t s = m->side < 0;
-  uint64_t slot;
+  uint64_t slot, fixing = b->fixing;
   int8_t side, replacing = b->replacing;
   b->replacing = 0;
+  b->fixing = 0;
   if (__builtin_expect(m->qty < 0, 0)) { b->counters.invalid++; return 0; }
+  if (__builtin_expect(m->flags & HP_MARKET_FLAG_BACKFILLED, 0)) {
+    if (m->kind != HP_MARKET_TRADE) return 1;
+    if (m->price <= 0 || m->qty == 0) { b->counters.invalid++; return 0; }
+    if (book_print_find(b, m)) { b->counters.unknown_trade++; return 0; }
+    b->volume = book_sum(b->volume, m->qty);
+    return 1;
+  }
   switch (m->kind) {
   case HP_MARKET_LEVEL:
   case HP_MARKET_QUOTE:
@@ -596,7 +662,8 @@ static inline int book_change(book_t *b, const hp_market_t *m) {
     const book_order_t *o = &b->orders[(uint32_t)b->index[slot]];
     side = book_order_side(b, o);
     if (m->kind == HP_MARKET_EXECUTE)
-      book_trade(b, m->price > 0 ? m->price : book_order_price(b, o), m->qty, (int8_t)-side, m->flags);
+      book_trade(b, m->ref, m->price > 0 ? m->price : book_order_price(b, o), m->qty,
+                 (int8_t)-side, m->flags);
     if (m->kind == HP_MARKET_REPLACE_FROM) b->replacing = side;
     book_order_take(b, slot, m->kind < HP_MARKET_DELETE ? m->qty : -1);
     return 1;
@@ -614,11 +681,40 @@ static inline int book_change(book_t *b, const hp_market_t *m) {
   case HP_MARKET_GAP:
     b->touched = 1;
     b->known = b->loading = 0;
+    b->band[0] = b->band[1] = 0;
+    if (b->halted) b->halted = 2;
     b->counters.gaps++;
     return 1;
   case HP_MARKET_TRADE:
     if (m->price <= 0 || m->qty == 0) { b->counters.invalid++; return 0; }
-    book_trade(b, m->price, m->qty, m->side, m->flags);
+    book_trade(b, m->ref, m->price, m->qty, m->side, m->flags);
+    return 1;
+  case HP_MARKET_BUST:
+    slot = book_print_find(b, m);
+    if (!m->qty || !slot) { b->counters.unknown_trade++; return 0; }
+    b->print[(slot - 1) & (BOOK_TRADES - 1)].qty = 0;
+    b->volume = b->volume > m->qty ? b->volume - m->qty : 0;
+    b->fixing = slot;
+    book_print_last(b);
+    return 1;
+  case HP_MARKET_FIX:
+    if (m->price <= 0 || m->qty == 0) { b->counters.invalid++; return 0; }
+    if (!fixing) { b->counters.unknown_trade++; return 0; }
+    book_print_t *fixed = &b->print[(fixing - 1) & (BOOK_TRADES - 1)];
+    fixed->ref = m->ref;
+    fixed->price = m->price;
+    fixed->qty = m->qty;
+    b->volume = book_sum(b->volume, m->qty);
+    book_print_last(b);
+    return 1;
+  case HP_MARKET_BAND:
+    if ((m->side != 1 && m->side != -1) || m->price < 0) { b->counters.invalid++; return 0; }
+    b->band[s] = m->price;
+    return 1;
+  case HP_MARKET_BAR_OPEN:
+  case HP_MARKET_BAR_HIGH:
+  case HP_MARKET_BAR_LOW:
+  case HP_MARKET_BAR_CLOSE:
     return 1;
   case HP_MARKET_STATUS:
     b->halted = m->ref == 0;
@@ -637,8 +733,8 @@ static inline int book_apply(book_t *b, const hp_market_t *m) {
   b->ended = m->flags & HP_MARKET_FLAG_LAST;
   int effect = book_change(b, m);
   b->counters.applied += (uint64_t)effect;
-  if (__builtin_expect(b->loading && b->ended, 0) && m->kind != HP_MARKET_TRADE
-      && m->kind != HP_MARKET_STATUS && m->kind != HP_MARKET_TIMER) {
+  if (__builtin_expect(b->loading && b->ended, 0) && !(BOOK_ASIDE >> (m->kind & 63) & 1)
+      && !(m->flags & HP_MARKET_FLAG_BACKFILLED)) {
     b->loading = 0;
     b->known = 3;
   }
@@ -743,6 +839,9 @@ static inline uint8_t book_flags(const book_t *b) {
   else if (bid > ask) flags |= HP_BOOK_FLAG_CROSSED;
   else if (bid == ask) flags |= HP_BOOK_FLAG_LOCKED;
   if (b->halted) flags |= HP_BOOK_FLAG_HALTED;
+  if (!(flags & HP_BOOK_FLAG_STALE)
+      && ((b->band[0] && bid >= b->band[0]) || (b->band[1] && ask && ask <= b->band[1])))
+    flags |= HP_BOOK_FLAG_LIMITED;
   if (b->traded) flags |= HP_BOOK_FLAG_TRADE;
   return flags;
 }
@@ -764,6 +863,7 @@ static inline void book_view(const book_t *b, hp_book_t *out) {
 /* Records without effect so far; what BOOK_STATUS.dropped says. */
 static inline uint64_t book_dropped(const book_t *b) {
   const book_counters_t *c = &b->counters;
-  return c->unknown_order + c->absent_level + c->off_tick + c->invalid + c->duplicate + c->exhausted;
+  return c->unknown_order + c->absent_level + c->off_tick + c->invalid + c->duplicate
+       + c->exhausted + c->unknown_trade;
 }
 #endif

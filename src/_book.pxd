@@ -28,6 +28,7 @@ cdef extern from "_book.h" nogil:
         uint64_t exhausted
         uint64_t clipped
         uint64_t gaps
+        uint64_t unknown_trade
 
     ctypedef struct book_walk_t:
         int64_t filled          # nanoqty
@@ -46,6 +47,9 @@ cdef extern from "_book.h" nogil:
         int64_t volume
         int8_t last_side
         book_counters_t counters
+
+    const uint64_t BOOK_BARS        # kinds that are no state of a book: a bit each
+    const uint64_t BOOK_WORDS       # kinds that say nothing new of the market
 
     book_t *book_new(int64_t tick, uint32_t orders, uint32_t pages) noexcept     # NULL: no memory
     void book_free(book_t *b) noexcept

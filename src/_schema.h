@@ -58,6 +58,13 @@ enum {
   HP_MARKET_STATUS = 11, /* Trading status of the instrument; ref 1 = trading, 0 = halted. */
   HP_MARKET_GAP = 12, /* Messages were lost: the book is stale until a CLEAR and its snapshot. */
   HP_MARKET_TIMER = 13, /* Time passed; ts_recv is the new time. */
+  HP_MARKET_BUST = 14, /* The trade with this ref, price and qty is void; a FIX may follow. */
+  HP_MARKET_FIX = 15, /* What stands in the place of the trade that the BUST before it names. */
+  HP_MARKET_BAND = 16, /* Price band: side +1 the highest price, -1 the lowest; 0 = none.  ref is the venue's indicator, a character. */
+  HP_MARKET_BAR_OPEN = 17, /* A bar of the venue: its first price, qty its volume, ref its trades. */
+  HP_MARKET_BAR_HIGH = 18, /* Its highest price; ref is the character b minute, u minute again, d day. */
+  HP_MARKET_BAR_LOW = 19, /* Its lowest price. */
+  HP_MARKET_BAR_CLOSE = 20, /* Its last price; ref is its average by volume, nanoprice. */
 };
 
 /* Bit set of a market record. */
@@ -66,6 +73,7 @@ enum {
   HP_MARKET_FLAG_SNAPSHOT = 2, /* Part of a snapshot. */
   HP_MARKET_FLAG_HIDDEN = 4, /* Trade against an order that was never displayed. */
   HP_MARKET_FLAG_UNPRINTABLE = 8, /* Not to be counted into volume. */
+  HP_MARKET_FLAG_BACKFILLED = 16, /* Asked for after a gap: it happened while nobody listened, and is not fresh.  Recorded and counted, never a reason to trade. */
 };
 
 /* Bit set: what is wrong or special about a book. */
@@ -76,6 +84,7 @@ enum {
   HP_BOOK_FLAG_HALTED = 8, /* The venue halted the instrument. */
   HP_BOOK_FLAG_TRADE = 16, /* This state was caused by a trade: last_price and last_qty are new. */
   HP_BOOK_FLAG_EMPTY = 32, /* A side has no level. */
+  HP_BOOK_FLAG_LIMITED = 64, /* The best bid is at the upper price band, or the best ask at the lower. */
 };
 
 /* Bit set of a signal. */
@@ -181,6 +190,8 @@ enum {
   HP_REASON_SPREAD = 53, /* Spread above its limit. */
   HP_REASON_VOLUME_RATIO = 54, /* Volume of late too low. */
   HP_REASON_LIMITS = 55, /* Gateway: approved under limits that have been changed since. */
+  HP_REASON_TRADING_HALT = 56, /* The venue halted or paused the instrument. */
+  HP_REASON_PRICE_BAND = 57, /* The instrument is at its price band (limit up, limit down). */
   HP_REASON_UNSETTLED = 58, /* Order updates are down, or what happened meanwhile is not known yet. */
   HP_REASON_UNRESOLVED = 59, /* An order of the instrument has had no answer yet. */
   HP_REASON_ABSENT = 63, /* The venue was asked often enough and never had the order. */
@@ -374,7 +385,7 @@ enum {
   HP_EXIT_TARGET = 9, /* Target: the rest. */
 };
 
-#define HP_MARKET_ID UINT64_C(0x0a76dcd342582b89)
+#define HP_MARKET_ID UINT64_C(0x294ed67020d08f65)
 /* One normalised step of market data. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -406,7 +417,7 @@ _Static_assert(offsetof(hp_market_t, flags) == 60, "market.flags: offset");
 _Static_assert(offsetof(hp_market_t, pad0) == 61, "market.pad0: offset");
 _Static_assert(offsetof(hp_market_t, hop) == 62, "market.hop: offset");
 
-#define HP_BOOK_ID UINT64_C(0x5572bd7450b75e8a)
+#define HP_BOOK_ID UINT64_C(0x43afc6ef867d019e)
 /* State of one instrument's book after a venue message. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -450,7 +461,7 @@ _Static_assert(offsetof(hp_book_t, last_side) == 115, "book.last_side: offset");
 _Static_assert(offsetof(hp_book_t, pad0) == 116, "book.pad0: offset");
 _Static_assert(offsetof(hp_book_t, pad1) == 120, "book.pad1: offset");
 
-#define HP_BOOK_STATUS_ID UINT64_C(0xe9f343406f8ede83)
+#define HP_BOOK_STATUS_ID UINT64_C(0xdd6cdce4b19daf0a)
 /* A book's flags changed. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -700,7 +711,7 @@ _Static_assert(offsetof(hp_intent_t, pad2) == 104, "intent.pad2: offset");
 _Static_assert(offsetof(hp_intent_t, pad3) == 112, "intent.pad3: offset");
 _Static_assert(offsetof(hp_intent_t, pad4) == 120, "intent.pad4: offset");
 
-#define HP_VERDICT_ID UINT64_C(0xb92616be6d39f4d0)
+#define HP_VERDICT_ID UINT64_C(0xb905604a268bd41a)
 /* What risk said about an intent. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -730,7 +741,7 @@ _Static_assert(offsetof(hp_verdict_t, reason) == 58, "verdict.reason: offset");
 _Static_assert(offsetof(hp_verdict_t, action) == 59, "verdict.action: offset");
 _Static_assert(offsetof(hp_verdict_t, detail) == 60, "verdict.detail: offset");
 
-#define HP_CHECKS_ID UINT64_C(0x41ef1f34656cbea9)
+#define HP_CHECKS_ID UINT64_C(0x647b6856aa51e3fa)
 /* How near every check was to its limit; cause is the intent. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -789,8 +800,8 @@ typedef struct {
   uint16_t spread;        /* 112 [1e-3]: Use of the limit behind it: Spread above its limit. */
   uint16_t volume_ratio;  /* 114 [1e-3]: Use of the limit behind it: Volume of late too low. */
   uint16_t limits;        /* 116 [1e-3]: Use of the limit behind it: Gateway: approved under limits that have been changed since. */
-  uint16_t pad56;         /* 118: Zero. */
-  uint16_t pad57;         /* 120: Zero. */
+  uint16_t trading_halt;  /* 118 [1e-3]: Use of the limit behind it: The venue halted or paused the instrument. */
+  uint16_t price_band;    /* 120 [1e-3]: Use of the limit behind it: The instrument is at its price band (limit up, limit down). */
   uint16_t unsettled;     /* 122 [1e-3]: Use of the limit behind it: Order updates are down, or what happened meanwhile is not known yet. */
   uint16_t unresolved;    /* 124 [1e-3]: Use of the limit behind it: An order of the instrument has had no answer yet. */
   uint16_t pad60;         /* 126: Zero. */
@@ -852,13 +863,13 @@ _Static_assert(offsetof(hp_checks_t, position_volume) == 110, "checks.position_v
 _Static_assert(offsetof(hp_checks_t, spread) == 112, "checks.spread: offset");
 _Static_assert(offsetof(hp_checks_t, volume_ratio) == 114, "checks.volume_ratio: offset");
 _Static_assert(offsetof(hp_checks_t, limits) == 116, "checks.limits: offset");
-_Static_assert(offsetof(hp_checks_t, pad56) == 118, "checks.pad56: offset");
-_Static_assert(offsetof(hp_checks_t, pad57) == 120, "checks.pad57: offset");
+_Static_assert(offsetof(hp_checks_t, trading_halt) == 118, "checks.trading_halt: offset");
+_Static_assert(offsetof(hp_checks_t, price_band) == 120, "checks.price_band: offset");
 _Static_assert(offsetof(hp_checks_t, unsettled) == 122, "checks.unsettled: offset");
 _Static_assert(offsetof(hp_checks_t, unresolved) == 124, "checks.unresolved: offset");
 _Static_assert(offsetof(hp_checks_t, pad60) == 126, "checks.pad60: offset");
 
-#define HP_ORDER_ID UINT64_C(0x0f8d087ab603f1ba)
+#define HP_ORDER_ID UINT64_C(0xa87fea46c94c5fce)
 /* An order that risk lets go (or denied, for the books). */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -910,7 +921,7 @@ _Static_assert(offsetof(hp_order_t, pad2) == 104, "order.pad2: offset");
 _Static_assert(offsetof(hp_order_t, pad3) == 112, "order.pad3: offset");
 _Static_assert(offsetof(hp_order_t, pad4) == 120, "order.pad4: offset");
 
-#define HP_UPDATE_ID UINT64_C(0xa2951f39bbd6d58c)
+#define HP_UPDATE_ID UINT64_C(0xc02e35416749bd25)
 /* What the venue said about one of our orders. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -958,7 +969,7 @@ _Static_assert(offsetof(hp_update_t, pad0) == 110, "update.pad0: offset");
 _Static_assert(offsetof(hp_update_t, pad1) == 112, "update.pad1: offset");
 _Static_assert(offsetof(hp_update_t, pad2) == 120, "update.pad2: offset");
 
-#define HP_ORDER_EVENT_ID UINT64_C(0x51564b11345bd9b0)
+#define HP_ORDER_EVENT_ID UINT64_C(0xb208e587bc8cbe6b)
 /* A step in the life of an order; the gateway's word. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1134,7 +1145,7 @@ _Static_assert(offsetof(hp_account_t, pad0) == 121, "account.pad0: offset");
 _Static_assert(offsetof(hp_account_t, pad1) == 122, "account.pad1: offset");
 _Static_assert(offsetof(hp_account_t, pad2) == 124, "account.pad2: offset");
 
-#define HP_RESOLVED_ID UINT64_C(0x5d2aaece1b2a6d4c)
+#define HP_RESOLVED_ID UINT64_C(0xf33e15f04568dc7a)
 /* What a start found out about an order of an earlier run. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1182,7 +1193,7 @@ _Static_assert(offsetof(hp_resolved_t, pad0) == 110, "resolved.pad0: offset");
 _Static_assert(offsetof(hp_resolved_t, pad1) == 112, "resolved.pad1: offset");
 _Static_assert(offsetof(hp_resolved_t, pad2) == 120, "resolved.pad2: offset");
 
-#define HP_RISK_EVENT_ID UINT64_C(0x15bc806667fac9f7)
+#define HP_RISK_EVENT_ID UINT64_C(0xced7f6ae7d53c7d0)
 /* Something happened to the gate. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1566,6 +1577,8 @@ enum {
   HP_METRIC_DROPS, /* hftpipe_drops_total: Messages without effect: unknown order, level or symbol. */
   HP_METRIC_ERRORS, /* hftpipe_errors_total: Malformed messages and failed operations. */
   HP_METRIC_RECONNECTS, /* hftpipe_reconnects_total: Connections made after the first. */
+  HP_METRIC_IGNORED, /* hftpipe_ignored_total: Messages of a kind that nobody here needs, such as news. */
+  HP_METRIC_BACKFILLED, /* hftpipe_backfilled_total: Records asked for after a gap in the data stream. */
   HP_METRIC_FRAMES, /* hftpipe_frames_total: Frames read from a socket. */
   HP_METRIC_INTENTS, /* hftpipe_intents_total: Intents published. */
   HP_METRIC_APPROVED, /* hftpipe_approved_total: Intents approved by risk. */

@@ -78,12 +78,20 @@ cdef extern from "_schema.h" nogil:
         HP_MARKET_STATUS
         HP_MARKET_GAP
         HP_MARKET_TIMER
+        HP_MARKET_BUST
+        HP_MARKET_FIX
+        HP_MARKET_BAND
+        HP_MARKET_BAR_OPEN
+        HP_MARKET_BAR_HIGH
+        HP_MARKET_BAR_LOW
+        HP_MARKET_BAR_CLOSE
 
     enum:
         HP_MARKET_FLAG_LAST
         HP_MARKET_FLAG_SNAPSHOT
         HP_MARKET_FLAG_HIDDEN
         HP_MARKET_FLAG_UNPRINTABLE
+        HP_MARKET_FLAG_BACKFILLED
 
     enum:
         HP_BOOK_FLAG_STALE
@@ -92,6 +100,7 @@ cdef extern from "_schema.h" nogil:
         HP_BOOK_FLAG_HALTED
         HP_BOOK_FLAG_TRADE
         HP_BOOK_FLAG_EMPTY
+        HP_BOOK_FLAG_LIMITED
 
     enum:
         HP_SIGNAL_FLAG_LATE
@@ -183,6 +192,8 @@ cdef extern from "_schema.h" nogil:
         HP_REASON_SPREAD
         HP_REASON_VOLUME_RATIO
         HP_REASON_LIMITS
+        HP_REASON_TRADING_HALT
+        HP_REASON_PRICE_BAND
         HP_REASON_UNSETTLED
         HP_REASON_UNRESOLVED
         HP_REASON_ABSENT
@@ -583,8 +594,8 @@ cdef extern from "_schema.h" nogil:
         uint16_t spread
         uint16_t volume_ratio
         uint16_t limits
-        uint16_t pad56
-        uint16_t pad57
+        uint16_t trading_halt
+        uint16_t price_band
         uint16_t unsettled
         uint16_t unresolved
         uint16_t pad60
@@ -931,6 +942,8 @@ cdef extern from "_schema.h" nogil:
         HP_METRIC_DROPS
         HP_METRIC_ERRORS
         HP_METRIC_RECONNECTS
+        HP_METRIC_IGNORED
+        HP_METRIC_BACKFILLED
         HP_METRIC_FRAMES
         HP_METRIC_INTENTS
         HP_METRIC_APPROVED

@@ -13,6 +13,7 @@ cdef class BookStage(Stage):
     cdef list books             # the Book handles, one per instrument
     cdef book_t **tables        # and their structs
     cdef uint8_t *flags         # BOOK_FLAG_* last published, per instrument
+    cdef int64_t *seen          # ts_recv of the newest record that showed the market
     cdef double *means          # of the mid over about MEAN_NS, per instrument; 0 = none yet
     cdef uint64_t instruments
     cdef int64_t surveyed       # ns, when survey() last ran

@@ -3,17 +3,17 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from ._book cimport Book, book_apply, book_mid2, book_view
+from ._book cimport BOOK_BARS, BOOK_WORDS, Book, book_apply, book_mid2, book_view
 from ._clock cimport clock_now
 from ._control cimport Control, control_count, control_set, histogram_record
 from ._fault cimport hp_fault
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
 from ._schema cimport (
     HP_BOOK_FLAG_CROSSED, HP_BOOK_FLAG_LOCKED, HP_BOOK_FLAG_STALE, HP_BOOK_FLAG_TRADE,
-    HP_HISTOGRAM_BOOK, HP_MARKET_FLAG_LAST, HP_MARKET_GAP, HP_METRIC_BOOKS,
-    HP_METRIC_BOOKS_CROSSED, HP_METRIC_BOOKS_STALE, HP_METRIC_CREDIT_STALLS, HP_METRIC_DROPS,
-    HP_METRIC_GAPS, HP_METRIC_JUMP_BPS, HP_METRIC_RECORDS_IN, HP_METRIC_RECORDS_OUT,
-    HP_RECORD_BOOK_STATUS, hp_book_status_t, hp_book_t, hp_market_t)
+    HP_HISTOGRAM_BOOK, HP_MARKET_FLAG_BACKFILLED, HP_MARKET_FLAG_LAST, HP_MARKET_GAP,
+    HP_METRIC_BOOKS, HP_METRIC_BOOKS_CROSSED, HP_METRIC_BOOKS_STALE, HP_METRIC_CREDIT_STALLS,
+    HP_METRIC_DROPS, HP_METRIC_GAPS, HP_METRIC_JUMP_BPS, HP_METRIC_RECORDS_IN,
+    HP_METRIC_RECORDS_OUT, HP_RECORD_BOOK_STATUS, hp_book_status_t, hp_book_t, hp_market_t)
 from ._stage cimport hp_copy_words, stage_end, store_credit, store_put
 
 from hftpipe import schema
@@ -25,6 +25,10 @@ cdef double MEAN_NS = 60e9          # over which a mid's mean reaches back
 
 cdef class BookStage(Stage):
     """Applies market records to books and publishes each consistent state.
+
+    A state is as old as the newest record that showed the market: a halt, a price band or a trade
+    taken back makes a new state and no fresh one.  Bars of the venue and what was backfilled make
+    none.
 
     Parameters
     ----------
@@ -51,7 +55,9 @@ cdef class BookStage(Stage):
         self.tables = <book_t **>calloc(self.instruments or 1, sizeof(book_t *))
         self.flags = <uint8_t *>calloc(self.instruments or 1, 1)
         self.means = <double *>calloc(self.instruments or 1, sizeof(double))
-        if self.tables == NULL or self.flags == NULL or self.means == NULL:
+        self.seen = <int64_t *>calloc(self.instruments or 1, sizeof(int64_t))
+        if (self.tables == NULL or self.flags == NULL or self.means == NULL
+                or self.seen == NULL):
             raise MemoryError
         self.books = []
         for i, row in enumerate(instruments):
@@ -64,6 +70,7 @@ cdef class BookStage(Stage):
         free(self.tables)
         free(self.flags)
         free(self.means)
+        free(self.seen)
 
     @property
     def handles(self) -> list:
@@ -106,7 +113,12 @@ cdef class BookStage(Stage):
                 control_count(self.block, HP_METRIC_DROPS, 1)
             if m.kind == HP_MARKET_GAP:
                 control_count(self.block, HP_METRIC_GAPS, 1)
-            if m.flags & HP_MARKET_FLAG_LAST:
+            if m.flags & HP_MARKET_FLAG_BACKFILLED:
+                ring_release(self.market)
+                continue
+            if not BOOK_WORDS >> (m.kind & 63) & 1:
+                self.seen[m.instrument] = m.ts_recv
+            if m.flags & HP_MARKET_FLAG_LAST and not BOOK_BARS >> (m.kind & 63) & 1:
                 now = clock_now()
                 first = NULL
                 flags = 0
@@ -115,7 +127,7 @@ cdef class BookStage(Stage):
                     if first == NULL:
                         first = out
                         book_view(book, out)
-                        out.event, out.ts_recv, out.ts = m.event, m.ts_recv, now
+                        out.event, out.ts_recv, out.ts = m.event, self.seen[m.instrument], now
                         out.ts_venue, out.instrument = m.ts_venue, m.instrument
                         out.pad0 = 0
                         out.pad1 = 0

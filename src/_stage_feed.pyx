@@ -8,7 +8,8 @@ from ._fault cimport hp_fault
 from ._memory cimport hp_lines
 from ._ring cimport ring_claim, ring_credit, ring_publish
 from ._schema cimport (
-    HP_HISTOGRAM_FEED, HP_MARKET_GAP, HP_METRIC_CREDIT_STALLS, HP_METRIC_FRAMES, HP_METRIC_GAPS,
+    HP_HISTOGRAM_FEED, HP_MARKET_FLAG_BACKFILLED, HP_MARKET_GAP, HP_METRIC_BACKFILLED,
+    HP_METRIC_CREDIT_STALLS, HP_METRIC_FRAMES, HP_METRIC_GAPS,
     HP_METRIC_LAST_DATA, HP_METRIC_RECORDS_OUT, HP_RECORD_MARKET)
 from ._stage cimport hp_copy_words, hp_saturate, stage_end, store_credit, store_next, store_put
 
@@ -76,7 +77,10 @@ cdef class FeedStage(Stage):
             hp_fault("feed.passed")
             if slot.kind == HP_MARKET_GAP:
                 control_count(self.block, HP_METRIC_GAPS, 1)
-        if count:
+        if count and records[0].flags & HP_MARKET_FLAG_BACKFILLED:
+            control_count(self.block, HP_METRIC_BACKFILLED, count)
+            control_count(self.block, HP_METRIC_RECORDS_OUT, count)
+        elif count:
             histogram_record(&self.block.histograms[HP_HISTOGRAM_FEED],
                              now - records[0].ts_recv)
             control_count(self.block, HP_METRIC_RECORDS_OUT, count)

@@ -428,6 +428,41 @@ class Venue:
 
 
 @dataclass(frozen=True)
+class Feed:
+    """How market data are watched over."""
+
+    silence_regular: int = option(
+        duration("0s", "1h"), "5s", "Without stock data for so long in regular hours, the "
+        "connection is given up and made anew; 0s = never.")
+    silence_extended: int = option(
+        duration("0s", "12h"), "1min", "The same before the open and after the close.")
+    silence_closed: int = option(
+        duration("0s", "24h"), "0s", "The same while the exchange is closed.")
+    silence_crypto: int = option(
+        duration("0s", "1h"), "30s", "The same of crypto and the test feed, at any hour.")
+    ping: int = option(duration("100ms", "1min"), "10s",
+                       "Without a byte for so long, the venue is asked for one; as long again "
+                       "without an answer ends the connection.")
+    reconnect_first: int = option(duration("10ms", "1s"), "250ms",
+                                  "Longest wait before the first attempt to connect again.")
+    reconnect_max: int = option(duration("1s", "5min"), "30s",
+                                "The wait doubles up to this until data have come.")
+    bars: bool = option(flag(), False, "Whether the venue's own bars are recorded, too: minutes, "
+                        "minutes told again, and days.")
+    backfill: tuple[str, ...] = option(
+        _list_of(text("trades", "quotes", "bars"), "trades, quotes, bars"),
+        ["trades", "quotes", "bars"], "What is asked for after a gap; empty = nothing.")
+    backfill_longest: int = option(duration("1s", "24h"), "15min",
+                                   "Of a longer gap only the end is asked for.")
+    backfill_rows: int = option(whole(1, 1_000_000), 10_000,
+                                "At most so many rows of each kind and gap.")
+    backfill_rate: int = option(rate(1, 10_000), "60/min",
+                                "Requests for it; the broker counts them apart from orders.")
+    history: str = option(url("https", "http"), "",
+                          'Base URL of the history service; "" means the one of the data stream.')
+
+
+@dataclass(frozen=True)
 class Instrument:
     """One tradable symbol."""
 
@@ -861,6 +896,7 @@ class Config:
     models: str = option(text(), "", 'Directory of packed models (`hftpipe model`); "" = '
                                      "~/.local/share/hftpipe/models.")
     venue: Venue = Venue()
+    feed: Feed = Feed()
     instruments: tuple[Instrument, ...] = ()
     layout: Layout = dataclasses.field(default_factory=Layout)
     strategy: tuple[Strategy, ...] = ()
@@ -931,8 +967,8 @@ def _dump(config: Config) -> Iterator[str]:
                 yield f"{f.name} = {f.metadata['kind'].show(getattr(item, f.name))}"
 
     yield from keys(config)
-    for name in ("venue", "layout", "features", "session", "analyst", "exits", "gateway", "halt",
-                 "account", "fees", "store", "journal", "observe"):
+    for name in ("venue", "feed", "layout", "features", "session", "analyst", "exits", "gateway",
+                 "halt", "account", "fees", "store", "journal", "observe"):
         yield f"\n[{name}]"
         yield from keys(getattr(config, name))
     for name in ("pin", "capacity"):
@@ -1252,10 +1288,10 @@ def _build(tree: dict[str, Any], path: Path | None) -> Config:
     scalars = [f.name for f in dataclasses.fields(Config) if "kind" in f.metadata]
     config = reader.section(Config, {k: tree[k] for k in scalars if k in tree}, "")
     values: dict[str, Any] = {}
-    for name, cls in (("venue", Venue), ("layout", Layout), ("features", Features),
-                      ("session", Session), ("analyst", Analyst), ("exits", Exits),
-                      ("gateway", Gateway), ("halt", Halt), ("account", Account), ("fees", Fees),
-                      ("store", Store), ("journal", Journal), ("observe", Observe)):
+    for name, cls in (("venue", Venue), ("feed", Feed), ("layout", Layout),
+                      ("features", Features), ("session", Session), ("analyst", Analyst),
+                      ("exits", Exits), ("gateway", Gateway), ("halt", Halt), ("account", Account),
+                      ("fees", Fees), ("store", Store), ("journal", Journal), ("observe", Observe)):
         values[name] = reader.section(cls, tree.get(name, {}), name)
     layout = tree.get("layout", {})
     values["layout"] = dataclasses.replace(
@@ -1462,6 +1498,7 @@ def _check(config: Config) -> Config:
 SECTIONS: tuple[tuple[str, type, str], ...] = (
     ("", Config, "These stand before the first table."),
     ("venue", Venue, "Where data come from and orders go."),
+    ("feed", Feed, "How market data are watched over."),
     ("instruments", Instrument, "One `[[instruments]]` table per symbol. The first one in a file "
                                 "replaces the built-in AAPL and MSFT."),
     ("layout", Layout, "Which core runs what. `hftpipe start --dry-run` shows the result."),

@@ -54,7 +54,9 @@ if TYPE_CHECKING:
 HOPS = tuple(m.name for m in schema.HISTOGRAMS)
 REVIVE = 5.0                    # s that a dead database has to come back, and between two tries
 LINGER = 10.0                   # s that the guardian of the run before may take to end
-CONNECT = 60.0                  # s that market data and updates may take to come up
+# s that market data and updates may take to come up; the broker keeps a data session that died
+# with a run for about 90 s and refuses another one meanwhile (406)
+CONNECT = 120.0
 
 
 @dataclass

@@ -219,6 +219,14 @@ MARKET_KIND = Enum("market", "What a market record says.", (
     ("STATUS", 11, "Trading status of the instrument; ref 1 = trading, 0 = halted."),
     ("GAP", 12, "Messages were lost: the book is stale until a CLEAR and its snapshot."),
     ("TIMER", 13, "Time passed; ts_recv is the new time."),
+    ("BUST", 14, "The trade with this ref, price and qty is void; a FIX may follow."),
+    ("FIX", 15, "What stands in the place of the trade that the BUST before it names."),
+    ("BAND", 16, "Price band: side +1 the highest price, -1 the lowest; 0 = none.  ref is the "
+     "venue's indicator, a character."),
+    ("BAR_OPEN", 17, "A bar of the venue: its first price, qty its volume, ref its trades."),
+    ("BAR_HIGH", 18, "Its highest price; ref is the character b minute, u minute again, d day."),
+    ("BAR_LOW", 19, "Its lowest price."),
+    ("BAR_CLOSE", 20, "Its last price; ref is its average by volume, nanoprice."),
 ))
 
 MARKET_FLAG = Enum("market_flag", "Bit set of a market record.", (
@@ -226,6 +234,8 @@ MARKET_FLAG = Enum("market_flag", "Bit set of a market record.", (
     ("SNAPSHOT", 2, "Part of a snapshot."),
     ("HIDDEN", 4, "Trade against an order that was never displayed."),
     ("UNPRINTABLE", 8, "Not to be counted into volume."),
+    ("BACKFILLED", 16, "Asked for after a gap: it happened while nobody listened, and is not "
+     "fresh.  Recorded and counted, never a reason to trade."),
 ))
 
 BOOK_FLAG = Enum("book_flag", "Bit set: what is wrong or special about a book.", (
@@ -235,6 +245,7 @@ BOOK_FLAG = Enum("book_flag", "Bit set: what is wrong or special about a book.",
     ("HALTED", 8, "The venue halted the instrument."),
     ("TRADE", 16, "This state was caused by a trade: last_price and last_qty are new."),
     ("EMPTY", 32, "A side has no level."),
+    ("LIMITED", 64, "The best bid is at the upper price band, or the best ask at the lower."),
 ))
 
 SIGNAL_FLAG = Enum("signal_flag", "Bit set of a signal.", (
@@ -329,6 +340,8 @@ REASON = Enum("reason", "Why risk or the gateway refused; 0 = it did not.", (
     ("SPREAD", 53, "Spread above its limit."),
     ("VOLUME_RATIO", 54, "Volume of late too low."),
     ("LIMITS", 55, "Gateway: approved under limits that have been changed since."),
+    ("TRADING_HALT", 56, "The venue halted or paused the instrument."),
+    ("PRICE_BAND", 57, "The instrument is at its price band (limit up, limit down)."),
     ("UNSETTLED", 58, "Order updates are down, or what happened meanwhile is not known yet."),
     ("UNRESOLVED", 59, "An order of the instrument has had no answer yet."),
     ("ABSENT", 63, "The venue was asked often enough and never had the order."),
@@ -1018,6 +1031,8 @@ METRICS = (
     Metric("drops", "counter", "", "Messages without effect: unknown order, level or symbol."),
     Metric("errors", "counter", "", "Malformed messages and failed operations."),
     Metric("reconnects", "counter", "", "Connections made after the first."),
+    Metric("ignored", "counter", "", "Messages of a kind that nobody here needs, such as news."),
+    Metric("backfilled", "counter", "", "Records asked for after a gap in the data stream."),
     Metric("frames", "counter", "", "Frames read from a socket."),
     Metric("intents", "counter", "", "Intents published."),
     Metric("approved", "counter", "", "Intents approved by risk."),

@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import gc
 import json
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from hftpipe._strategy import Strategy
     from hftpipe._wire import Wire
     from hftpipe.alpaca._source import SocketSource
+    from hftpipe.alpaca.backfill import Backfill
     from hftpipe.log import Logger
     from hftpipe.recovery.books import Books
     from hftpipe.rundir import Run
@@ -218,12 +221,85 @@ def credentials_of(venue: Mapping[str, Any], settings: config.Config) -> tuple[A
     return settings.venue.key, settings.venue.secret
 
 
-def source_news(source: SocketSource, log: Logger) -> Callable[[], None]:
+def exchange_hours(settings: config.Config) -> Any:
+    """The calendar of the New York Stock Exchange, as `session` sets it."""
+    from hftpipe.analyst.session import NewYork, clock_time
+    from hftpipe.analyst.session import spans as spans_of
+    return NewYork(
+        spans_of(settings.session.blackouts),
+        premarket=clock_time(settings.session.premarket),
+        aftermarket=datetime.timedelta(seconds=settings.session.aftermarket // 10**9),
+        known_until=datetime.date.fromisoformat(settings.session.known_until))
+
+
+def feed_watch(settings: config.Config, url: str) -> Any:
+    """How long the data stream at *url* may be silent.
+
+    The local exchange trades stocks round the clock in a run; everywhere else they have the hours
+    of New York, also where risk asks the venue's clock: a feed must know them without asking.
+    """
+    from hftpipe.alpaca.watch import Limits, Watch, round_the_clock
+    limits = Limits(**{name: getattr(settings.feed, f"silence_{name}") / 1e9
+                       for name in ("regular", "extended", "closed", "crypto")})
+    if round_the_clock(url):
+        return Watch(limits, None)
+    if settings.session.calendar == "always" or settings.venue.kind == "local":
+        from hftpipe.analyst.session import Always
+        return Watch(limits, Always())
+    return Watch(limits, exchange_hours(settings))
+
+
+def feed_backfill(context: Context) -> Backfill | None:
+    """Who asks for what a gap of the data stream cost; None = nobody."""
+    from hftpipe.alpaca.backfill import Backfill, rest_of, source_of
+    from hftpipe.data.download import Client
+    settings, stream = context.config.feed, context.private["venue"]["data_stream"]
+    if not settings.backfill or source_of(stream) is None:
+        return None
+    client = Client(settings.history or rest_of(stream), *credentials(context),
+                    per_minute=settings.backfill_rate)
+    return Backfill(client.page, stream, [row["symbol"].decode() for row in context.table],
+                    settings.backfill, settings.backfill_rows, settings.backfill_longest)
+
+
+def backfill_news(backfill: Backfill | None, log: Logger) -> Callable[[str | None], None]:
+    """What tells the log what became of gaps; called with why one could not be filled."""
+    gaps = cut = 0
+    told: set[str] = set()
+    before: str | None = None
+
+    def tell(trouble: str | None) -> None:
+        nonlocal gaps, cut, before
+        if backfill is None:
+            return
+        if trouble != before:
+            before = trouble
+            log.warning("a gap could not be filled", cause=trouble)
+        for kind in backfill.refused.keys() - told:
+            told.add(kind)
+            log.warning("gaps are not filled any more", kind=kind, cause=backfill.refused[kind])
+        if backfill.gaps > gaps:
+            gaps = backfill.gaps
+            log.info("a gap was asked for", gaps=gaps)
+        if backfill.cut > cut:
+            cut = backfill.cut
+            log.warning("a gap had more rows than feed.backfill_rows", times=cut)
+
+    return tell
+
+
+def source_news(source: SocketSource, log: Logger,
+                backfill: Backfill | None = None) -> Callable[[], None]:
     """What a loop calls now and then so that the log tells what becomes of its market data."""
-    down, said, complain = False, None, 1
+    down, said, complain, reports = False, None, 1, 0
+    filled = backfill_news(backfill, log)
 
     def tell() -> None:
-        nonlocal down, said, complain
+        nonlocal down, said, complain, reports
+        filled(source.trouble)
+        if source.reports > reports:
+            reports = source.reports
+            log.error("the market data stream reports", cause=source.report)
         errors = source.figures()["errors"]
         if errors >= complain:      # at 1, 2, 4, ...: a flood does not fill the disk
             log.warning("malformed market data", messages=errors)
@@ -294,7 +370,7 @@ def pipeline(context: Context) -> Exit:
     from hftpipe import reloader
     from hftpipe._host import WAIT_SLEEP, WAIT_SPIN, WAIT_YIELD, Host
     from hftpipe._stage_signal import SignalStage
-    sources: list[SocketSource] = []
+    sources: list[tuple[SocketSource, Backfill | None]] = []
 
     def source() -> SocketSource:
         from hftpipe.alpaca import session
@@ -303,11 +379,17 @@ def pipeline(context: Context) -> Exit:
         venue = context.private["venue"]
         key, secret = credentials(context)
         symbols = [row["symbol"].decode() for row in context.table]
+        channels = session.channels_of(venue["data_stream"], context.config.feed.bars)
+        backfill = feed_backfill(context)
         made = SocketSource(
-            lambda: session.open_data_stream(venue["data_stream"], key, secret, symbols),
-            Decoder(context.table))
+            lambda: session.open_data_stream(venue["data_stream"], key, secret, symbols, channels),
+            Decoder(context.table), first=context.config.feed.reconnect_first / 1e9,
+            longest=context.config.feed.reconnect_max / 1e9,
+            ping=context.config.feed.ping / 1e9,
+            silence=feed_watch(context.config, venue["data_stream"]),
+            backfill=backfill.fetch if backfill is not None else None)
         made.open()
-        sources.append(made)
+        sources.append((made, backfill))
         return made
 
     asked: list[Strategy] = []
@@ -329,7 +411,8 @@ def pipeline(context: Context) -> Exit:
     gc.freeze()                 # a collection with large libraries loaded costs milliseconds
     open_books(context, made)
     context.log.info("running", stages=list(context.stages), core=context.core)
-    turns: list[Callable[[], object]] = [source_news(one, context.log) for one in sources]
+    turns: list[Callable[[], object]] = [
+        source_news(one, context.log, backfill) for one, backfill in sources]
     desk = None
     for stage in made:
         if isinstance(stage, SignalStage):
@@ -348,7 +431,7 @@ def pipeline(context: Context) -> Exit:
     finally:
         if desk is not None:
             desk.close()
-        for one in sources:
+        for one, _ in sources:
             one.close()
     return Exit.OK
 
@@ -382,10 +465,44 @@ def feed(context: Context) -> Exit:
     return asyncio.run(_feed(context, stage, Feed, Decoder(context.table)))  # type: ignore[arg-type]
 
 
+async def _aside(call: Callable[..., Any], *args: Any) -> Any:
+    """What *call* gives, from a thread that the end of the process does not wait for."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = call(*args)
+        except BaseException as found:
+            error = found
+        with contextlib.suppress(RuntimeError):     # the loop is closed: nobody wants it any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, name="feed-backfill", daemon=True).start()
+    return await done
+
+
 async def _feed(context: Context, stage: FeedStage, feed_type: Any, decoder: Any) -> Exit:
+    import numpy
+
+    from hftpipe.alpaca import session
+    from hftpipe.alpaca.backfill import Missed
     venue = context.private["venue"]
     key, secret = credentials(context)
     block = context.control.stage(topology.INDEX["feed"])
+    backfill, missed = feed_backfill(context), Missed()
+    filled = backfill_news(backfill, context.log)
+    filling: set[asyncio.Task[None]] = set()
+    trouble: str | None = None
     waiting: deque[Any] = deque()       # records that found no credit, oldest first
     lost = False
     complain = 1
@@ -400,6 +517,7 @@ async def _feed(context: Context, stage: FeedStage, feed_type: Any, decoder: Any
         if len(waiting) > BACKLOG:      # a gap is honest, late prices are not
             waiting.clear()
             lost = True
+            missed.lost()
             context.log.error("links are full: market data dropped, books stale until resync")
 
     def retry() -> None:
@@ -409,7 +527,9 @@ async def _feed(context: Context, stage: FeedStage, feed_type: Any, decoder: Any
         while waiting and stage.put_many(waiting[0]):
             waiting.popleft()
         counters = decoder.counters()
+        filled(trouble)
         block.set("drops", counters["drops"])
+        block.set("ignored", counters["ignored"])
         block.set("errors", counters["errors"])
         if counters["errors"] >= complain:      # at 1, 2, 4, ...: a flood does not fill the disk
             context.log.warning("malformed market data", messages=counters["errors"])
@@ -419,20 +539,52 @@ async def _feed(context: Context, stage: FeedStage, feed_type: Any, decoder: Any
 
     def on_frame(payload: Any, ts_recv: int) -> None:
         block.count("frames")
-        push(decoder.records(payload, ts_recv) if binary
-             else decoder.records_json(bytes(payload), ts_recv))
+        records = (decoder.records(payload, ts_recv) if binary
+                   else decoder.records_json(bytes(payload), ts_recv))
+        push(records)
+        if len(records) and backfill is not None:
+            gap = missed.data(int(records[0]["ts_venue"]), int(records[-1]["ts_venue"]))
+            if gap is not None:
+                task = asyncio.create_task(fill(*gap))
+                filling.add(task)
+                task.add_done_callback(filling.discard)
 
+    async def fill(start: int, end: int) -> None:
+        nonlocal trouble
+        assert backfill is not None
+        try:
+            async with one_gap:
+                records = await _aside(backfill.fetch, start, end)
+        except (HftpipeError, OSError) as error:
+            trouble = str(error)
+            return
+        records["ts_recv"] = _clock.now_ns()
+        last = numpy.flatnonzero(records["flags"] & schema.MARKET_FLAG.LAST) + 1
+        for at in range(0, len(last), 64):          # whole messages, a few at a time
+            push(records[last[at - 1] if at else 0:last[min(at + 64, len(last)) - 1]])
+
+    def on_gap(ts_recv: int) -> None:
+        missed.lost()
+        push(decoder.gap(ts_recv))
+
+    one_gap = asyncio.Lock()
     binary = context.config.venue.encoding == "msgpack"
     client = feed_type(
         venue["data_stream"], key, secret, [row["symbol"].decode() for row in context.table],
-        on_frame, lambda ts_recv: push(decoder.gap(ts_recv)),
-        encoding=context.config.venue.encoding)
+        on_frame, on_gap,
+        channels=session.channels_of(venue["data_stream"], context.config.feed.bars),
+        encoding=context.config.venue.encoding, ping=context.config.feed.ping / 1e9,
+        first=context.config.feed.reconnect_first / 1e9,
+        longest=context.config.feed.reconnect_max / 1e9,
+        silence=feed_watch(context.config, venue["data_stream"]))
     stop = asyncio.Event()
     task = asyncio.create_task(client.run(stop))
     _settle(context, "feed", _control.RUNNING)
     await _beat(context, "feed",
                 lambda: bool(context.control.stop) or task.done(), retry)
     stop.set()
+    for one in tuple(filling):
+        one.cancel()
     await task                  # raises what ended it
     retry()
     _settle(context, "feed", _control.STOPPED)
@@ -552,8 +704,7 @@ def analyst(context: Context) -> Exit:
     """Figures for risk until the run ends."""
     from hftpipe.analyst.history import Bar, read_csv
     from hftpipe.analyst.run import Analyst, Estimate, Outbox, Sources, VenueTime
-    from hftpipe.analyst.session import Always, Calendar, NewYork, VenueClock, Watch, clock_time
-    from hftpipe.analyst.session import spans as spans_of
+    from hftpipe.analyst.session import Always, Calendar, VenueClock, Watch
     settings, control = context.config, context.control
     (stage,) = build.stages(("analyst",), context.links, settings, context.table, control=control)
     block = control.stage(topology.INDEX["analyst"])
@@ -596,11 +747,7 @@ def analyst(context: Context) -> Exit:
     venue = VenueClock() if settings.session.calendar == "venue" else None
     calendar: Calendar = Always()
     if settings.session.calendar == "nyse":
-        calendar = NewYork(
-            spans_of(settings.session.blackouts),
-            premarket=clock_time(settings.session.premarket),
-            aftermarket=datetime.timedelta(seconds=settings.session.aftermarket // 10**9),
-            known_until=datetime.date.fromisoformat(settings.session.known_until))
+        calendar = exchange_hours(settings)
     outbox = Outbox(stage.put_many, lambda: block.count("drops"))   # type: ignore[attr-defined]
     one = Analyst(
         outbox, Watch(venue.read if venue else lambda _, utc: calendar.at(utc),

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from hftpipe import schema
-from hftpipe.alpaca import stream
+from hftpipe.alpaca import session, stream
 from hftpipe.alpaca._codec import Decoder
 from hftpipe.alpaca.feed import Feed
 from hftpipe.errors import ConfigError, DataError
@@ -223,6 +223,34 @@ def test_what_may_pass_is_tried_again_without_a_gap(answers):
     drive(test, refuse, refuse, refuse, calm)
 
 
+def says(code):
+    async def script(c):
+        await greet(c)
+        await c.send([TRADE])
+        await c.send([{"T": "error", "code": code, "msg": session.MEANING.get(code, "?")}])
+        await c.send([TRADE])
+        await c.until_closed()
+    return script
+
+
+@pytest.mark.parametrize("code", [*session.CODES, 499])
+def test_each_error_code_of_a_live_stream_stops_backs_off_or_is_reported(code):
+    action = session.CODES.get(code, session.BACKOFF)
+    if action == session.STOP:
+        assert f"error {code}" in stopped(says(code))
+        return
+
+    async def test(feed, sink, server):
+        if action == session.REPORT:
+            await eventually(lambda: len(sink.frames) == 2)
+            assert feed.reports == 1 and feed.live and len(server.clients) == 1
+        else:
+            await eventually(lambda: len(server.clients) == 2 and feed.live)
+            assert len(sink.gaps) == 1 and f"error {code}" in str(feed.last_error)
+
+    drive(test, says(code), calm)
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 302])
 def test_handshake_refusals_that_may_pass(status):
     async def refuse(c):
@@ -323,7 +351,7 @@ def test_a_mute_socket_is_left_when_data_are_due_and_only_then():
         await eventually(lambda: len(server.clients) == 2 and feed.live)
         assert "no data for" in str(feed.last_error) and len(sink.gaps) == 1
 
-    drive(test, mute, silence=0.05, in_session=lambda: due)
+    drive(test, mute, silence=lambda: 0.05 if due else None)
 
 
 def test_pings_go_out_and_a_peer_that_does_not_answer_is_left():

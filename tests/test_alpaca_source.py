@@ -1,5 +1,6 @@
 """A feed received in the loop gives every record, and a GAP the moment anything was lost."""
 import asyncio
+import threading
 from functools import partial
 
 import msgspec
@@ -46,7 +47,8 @@ def drive(request):
     return partial(drive_with, authority=ca, context=ca.server())
 
 
-def drive_with(until, *scripts, ping=10.0, authority=None, context=None):
+def drive_with(until, *scripts, ping=10.0, authority=None, context=None, first=0.001,
+               longest=0.01, silence=None):
     """Kinds of the records that came until *until(kinds, source)*, from a loop in a thread."""
     trust = Trust(authority.file) if authority else None
 
@@ -55,7 +57,7 @@ def drive_with(until, *scripts, ping=10.0, authority=None, context=None):
             source = SocketSource(
                 lambda: session.open_data_stream(f"{server.ws}/", "k", "s", SYMBOLS, timeout=2.0,
                                                  trust=trust),
-                Decoder(SYMBOLS), first=0.001, longest=0.01, ping=ping)
+                Decoder(SYMBOLS), first=first, longest=longest, ping=ping, silence=silence)
 
             def loop():
                 producer, consumer = pair(schema.MARKET, 4096)
@@ -180,3 +182,124 @@ def test_what_may_pass_is_tried_again_and_what_cannot_stops_the_stage(drive):
 
 def raise_it(error):
     raise error
+
+
+def says(code):
+    async def script(c):
+        await greet(c)
+        await c.send([QUOTE])
+        await c.send([{"T": "error", "code": code, "msg": session.MEANING.get(code, "?")}])
+        await c.send([QUOTE])
+        await c.until_closed()
+    return script
+
+
+def test_every_error_code_of_the_reference_has_a_class_and_a_meaning():
+    assert set(session.CODES) == set(session.MEANING) == {*range(400, 414), 500}
+
+
+CLASSES = {action: [c for c, a in session.CODES.items() if a == action]
+           for action in (session.STOP, session.BACKOFF, session.REPORT)}
+
+
+@pytest.mark.parametrize("code", [*CLASSES[session.BACKOFF], 499])
+def test_a_code_to_back_off_from_ends_the_connection(drive, code):
+    def until(kinds, source):
+        return source.connections == 2 and kinds[-3:] == FRESH
+
+    kinds, source = drive(until, says(code), quote_then_calm)
+    assert f"error {code}" in source.closed and source.error is None
+    assert GAPS == [k for k in kinds if k == K.GAP]
+
+
+@pytest.mark.parametrize("code", CLASSES[session.STOP])
+def test_a_code_to_stop_at_ends_the_stage(drive, code):
+    _, source = drive(lambda kinds, source: source.error is not None, says(code))
+    assert source.error.final and f"error {code}" in str(source.error)
+    assert not source.connected and source.connections == 1
+
+
+@pytest.mark.parametrize("code", CLASSES[session.REPORT])
+def test_a_code_to_report_changes_nothing(drive, code):
+    kinds, source = drive(lambda kinds, source: len(kinds) == 5 and source.reports == 1, says(code))
+    assert kinds == FRESH + NEXT and f"error {code}" in source.report
+    assert source.closed is None and source.connections == 1 and source.error is None
+
+
+def test_a_mute_connection_is_left_when_data_are_due_and_only_then(drive):
+    due, asked = False, 0
+
+    def silence():
+        nonlocal asked
+        asked += 1
+        return 0.05 if due else None
+
+    def until(kinds, source):
+        nonlocal due
+        due = due or asked > 500                # many looks, none of them in session
+        return source.connections == 2 and kinds[-3:] == FRESH
+
+    kinds, source = drive(until, quote_then_calm, quote_then_calm, silence=silence)
+    assert kinds == FRESH + GAPS + FRESH and source.closed.startswith("no data for")
+
+
+def test_waits_double_to_their_longest_and_start_again_only_after_data(drive, monkeypatch):
+    waits = []
+
+    class Event(threading.Event):
+        def wait(self, timeout=None):
+            if timeout is not None and threading.current_thread().name == "feed-connect":
+                waits.append(timeout)
+                return super().wait(0)
+            return super().wait(timeout)
+
+    monkeypatch.setattr(threading, "Event", Event)
+
+    async def taken_and_dropped(c):             # a handshake is no data
+        await greet(c)
+        c.writer.close()
+
+    async def data_then_end(c):
+        await greet(c)
+        await c.send([QUOTE])
+        c.writer.close()
+
+    drive(lambda kinds, source: source.connections == 12 and kinds[-3:] == FRESH,
+          *[taken_and_dropped] * 10, data_then_end, quote_then_calm, first=0.25, longest=30.0)
+    assert len(waits) == 11
+    for i, wait in enumerate(waits[:10]):
+        top = min(0.25 * 2 ** i, 30.0)
+        assert top / 2 <= wait <= top
+    assert 0.125 <= waits[10] <= 0.25           # far below the two seconds of a first reconnect
+
+
+@pytest.mark.parametrize("url, wanted", [
+    ("wss://stream.data.alpaca.markets/v2/iex", ("trades", "quotes", "statuses", "lulds")),
+    ("wss://stream.data.alpaca.markets/v2/sip/", ("trades", "quotes", "statuses", "lulds")),
+    ("ws://127.0.0.1:1/v2/test", ("trades", "quotes")),
+    ("ws://127.0.0.1:1/v1beta3/crypto/us", ("trades", "quotes", "orderbooks")),
+    ("ws://127.0.0.1:1/", ("trades", "quotes"))])
+def test_a_run_subscribes_to_all_that_its_stream_has(url, wanted):
+    assert session.channels_of(url) == wanted
+
+
+@pytest.mark.parametrize("refusals", [1, 9])
+def test_a_ghost_of_the_session_before_is_waited_for(drive, refusals):
+    """406 until the venue has forgotten the dead one: at the start, and after a loss."""
+    async def ghost(c):
+        await c.upgrade()
+        await c.send([{"T": "success", "msg": "connected"}])
+        await c.receive()
+        await c.send([{"T": "error", "code": 406, "msg": "connection limit exceeded"}])
+        await c.until_closed()
+
+    async def drop(c):
+        await greet(c)
+        await c.send([QUOTE])
+        c.writer.close()
+
+    kinds, source = drive(lambda kinds, source: len(kinds) == 8, *[ghost] * refusals, drop,
+                          *[ghost] * refusals, quote_then_calm)
+    assert kinds == FRESH + GAPS + FRESH
+    assert source.connections == 2 and source.error is None
+

@@ -72,6 +72,12 @@ orders = st.builds(
                                   K.REPLACE_FROM, K.REPLACE_TO]),
     side=st.sampled_from([1, -1]), price=st.one_of(near, near, far), qty=st.integers(1, 9),
     ref=st.integers(1, 40))
+prints = st.builds(
+    record, kind=st.sampled_from([K.TRADE, K.TRADE, K.BUST, K.BUST, K.FIX, K.STATUS, K.GAP, K.BAND,
+                                  K.QUOTE]),
+    side=st.sampled_from([1, -1]), price=st.integers(3, 5).map(lambda t: t * TICK),
+    qty=st.integers(0, 2), ref=st.integers(0, 3),
+    flags=st.sampled_from([0, LAST, LAST, LAST, LAST | F.BACKFILLED]))
 levels = st.builds(record, kind=st.just(K.LEVEL), side=st.sampled_from([1, -1]),
                    price=st.one_of(near, far), qty=st.integers(0, 3))
 
@@ -85,6 +91,13 @@ def test_any_records(sequence):
 
 @given(st.lists(orders, max_size=120))
 def test_order_feed(sequence):
+    pair = Pair()
+    for m in sequence:
+        pair(m)
+
+
+@given(st.lists(prints, max_size=150))
+def test_trades_taken_back_halts_and_bands(sequence):
     pair = Pair()
     for m in sequence:
         pair(m)
@@ -257,6 +270,108 @@ def test_halt_and_resume():
     apply = Pair()
     assert apply(K.STATUS, ref=0).flags & B.HALTED
     assert not apply(K.STATUS, ref=1).flags & B.HALTED
+
+
+def test_a_halt_that_a_gap_left_open_ends_with_a_print_or_a_word():
+    apply = Pair()
+    apply(K.STATUS, ref=0)
+    apply(K.TRADE, 1, 100 * TICK, 5)
+    assert apply.book.flags & B.HALTED              # late prints come in a halt
+    apply(K.GAP)
+    assert apply.book.flags & B.HALTED              # who knows: closed
+    apply(K.TRADE, 1, 100 * TICK, 5, flags=LAST | F.BACKFILLED)
+    assert apply.book.flags & B.HALTED              # that was before
+    apply(K.TRADE, 1, 100 * TICK, 5)
+    assert not apply.book.flags & B.HALTED
+    apply(K.STATUS, ref=0)
+    apply(K.GAP)
+    assert not apply(K.STATUS, ref=1).flags & B.HALTED
+    apply(K.GAP)
+    assert not apply.book.flags & B.HALTED
+
+
+def test_a_book_at_its_band_is_limited():
+    apply = Pair()
+    apply(K.QUOTE, BID, 100 * TICK, 5)
+    apply(K.BAND, 1, 105 * TICK, flags=0)
+    assert not apply(K.BAND, -1, 95 * TICK).flags & B.LIMITED   # one side is not known yet
+    assert not apply(K.QUOTE, ASK, 101 * TICK, 5).flags & B.LIMITED
+    assert apply(K.QUOTE, BID, 105 * TICK, 5).flags & B.LIMITED
+    assert not apply(K.QUOTE, BID, 105 * TICK - TICK, 5).flags & B.LIMITED
+    assert apply(K.QUOTE, ASK, 95 * TICK, 5).flags & B.LIMITED
+    assert not apply(K.QUOTE, ASK, 0, 0).flags & B.LIMITED      # nobody sells: empty, not at it
+    apply(K.QUOTE, ASK, 94 * TICK, 5)
+    assert apply.book.flags & B.LIMITED
+    assert not apply(K.BAND, -1, 0).flags & B.LIMITED           # no band any more
+    apply(K.BAND, 1, 99 * TICK)
+    assert apply.book.flags & B.LIMITED
+    apply(K.GAP)
+    apply(K.QUOTE, BID, 105 * TICK, 5)
+    assert not apply(K.QUOTE, ASK, 106 * TICK, 5).flags & B.LIMITED     # not told since the gap
+    apply(K.BAND, 0, 105 * TICK)
+    apply(K.BAND, 1, -TICK)
+    assert apply.book.counters["invalid"] == 2
+
+
+def last(book):
+    view = book.view()
+    return view["last_price"], view["last_qty"], view["last_side"], view["volume"]
+
+
+def test_a_trade_taken_back_is_no_last_trade_and_no_volume():
+    apply = Pair()
+    apply(K.TRADE, 1, 100 * TICK, 5, 1)
+    apply(K.TRADE, -1, 101 * TICK, 7, 2)
+    apply(K.TRADE, 1, 102 * TICK, 9, 3)
+    assert last(apply(K.BUST, 0, 101 * TICK, 7, 2)) == (102 * TICK, 9, 1, 14)
+    assert last(apply(K.BUST, 0, 102 * TICK, 9, 3)) == (100 * TICK, 5, 1, 5)
+    assert not apply.book.flags & B.TRADE
+    assert last(apply(K.BUST, 0, 102 * TICK, 9, 3)) == (100 * TICK, 5, 1, 5)    # told twice
+    assert last(apply(K.BUST, 0, 100 * TICK, 6, 1)) == (100 * TICK, 5, 1, 5)    # another one's id
+    assert last(apply(K.BUST, 0, 100 * TICK, 5, 1)) == (0, 0, 0, 0)
+    assert apply.book.counters["unknown_trade"] == 2
+
+
+def test_a_correction_puts_another_trade_in_the_place_of_the_one_taken_back():
+    apply = Pair()
+    apply(K.TRADE, 1, 100 * TICK, 5, 1)
+    apply(K.TRADE, -1, 101 * TICK, 7, 2)
+    apply(K.BUST, 0, 100 * TICK, 5, 1, flags=0)
+    assert last(apply(K.FIX, 0, 99 * TICK, 4, 9)) == (101 * TICK, 7, -1, 11)    # not the newest
+    apply(K.BUST, 0, 101 * TICK, 7, 2, flags=0)
+    assert last(apply(K.FIX, 0, 98 * TICK, 7, 2)) == (98 * TICK, 7, -1, 11)
+    apply(K.BUST, 0, 98 * TICK, 7, 2, flags=0)                                  # corrected again
+    assert last(apply(K.FIX, 0, 97 * TICK, 1, 2)) == (97 * TICK, 1, -1, 5)
+    assert last(apply(K.FIX, 0, 96 * TICK, 1, 3)) == (97 * TICK, 1, -1, 5)      # of nothing
+    apply(K.BUST, 0, 97 * TICK, 1, 2)
+    apply(K.STATUS, ref=1)
+    assert last(apply(K.FIX, 0, 96 * TICK, 1, 2)) == (99 * TICK, 4, 1, 4)       # not the next one
+    assert apply.book.counters["unknown_trade"] == 2
+
+
+def test_a_trade_is_remembered_for_64_more():
+    apply = Pair()
+    for n in range(65):
+        apply(K.TRADE, 1, (100 + n) * TICK, 1, n)
+    assert last(apply(K.BUST, 0, 100 * TICK, 1, 0)) == (164 * TICK, 1, 1, 65)
+    assert last(apply(K.BUST, 0, 101 * TICK, 1, 1)) == (164 * TICK, 1, 1, 64)
+    assert apply.book.counters["unknown_trade"] == 1
+
+
+def test_what_was_backfilled_is_counted_and_moves_nothing():
+    apply = Pair()
+    apply(K.QUOTE, BID, 100 * TICK, 5)
+    apply(K.QUOTE, ASK, 101 * TICK, 5)
+    apply(K.TRADE, 1, 101 * TICK, 2, 7)
+    before = apply.book.view()
+    late = LAST | F.BACKFILLED
+    apply(K.TRADE, 1, 90 * TICK, 3, 5, flags=late)
+    assert apply.book.view() == before | {"volume": 5, "flags": before["flags"] & ~B.TRADE}
+    apply(K.TRADE, 1, 101 * TICK, 2, 7, flags=late)         # the stream had said it
+    for kind in (K.QUOTE, K.LEVEL, K.CLEAR, K.STATUS, K.BAND, K.BUST, K.GAP, K.BAR_OPEN):
+        apply(kind, 1, 100 * TICK, 1, flags=late)
+    assert apply.book.view() == before | {"volume": 5, "flags": before["flags"] & ~B.TRADE}
+    assert apply.book.counters["unknown_trade"] == 1
 
 
 def test_level_total_below_its_orders():

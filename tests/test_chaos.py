@@ -536,6 +536,79 @@ def test_faults_begin_with_the_first_order_and_end(tmp_path):
     chaos_test(tmp_path, test, error_500=ALWAYS, chaos={"begin": "order", "stop": "500ms"})
 
 
+# ---------------------------------------------------------------- the tape
+
+async def until_seen(stream, *wanted):
+    """Messages by kind, until each of *wanted* is there."""
+    seen = {}
+    while not set(wanted) <= seen.keys():
+        for message in await stream.some():
+            seen.setdefault(message["T"], []).append(message)
+    return seen
+
+
+def test_an_instrument_is_halted_and_trades_again(tmp_path):
+    async def test(venue, client):
+        async with client.login(packed=False, statuses=["*"]) as stream:
+            codes = []
+            while codes.count("T") < 2:
+                codes += [m["sc"] for m in await stream.some()]
+            first = next(i for i, c in enumerate(codes) if c != "T")
+            pairs = codes[first:first + 4]
+            assert pairs[1::2] == ["T", "T"] and set(pairs[::2]) <= {"H", "P"}
+    log = chaos_test(tmp_path, test, halt={"every": "100ms", "for": "20ms"})
+    assert {line["hit"] for line in of(log, "halt")} <= {"ACME", "BOLT", "CRUX"}
+
+
+def test_an_instrument_is_at_its_band_and_not_any_more(tmp_path):
+    async def test(venue, client):
+        async with client.login(packed=False, lulds=["*"]) as stream:
+            narrow, wide = None, None
+            while wide is None:
+                for message in await stream.some():
+                    bid = float(top(venue, message["S"])[0])
+                    if message["u"] < bid:
+                        narrow = message
+                    elif narrow is not None and narrow["S"] == message["S"]:
+                        wide = message
+            assert wide["u"] > bid and wide["d"] < bid and wide["i"] == "B"
+    log = chaos_test(tmp_path, test, band={"every": "100ms", "for": "20ms"})
+    assert of(log, "band")
+
+
+def test_trades_are_corrected_or_cancelled(tmp_path):
+    async def test(venue, client):
+        async with client.login(packed=False, trades=["*"]) as stream:
+            seen = await until_seen(stream, "c", "x", "t")
+            traded = {(m["S"], m["i"]): m for m in seen["t"]}
+            for message in seen["x"]:
+                trade = traded.get((message["S"], message["i"]))
+                assert message["a"] in "CE" and (trade is None or (
+                    trade["p"], trade["s"]) == (message["p"], message["s"]))
+            for message in seen["c"]:
+                assert message["oi"] == message["ci"] and message["cp"] > message["op"]
+    log = chaos_test(tmp_path, test, config=replace(STILL, rate=2000.0),
+                     correct={"every": "50ms"})
+    assert len(of(log, "correct")) >= 2
+
+
+def test_a_bar_is_told_again_with_a_trade_more(tmp_path):
+    async def test(venue, client):
+        await until(lambda: venue.exchange.step(utc_ns()) or venue.tape.trade(0), "a trade")
+        async with client.login(packed=False, bars=["*"], updatedBars=["*"]) as stream:
+            venue.iex.close_minute(utc_ns() + 60 * NANO)
+            venue.sip.close_minute(utc_ns() + 60 * NANO)
+            seen = await until_seen(stream, "b", "u")
+            bars = {m["S"]: m for m in seen["b"]}
+            for message in seen["u"]:
+                before = bars[message["S"]]
+                assert message["t"] == before["t"] and message["n"] > before["n"]
+                bars[message["S"]] = message
+    log = chaos_test(tmp_path, test, config=replace(STILL, rate=2000.0),
+                     restate={"every": "50ms"})
+    assert of(log, "restate")
+
+
 # ---------------------------------------------------------------- profiles
 
 @pytest.mark.parametrize("name", PROFILES)

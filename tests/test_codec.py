@@ -53,6 +53,26 @@ def book(bids, asks, **more) -> dict:
             "a": [{"p": p, "s": s} for p, s in asks], **more}
 
 
+def bands(**more) -> dict:
+    return {"T": "l", "S": "AAPL", "u": 3.24, "d": 2.65, "i": "B", "t": ext(WHEN_NS), "z": "C",
+            **more}
+
+
+def correction(**more) -> dict:
+    return {"T": "c", "S": "AAPL", "x": "V", "oi": 71, "op": 10.03, "os": 100, "oc": ["@"],
+            "ci": 72, "cp": 10.02, "cs": 90, "cc": ["@", "I"], "z": "C", "t": ext(WHEN_NS), **more}
+
+
+def cancel(**more) -> dict:
+    return {"T": "x", "S": "AAPL", "i": 71, "x": "V", "p": 10.03, "s": 100, "a": "C", "z": "C",
+            "t": ext(WHEN_NS), **more}
+
+
+def bar(kind="b", **more) -> dict:
+    return {"T": kind, "S": "AAPL", "o": 10.0, "h": 10.5, "l": 9.5, "c": 10.25, "v": 1200, "n": 17,
+            "vw": 10.123456789, "t": ext(WHEN_NS), **more}
+
+
 def in_json(message: dict) -> dict:
     return {**message, "t": WHEN} if "t" in message else message
 
@@ -129,7 +149,72 @@ def test_status_that_changes_nothing_is_ignored(code):
     assert found == [] and decoder.counters()["ignored"] == 1
 
 
-@pytest.mark.parametrize("kind", ["b", "u", "d", "l", "i", "c", "x", "n", "p", "zz"])
+@pytest.mark.parametrize("indicator", ["A", "B", "C", "E", "G", " ", ""])
+def test_price_bands_are_the_most_a_buyer_and_the_least_a_seller_may_pay(indicator):
+    found, _ = both([bands(i=indicator)])
+    ref = ord(indicator) if indicator else 0
+    assert found == [(K.BAND, 1, 3_240_000_000, 0, ref, 0, 0, WHEN_NS),
+                     (K.BAND, -1, 2_650_000_000, 0, ref, 0, LAST, WHEN_NS)]
+
+
+@pytest.mark.parametrize("indicator", ["D", "F"])
+def test_bands_that_do_not_bind_are_none(indicator):
+    found, _ = both([bands(i=indicator)])
+    assert [(r[0], r[1], r[2]) for r in found] == [(K.BAND, 1, 0), (K.BAND, -1, 0)]
+
+
+def test_a_band_may_be_missing_on_one_side_and_the_indicator_at_all():
+    message = bands(d=0)
+    del message["i"]
+    found, _ = both([message])
+    assert [(r[2], r[4]) for r in found] == [(3_240_000_000, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("action", ["C", "E"])
+def test_a_cancelled_trade_is_named_by_id_price_and_size(action):
+    found, _ = both([cancel(a=action, i=2**63 + 5)])
+    assert found == [(K.BUST, 0, 10_030_000_000, 100 * 10**9, 2**63 + 5, 0, LAST, WHEN_NS)]
+
+
+def test_a_corrected_trade_is_taken_back_and_another_put_in_its_place():
+    found, _ = both([correction()])
+    assert found == [(K.BUST, 0, 10_030_000_000, 100 * 10**9, 71, 0, 0, WHEN_NS),
+                     (K.FIX, 0, 10_020_000_000, 90 * 10**9, 72, 0, LAST, WHEN_NS)]
+
+
+@pytest.mark.parametrize("kind", ["b", "u", "d"])
+def test_a_bar_is_four_records(kind):
+    found, _ = both([bar(kind)])
+    assert found == [(K.BAR_OPEN, 0, 10 * 10**9, 1200 * 10**9, 17, 0, 0, WHEN_NS),
+                     (K.BAR_HIGH, 0, 10_500_000_000, 0, ord(kind), 0, 0, WHEN_NS),
+                     (K.BAR_LOW, 0, 9_500_000_000, 0, 0, 0, 0, WHEN_NS),
+                     (K.BAR_CLOSE, 0, 10_250_000_000, 0, 10_123_456_789, 0, LAST, WHEN_NS)]
+
+
+def test_a_crypto_bar_without_trades_has_mid_prices_and_no_average():
+    message = bar(S="BTC/USD", v=0.0, n=0)
+    del message["vw"]
+    found, _ = both([message])
+    assert [r[3:5] for r in found] == [(0, 0), (0, ord("b")), (0, 0), (0, 0)]
+
+
+def test_the_smallest_messages_fit_what_is_claimed_for_them():
+    """The bound that decides whether records are counted before any is written holds."""
+    for message in ({"T": "b", "S": "A", "o": 1, "h": 1, "l": 1, "c": 1, "v": 1},
+                    {"T": "o", "S": "A", "b": [{"p": 1, "s": 1}] * 14, "a": [], "r": True},
+                    {"T": "l", "S": "A", "u": 1, "d": 1}):
+        frame = pack([message] * 100)
+        wanted = len(Decoder(SYMBOLS).records(frame))
+        for room in (wanted - 1, wanted, wanted + 1):
+            decoder = Decoder(SYMBOLS, room=room)
+            if room < wanted:
+                with pytest.raises(DataError, match=f"{wanted} records, room for {room}"):
+                    decoder.records(frame)
+            else:
+                assert len(decoder.records(frame)) == wanted
+
+
+@pytest.mark.parametrize("kind", ["i", "n", "p", "zz", "B", "X", "\x14"])
 def test_other_types_are_counted_and_skipped_whatever_they_hold(kind):
     odd = {"T": kind, "S": ["no", {"string": [1, 2, [3]]}], "p": "text", "s": None, "a": "C",
            "b": 3.5, "r": 7, "sc": 1, "i": "x"}
@@ -156,6 +241,12 @@ BAD = [
     book([(-1, 1)], []), book([(1, -1)], []), book([(0, 1)], []), book([(1, 1)], [], r=1),
     book([(1, 1)], [], r="yes"), {**book([], []), "b": None}, {**book([], []), "a": [1]},
     {**book([], []), "a": [{"p": 1}]}, {"T": "o", "S": "BTC/USD", "b": []},
+    bands(u=-1), bands(d="x"), bands(i="AB"), bands(i=5), {"T": "l", "S": "AAPL", "u": 1},
+    cancel(p=0), cancel(s=0), cancel(i=-1), cancel(i="71"), cancel(i=None), cancel(p=None),
+    correction(op=0), correction(os=0), correction(cp=0), correction(cs=0), correction(oi=-1),
+    correction(ci=1.5), correction(ci=None), correction(cp="x"), bar(o=0), bar(l=0), bar(c=0),
+    bar(h=9.4), bar(v=-1), bar(n=-1), bar(n=1.5), bar(vw="x"), bar("u", c=["@"]), bar("d", c=None),
+    {"T": "b", "S": "AAPL", "o": 1, "h": 1, "l": 1, "c": 1},
     {"T": "s", "S": "AAPL"}, {"T": "s", "S": "AAPL", "sc": 5}, {"T": ""}, {"T": 5}, {}, {"S": "A"},
     {k: v for k, v in trade().items() if k != "p"}, {k: v for k, v in quote().items() if k != "as"},
 ]
@@ -207,14 +298,20 @@ def test_messages_of_the_documentation():
         frames.append(eval(source, {"timestamp": ext(WHEN_NS)}))  # literals of a fixture
     decoder = Decoder(["AAPL", "SPIP", "BTC/USD", "STRR", "DJT"])
     found = rows(decoder.records(pack(frames)))
+    bars = (K.BAR_OPEN, K.BAR_HIGH, K.BAR_LOW, K.BAR_CLOSE)
+    assert [r[0] for r in found if r[0] in bars] == list(bars) * 2 and len(found) == 16
+    assert (found[0][2], found[1][2], found[2][2], found[3][2]) == (
+        177_940_000_000, 178_005_000_000, 177_940_000_000, 178_005_000_000)
+    found = [r for r in found if r[0] not in bars]
     assert [(r[0], r[2], r[3], r[4], r[5]) for r in found] == [
         (K.TRADE, 177_790_000_000, 90 * 10**9, 6142, 0),
         (K.CLEAR, 0, 0, 0, 1), (K.QUOTE, 25_410_000_000, 35 * 10**9, 0, 1),
         (K.QUOTE, 25_430_000_000, 35 * 10**9, 0, 1),
         (K.LEVEL, 65_128_100_000_000, 1_654_200_000, 0, 2),
-        (K.LEVEL, 65_128_100_000_000, 1_654_200_000, 0, 2), (K.STATUS, 0, 0, 1, 3)]
+        (K.LEVEL, 65_128_100_000_000, 1_654_200_000, 0, 2), (K.STATUS, 0, 0, 1, 3),
+        (K.BUST, 36_180_000_000, 31_800 * 10**9, 4868, 4)]
     counters = decoder.counters()
-    assert (counters["ignored"], counters["errors"], counters["drops"]) == (4, 0, 0)
+    assert (counters["ignored"], counters["errors"], counters["drops"]) == (1, 0, 0)
 
 
 def test_recorded_historical_rows_read_the_same_as_stream_messages():
@@ -444,15 +541,26 @@ VALUES = {
     "bs": NUMBERS, "ap": NUMBERS, "as": NUMBERS, "b": LEVELS, "a": LEVELS,
     "r": st.one_of(st.booleans(), st.none()), "sc": st.sampled_from(["T", "H", "5", ""]),
     "tks": st.sampled_from(["B", "S", ""]), "code": st.integers(-5, 500), "c": JUNK, "zzzz": JUNK,
+    "n": st.integers(0, 10**6), "oi": st.integers(-1, 2**64 - 1), "ci": st.integers(0, 2**64 - 1),
+    **{k: NUMBERS for k in ("u", "d", "o", "h", "l", "v", "vw", "op", "os", "cp", "cs")},
 }
 NOISE = st.one_of(
     st.fixed_dictionaries({}, optional=VALUES),
     st.dictionaries(st.sampled_from(sorted(VALUES)), JUNK), JUNK,
     st.fixed_dictionaries({"T": st.sampled_from("tqo"), "S": st.sampled_from(SYMBOLS), **{
-        k: VALUES[k] for k in ("t", "p", "s", "bp", "bs", "ap", "as", "b", "a")}}))
+        k: VALUES[k] for k in ("t", "p", "s", "bp", "bs", "ap", "as", "b", "a")}}),
+    st.fixed_dictionaries({"T": st.sampled_from("lcxbud"), "S": st.sampled_from(SYMBOLS), **{
+        k: VALUES[k] for k in ("t", "p", "s", "i", "u", "d", "o", "h", "l", "v", "n", "vw", "oi",
+                               "op", "os", "ci", "cp", "cs")}, "c": NUMBERS}))
 GOOD = st.one_of(
     st.builds(lambda p, s: trade(p=p, s=s), st.floats(0.01, 1e6), st.integers(0, 10**6)),
     st.builds(lambda p, s: quote(bp=p, ap=p + s), st.floats(0.01, 1e6), st.floats(0, 1)),
+    st.builds(lambda u, d, i: bands(u=u, d=d, i=i), st.floats(1, 9), st.floats(0, 1),
+              st.sampled_from(["A", "B", "D", "F", ""])),
+    st.builds(lambda p, n: correction(op=p, ci=n), st.floats(0.01, 1e6), st.integers(0, 2**64 - 1)),
+    st.builds(lambda p, n: cancel(p=p, i=n), st.floats(0.01, 1e6), st.integers(0, 2**64 - 1)),
+    st.builds(lambda k, p, v: bar(k, h=p, l=p, v=v), st.sampled_from("bud"), st.floats(0.01, 1e6),
+              st.floats(0, 1e9)),
     st.builds(lambda r: book([(1.5, 2)], [(1.6, 0.1)], r=r), st.booleans()))
 FRAMES = st.lists(st.one_of(NOISE, GOOD), max_size=6).map(pack)
 
@@ -497,7 +605,8 @@ def test_equals_the_twin_on_noise(noise):
 
 
 def test_no_truncation_of_a_frame_reads_beyond_it():
-    frame = pack([quote(), trade(), book([(1, 1)], [(2, 2)], r=True)])
+    frame = pack([quote(), trade(), book([(1, 1)], [(2, 2)], r=True), bands(), correction(),
+                  cancel(), bar()])
     for size in range(len(frame)):
         exact = bytes(bytearray(frame[:size]))       # own block: a sanitizer sees each step over
         with pytest.raises(DataError):
@@ -508,10 +617,11 @@ JSON_NUMBERS = st.one_of(st.integers(0, 10**9), st.floats(0, 1e9), st.floats(-1,
 
 
 @given(st.lists(st.fixed_dictionaries(
-    {"T": st.sampled_from(["t", "q", "o", "s", "b"]), "S": st.sampled_from([*SYMBOLS, "MSFT"])},
-    optional={k: JSON_NUMBERS if k in ("p", "s", "bp", "bs", "ap", "as") else v
-              for k, v in VALUES.items() if k in ("p", "s", "i", "bp", "bs", "ap", "as", "r", "sc",
-                                                  "tks")} | {
+    {"T": st.sampled_from([*"tqosblcxud"]), "S": st.sampled_from([*SYMBOLS, "MSFT"])},
+    optional={k: JSON_NUMBERS if v is NUMBERS else v
+              for k, v in VALUES.items() if k not in ("T", "S", "t", "b", "a", "c", "code",
+                                                      "zzzz")} | {
+        "c": JSON_NUMBERS,
         "t": st.just(WHEN),
         "b": st.lists(st.fixed_dictionaries({"p": JSON_NUMBERS, "s": JSON_NUMBERS}), max_size=3),
         "a": st.lists(st.fixed_dictionaries({"p": JSON_NUMBERS, "s": JSON_NUMBERS}), max_size=3)}),

@@ -70,7 +70,7 @@ def test_malformed_market_data_is_said_at_1_2_4_and_so_on():
 
         def counters(self):
             self.errors += 1
-            return {"drops": 0, "errors": self.errors}
+            return {"drops": 0, "ignored": 0, "errors": self.errors}
 
     class Feed:
         live, reconnects = True, 0
@@ -91,15 +91,45 @@ def test_malformed_market_data_is_said_at_1_2_4_and_so_on():
 
 def test_what_becomes_of_a_feed_in_the_loop_is_said_once_each():
     said, made = context(Page(0))
-    source = SimpleNamespace(connected=True, closed=None, connections=1, errors=0)
+    source = SimpleNamespace(connected=True, closed=None, connections=1, errors=0, reports=0,
+                             report=None, trouble=None)
     source.figures = lambda: {"errors": source.errors}
     tell = worker.source_news(source, made.log)
     for change in ({}, {"connected": False, "closed": "lost"}, {}, {"closed": "refused"},
-                   {"connected": True, "connections": 2}, {}, {"errors": 1}, {"errors": 3}, {}):
+                   {"connected": True, "connections": 2}, {}, {"errors": 1}, {"errors": 3}, {},
+                   {"reports": 1, "report": "the venue answered error 405"}, {}):
         vars(source).update(change)
         tell()
     assert said == [
         ("market data lost", {"cause": "lost"}),
         ("no connection for market data", {"cause": "refused"}),
         ("market data are back", {"reconnects": 1}),
-        ("malformed market data", {"messages": 1}), ("malformed market data", {"messages": 3})]
+        ("malformed market data", {"messages": 1}), ("malformed market data", {"messages": 3}),
+        ("the market data stream reports", {"cause": "the venue answered error 405"})]
+
+
+def test_what_becomes_of_gaps_is_said_once_each():
+    said, made = context(Page(0))
+    backfill = SimpleNamespace(gaps=0, cut=0, refused={})
+    tell = worker.backfill_news(backfill, made.log)
+    for change, trouble in (({}, None), ({"gaps": 1}, None), ({}, None), ({"gaps": 2}, "no page"),
+                            ({}, "no page"), ({"cut": 1}, "no page"),
+                            ({"refused": {"trades": "HTTP 403"}}, "no page"), ({}, "no page")):
+        vars(backfill).update(change)
+        tell(trouble)
+    assert said == [
+        ("a gap was asked for", {"gaps": 1}), ("a gap could not be filled", {"cause": "no page"}),
+        ("a gap was asked for", {"gaps": 2}),
+        ("a gap had more rows than feed.backfill_rows", {"times": 1}),
+        ("gaps are not filled any more", {"kind": "trades", "cause": "HTTP 403"})]
+    worker.backfill_news(None, made.log)("nobody asks")
+
+
+def test_a_stream_without_history_is_not_asked_for():
+    _, made = context(Page(0))
+    for stream, wanted in (("", False), ("ws://127.0.0.1:1/v2/test", False),
+                           ("ws://127.0.0.1:1/v2/iex", True)):
+        made.private["venue"]["data_stream"] = stream
+        assert (worker.feed_backfill(made) is not None) is wanted
+    made.config = config.loads("[feed]\nbackfill = []")
+    assert worker.feed_backfill(made) is None

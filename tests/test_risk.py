@@ -197,7 +197,9 @@ def test_stale_data():
     assert desk.check(now=NOW + age + 1) == "STALE_DATA"
     assert (desk.verdict["limit"], desk.verdict["value"]) == (age, age + 1)
     for flag, wanted in ((B.STALE, "STALE_DATA"), (B.CROSSED, "STALE_DATA"),
-                         (B.HALTED, "STALE_DATA"), (B.EMPTY, "STALE_DATA"),
+                         (B.HALTED, "TRADING_HALT"), (B.EMPTY, "STALE_DATA"),
+                         (B.LIMITED, "PRICE_BAND"), (B.HALTED | B.STALE, "TRADING_HALT"),
+                         (B.HALTED | B.LIMITED, "TRADING_HALT"),
                          (B.LOCKED, "NONE"), (B.TRADE, "NONE")):
         desk.risk.mark(book(flags=flag))
         assert desk.check() == wanted

@@ -1,6 +1,7 @@
 """The broker's own SDK, unmodified, works against the local venue through its URL overrides."""
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 import uuid
@@ -10,7 +11,10 @@ from decimal import Decimal
 
 import pytest
 
-from hftpipe.venue import spawn
+from hftpipe._clock import utc_ns
+from hftpipe.venue import Config, spawn
+from hftpipe.venue.state import NANO
+from tests.test_venue import venue_test
 
 with warnings.catch_warnings():         # its WebSocket library's old interface
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -350,6 +354,52 @@ def test_crypto_data_stream_with_order_books(address):
         for level in update.bids:
             book[level.price] = level.size
     assert max(p for p, size in book.items() if size) > 0
+
+
+def test_what_the_tape_says_reaches_the_sdk():
+    """Statuses, corrections, cancels and bars told again; of price bands the SDK knows nothing,
+    and what it does not know must not disturb it."""
+    def drive(address, call, venue):
+        stream = StockDataStream(address["key"], address["secret"],
+                                 url_override=address["data_stream"])
+        (statuses, on_status), (fixes, on_fix), (voids, on_void), (bars, on_bar), (
+            trades, on_trade) = (collector() for _ in range(5))
+        stream.subscribe_trading_statuses(on_status, "ACME")
+        stream.subscribe_updated_bars(on_bar, "ACME")
+        stream.subscribe_trades(on_trade, "ACME")
+        stream.register_trade_corrections(on_fix)
+        stream.register_trade_cancels(on_void)
+        with running(stream):
+            until(lambda: trades)
+            trade = number, price, qty = call(venue.tape.trade, 0)
+            call(venue.iex.close_minute, utc_ns() + 60 * NANO)
+            call(venue.sip.close_minute, utc_ns() + 60 * NANO)
+            call(venue.tape.status, 0, "P")
+            call(venue.tape.bands, 0, 2 * price, price // 2)
+            call(venue.tape.correct, 0, trade, price + 10_000_000, qty)
+            call(venue.tape.cancel, 0, trade, "C")
+            assert call(venue.tape.late, 0, price, qty)
+            call(venue.tape.status, 0, "T")
+            until(lambda: len(statuses) == 2 and fixes and voids and bars)
+            seen = len(trades)
+            until(lambda: len(trades) > seen)           # and on it goes
+        assert [s.status_code for s in statuses] == ["P", "T"]
+        assert (statuses[0].symbol, statuses[0].reason_code) == ("ACME", "LUDP")
+        assert (fixes[0].original_id, fixes[0].corrected_id) == (number, number)
+        assert fixes[0].original_price == price / NANO
+        assert fixes[0].corrected_price == (price + 10_000_000) / NANO
+        assert (voids[0].id, voids[0].price, voids[0].action) == (number, price / NANO, "C")
+        assert bars[0].symbol == "ACME" and bars[0].low <= price / NANO <= bars[0].high
+
+    async def test(venue, client):
+        loop = asyncio.get_running_loop()
+
+        def call(action, *args):
+            async def do():
+                return action(*args)
+            return asyncio.run_coroutine_threadsafe(do(), loop).result(20)
+        await asyncio.to_thread(drive, venue.address, call, venue)
+    venue_test(test, Config(rate=1000.0, rate_limit=0, symbols=("ACME",)))
 
 
 # ---------------------------------------------------------------- historical data

@@ -125,6 +125,22 @@ def test_daily_bars_of_earlier_runs(db):
     found = queries.daily_bars(db, 1, ["ACME"], dt.date(2026, 11, 1))
     assert found == {dt.date(2026, 11, 23): {0: (90.0, 120.0, 90.0, 8.0)},
                      dt.date(2026, 11, 24): {0: (110.0, 110.0, 110.0, 3.0)}}
+    store(db, Run(first + 1, first - 10**12, "demo", (("LATE", 10**7, N),)), schema.STREAM.FEED,
+          "market", [
+        (at("2026-11-23T15:00:01"), {**trade, "price": 100 * N, "qty": 5 * N, "ref": 1}),
+        (at("2026-11-23T15:00:02"), {**trade, "price": 900 * N, "qty": 2 * N, "ref": 2}),
+        (at("2026-11-23T15:00:03"), {**trade, "price": 1 * N, "qty": 3 * N, "ref": 3}),
+        (at("2026-11-23T15:00:04"), {"kind": schema.MARKET_KIND.BUST, "price": 900 * N,
+                                     "qty": 2 * N, "ref": 2}),                  # cancelled
+        (at("2026-11-23T15:00:05"), {"kind": schema.MARKET_KIND.BUST, "price": 1 * N,
+                                     "qty": 3 * N, "ref": 3}),                  # corrected
+        (at("2026-11-23T15:00:05"), {"kind": schema.MARKET_KIND.FIX, "price": 101 * N,
+                                     "qty": 4 * N, "ref": 3}),
+        (at("2026-11-23T15:00:06"), {**trade, "price": 99 * N, "qty": 1 * N, "ref": 9,
+                                     "flags": schema.MARKET_FLAG.BACKFILLED}),
+    ])
+    assert queries.daily_bars(db, 1, ["LATE"], dt.date(2026, 11, 1)) == {
+        dt.date(2026, 11, 23): {0: (101.0, 101.0, 99.0, 10.0)}}
     assert queries.daily_bars(db, first, ["ACME"], dt.date(2026, 11, 1)) == {}
     assert queries.daily_bars(db, 1, ["ACME"], dt.date(2026, 11, 24)) == {}
 

@@ -6,8 +6,12 @@ A frame is a MessagePack array of maps; each map is one message.  What comes out
     q  quote         QUOTE bid, QUOTE ask                           2; 3 when the book is stale
     o  order book    CLEAR when r is true, a LEVEL for each entry   0..n
     s  status        STATUS when trading stops or resumes           0 or 1
+    l  price bands   BAND upper, BAND lower                         2
+    c  correction    BUST of the original, FIX                      2
+    x  cancel/error  BUST                                           1
+    b  bar, u, d     BAR_OPEN, BAR_HIGH, BAR_LOW, BAR_CLOSE         4
     error            nothing; its code is kept in `control`
-    all else         nothing, counted in `ignored`
+    all else         nothing, counted in `ignored`: news (n), imbalances (i), what is new
 
 Invariants
     C1  The last record of a message, and only it, has LAST.

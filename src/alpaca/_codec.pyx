@@ -74,19 +74,25 @@ cdef extern from *:
     }
 
     /* Key of a message to its place in `value`; 0 = none of ours. */
-    enum { K_NONE, K_T, K_S, K_t, K_p, K_s, K_i, K_b, K_a, K_r,
-           K_bp, K_bs, K_ap, K_as, K_sc, K_tks, K_code, K_COUNT };
+    enum { K_NONE, K_T, K_S, K_t, K_p, K_s, K_i, K_b, K_a, K_r, K_u, K_d, K_o, K_h, K_l, K_c,
+           K_v, K_n, K_bp, K_bs, K_ap, K_as, K_sc, K_oi, K_op, K_os, K_ci, K_cp, K_cs, K_vw,
+           K_tks, K_code, K_COUNT };
     static uint8_t hp_key1[256];
     static void hp_key1_init(void) {
       hp_key1['T'] = K_T; hp_key1['S'] = K_S; hp_key1['t'] = K_t; hp_key1['p'] = K_p;
       hp_key1['s'] = K_s; hp_key1['i'] = K_i; hp_key1['b'] = K_b; hp_key1['a'] = K_a;
-      hp_key1['r'] = K_r;
+      hp_key1['r'] = K_r; hp_key1['u'] = K_u; hp_key1['d'] = K_d; hp_key1['o'] = K_o;
+      hp_key1['h'] = K_h; hp_key1['l'] = K_l; hp_key1['c'] = K_c; hp_key1['v'] = K_v;
+      hp_key1['n'] = K_n;
     }
     static inline int hp_key2(const uint8_t *p) {
       switch (p[0] << 8 | p[1]) {
         case 'b' << 8 | 'p': return K_bp;  case 'b' << 8 | 's': return K_bs;
         case 'a' << 8 | 'p': return K_ap;  case 'a' << 8 | 's': return K_as;
-        case 's' << 8 | 'c': return K_sc;
+        case 's' << 8 | 'c': return K_sc;  case 'v' << 8 | 'w': return K_vw;
+        case 'o' << 8 | 'i': return K_oi;  case 'c' << 8 | 'i': return K_ci;
+        case 'o' << 8 | 'p': return K_op;  case 'c' << 8 | 'p': return K_cp;
+        case 'o' << 8 | 's': return K_os;  case 'c' << 8 | 's': return K_cs;
       }
       return K_NONE;
     }
@@ -113,11 +119,26 @@ cdef extern from *:
         K_b
         K_a
         K_r
+        K_u
+        K_d
+        K_o
+        K_h
+        K_l
+        K_c
+        K_v
+        K_n
         K_bp
         K_bs
         K_ap
         K_as
         K_sc
+        K_oi
+        K_op
+        K_os
+        K_ci
+        K_cp
+        K_cs
+        K_vw
         K_tks
         K_code
         K_COUNT
@@ -126,8 +147,13 @@ hp_scalar_init()
 hp_key1_init()
 
 cdef enum:
-    RECORD_BYTES_MIN = 7        # of input per record: an order book's {"p":1,"s":1}
+    RECORD_BYTES_MIN = 6        # of input per record: a bar of 24 bytes is four of them
     NANO = 1000000000
+
+cdef enum:                      # messages there are records for, by the low five bits of T
+    KNOWN = (1 << (c"t" & 31) | 1 << (c"q" & 31) | 1 << (c"o" & 31) | 1 << (c"s" & 31)
+             | 1 << (c"l" & 31) | 1 << (c"c" & 31) | 1 << (c"x" & 31) | 1 << (c"b" & 31)
+             | 1 << (c"u" & 31) | 1 << (c"d" & 31))
 
 cdef enum:                      # outcome of one message
     DONE = 0
@@ -542,6 +568,41 @@ cdef inline int _emit_status(out_t *o, const uint8_t *code, uint32_t size) noexc
     return IGNORED
 
 
+cdef inline int _emit_bust(out_t *o, uint64_t ref, int64_t price, int64_t qty,
+                           bint fixed, uint64_t fix_ref, int64_t fix_price,
+                           int64_t fix_qty) noexcept nogil:
+    """A trade taken back, and what stands in its place."""
+    if price == 0 or qty == 0 or (fixed and (fix_price == 0 or fix_qty == 0)):
+        return BAD
+    _emit(o, HP_MARKET_BUST, HP_SIDE_NONE, price, qty, ref, 0 if fixed else HP_MARKET_FLAG_LAST)
+    if fixed:
+        _emit(o, HP_MARKET_FIX, HP_SIDE_NONE, fix_price, fix_qty, fix_ref, HP_MARKET_FLAG_LAST)
+    return DONE
+
+
+cdef inline int _emit_band(out_t *o, int64_t upper, int64_t lower,
+                           uint8_t indicator) noexcept nogil:
+    # SIP: A opening, B intra-day, C restated, E re-opening; D suspended while trading is halted
+    # and F outside the hours of the rule, when the prices of the message do not bind.
+    if indicator == c"D" or indicator == c"F":
+        upper = lower = 0
+    _emit(o, HP_MARKET_BAND, HP_SIDE_BUY, upper, 0, indicator, 0)
+    _emit(o, HP_MARKET_BAND, HP_SIDE_SELL, lower, 0, indicator, HP_MARKET_FLAG_LAST)
+    return DONE
+
+
+cdef inline int _emit_bar(out_t *o, uint8_t kind, int64_t first, int64_t high, int64_t low,
+                          int64_t close, int64_t volume, uint64_t trades,
+                          int64_t average) noexcept nogil:
+    if first == 0 or low == 0 or close == 0 or high < low:
+        return BAD
+    _emit(o, HP_MARKET_BAR_OPEN, HP_SIDE_NONE, first, volume, trades, 0)
+    _emit(o, HP_MARKET_BAR_HIGH, HP_SIDE_NONE, high, 0, kind, 0)
+    _emit(o, HP_MARKET_BAR_LOW, HP_SIDE_NONE, low, 0, 0, 0)
+    _emit(o, HP_MARKET_BAR_CLOSE, HP_SIDE_NONE, close, 0, <uint64_t>average, HP_MARKET_FLAG_LAST)
+    return DONE
+
+
 cdef inline int _taker(const uint8_t *text, uint32_t size) noexcept nogil:
     """Side of a crypto taker: 1, -1, or 0 when it is neither B nor S."""
     if size != 1:
@@ -610,6 +671,19 @@ cdef int _orderbook(codec_t *c, out_t *o, const uint8_t **value,
     return DONE
 
 
+cdef int _bar(out_t *o, uint8_t kind, const uint8_t **value) noexcept nogil:
+    cdef int64_t first = 0, high = 0, low = 0, close = 0, volume = 0, average = 0
+    cdef uint64_t trades = 0
+    if not (_nano(value[K_o], &first) and _nano(value[K_h], &high) and _nano(value[K_l], &low)
+            and _nano(value[K_c], &close) and _nano(value[K_v], &volume)):
+        return BAD
+    if value[K_n] != NULL and not _unsigned(value[K_n], &trades):
+        return BAD
+    if value[K_vw] != NULL and not _nano(value[K_vw], &average):
+        return BAD
+    return _emit_bar(o, kind, first, high, low, close, volume, trades, average)
+
+
 cdef int _message(codec_t *c, out_t *o, const uint8_t **value,
                   const uint8_t *end) noexcept nogil:
     """Records of one message, by its values (NULL = absent); all of them or none."""
@@ -617,7 +691,7 @@ cdef int _message(codec_t *c, out_t *o, const uint8_t **value,
     cdef uint32_t size = 0
     cdef uint8_t kind
     cdef int64_t instrument, price = 0, qty = 0, ask = 0, ask_qty = 0
-    cdef uint64_t number = 0
+    cdef uint64_t number = 0, fixed = 0
     if value[K_T] == NULL:
         return BAD
     text = _text(value[K_T], &size)
@@ -634,7 +708,7 @@ cdef int _message(codec_t *c, out_t *o, const uint8_t **value,
             return CONTROL
         return IGNORED
     kind = text[0]
-    if kind != c"t" and kind != c"q" and kind != c"o" and kind != c"s":
+    if not KNOWN >> (kind & 31) & 1 or kind >> 5 != 3:      # `a` to `z` are 0x61 to 0x7a
         return IGNORED
     if value[K_S] == NULL:
         return BAD
@@ -667,10 +741,31 @@ cdef int _message(codec_t *c, out_t *o, const uint8_t **value,
         return DONE
     if kind == c"o":
         return _orderbook(c, o, value, end)
-    if value[K_sc] == NULL:
+    if kind == c"b" or kind == c"u" or kind == c"d":
+        return _bar(o, kind, value)
+    if kind == c"s":
+        if value[K_sc] == NULL:
+            return BAD
+        text = _text(value[K_sc], &size)
+        return BAD if text == NULL else _emit_status(o, text, size)
+    if kind == c"l":
+        text = _text(value[K_i], &size) if value[K_i] != NULL else NULL
+        if value[K_i] != NULL and (text == NULL or size > 1):
+            return BAD
+        if not _nano(value[K_u], &price) or not _nano(value[K_d], &ask):
+            return BAD
+        return _emit_band(o, price, ask, text[0] if text != NULL and size else 0)
+    if kind == c"x":
+        if not (_nano(value[K_p], &price) and _nano(value[K_s], &qty) and value[K_i] != NULL
+                and _unsigned(value[K_i], &number)):
+            return BAD
+        return _emit_bust(o, number, price, qty, False, 0, 0, 0)
+    if not (_nano(value[K_op], &price) and _nano(value[K_os], &qty) and _nano(value[K_cp], &ask)
+            and _nano(value[K_cs], &ask_qty) and value[K_oi] != NULL
+            and _unsigned(value[K_oi], &number) and value[K_ci] != NULL
+            and _unsigned(value[K_ci], &fixed)):
         return BAD
-    text = _text(value[K_sc], &size)
-    return BAD if text == NULL else _emit_status(o, text, size)
+    return _emit_bust(o, number, price, qty, True, fixed, ask, ask_qty)
 
 
 cdef int _frame(codec_t *c, out_t *o, const uint8_t *data, size_t size) noexcept nogil:
@@ -888,11 +983,35 @@ cdef bint _number(value, int64_t *out) except -1:
     return value is not msgspec.UNSET and hp_nano_of(value, out)
 
 
+cdef bint _whole(value, uint64_t *out) except -1:
+    if not isinstance(value, int) or not 0 <= value < 1 << 64:
+        return 0
+    out[0] = value
+    return 1
+
+
+cdef int _json_bar(out_t *o, message) except -1:
+    cdef int64_t first = 0, high = 0, low = 0, close = 0, volume = 0, average = 0
+    cdef uint64_t trades = 0
+    try:
+        last = messages.NUMBER.decode(message.c)
+    except msgspec.DecodeError:
+        return BAD
+    if not (_number(message.o, &first) and _number(message.h, &high) and _number(message.l, &low)
+            and _number(last, &close) and _number(message.v, &volume)):
+        return BAD
+    if message.n is not msgspec.UNSET and not _whole(message.n, &trades):
+        return BAD
+    if message.vw is not msgspec.UNSET and not _number(message.vw, &average):
+        return BAD
+    return _emit_bar(o, <uint8_t>ord(message.T), first, high, low, close, volume, trades, average)
+
+
 cdef int _json(Decoder self, out_t *o, message) except -1:
     """What `_message` does, of an object of ``messages``."""
     cdef codec_t *c = &self.c
     cdef int64_t price = 0, qty = 0, ask = 0, ask_qty = 0
-    cdef uint64_t number = 0
+    cdef uint64_t number = 0, fixed = 0
     cdef hp_market_t *last = NULL
     cdef bytes text
     cdef uint8_t flags
@@ -904,7 +1023,7 @@ cdef int _json(Decoder self, out_t *o, message) except -1:
         return CONTROL
     if kind == "":
         return BAD
-    if kind not in ("t", "q", "o", "s"):
+    if kind not in messages.KNOWN:
         return IGNORED
     if message.S is msgspec.UNSET:
         return BAD
@@ -926,10 +1045,8 @@ cdef int _json(Decoder self, out_t *o, message) except -1:
             return BAD
         if price == 0:
             return BAD
-        if message.i is not msgspec.UNSET:
-            if not isinstance(message.i, int) or not 0 <= message.i < 1 << 64:
-                return BAD
-            number = message.i
+        if message.i is not msgspec.UNSET and not _whole(message.i, &number):
+            return BAD
         side = {"B": 1, "S": -1}.get(message.tks, 0) if message.tks is not msgspec.UNSET else 0
         _emit(o, HP_MARKET_TRADE, side, price, qty, number, HP_MARKET_FLAG_LAST)
         return DONE
@@ -938,6 +1055,25 @@ cdef int _json(Decoder self, out_t *o, message) except -1:
             return BAD
         text = message.sc.encode()
         return _emit_status(o, <const uint8_t *><char *>text, len(text))
+    if kind == "l":
+        if not _number(message.u, &price) or not _number(message.d, &ask):
+            return BAD
+        text = b"" if message.i is msgspec.UNSET else (
+            message.i.encode() if isinstance(message.i, str) else b"??")
+        return BAD if len(text) > 1 else _emit_band(o, price, ask, text[0] if text else 0)
+    if kind == "x":
+        if not (_number(message.p, &price) and _number(message.s, &qty)
+                and _whole(message.i, &number)):
+            return BAD
+        return _emit_bust(o, number, price, qty, False, 0, 0, 0)
+    if kind == "c":
+        if not (_number(message.op, &price) and _number(message.os, &qty)
+                and _number(message.cp, &ask) and _number(message.cs, &ask_qty)
+                and _whole(message.oi, &number) and _whole(message.ci, &fixed)):
+            return BAD
+        return _emit_bust(o, number, price, qty, True, fixed, ask, ask_qty)
+    if kind in ("b", "u", "d"):
+        return _json_bar(o, message)
     if message.r is not None and not isinstance(message.r, bool):
         return BAD
     try:

@@ -37,25 +37,26 @@ class Feed(Stream):
         Called when data were lost: the connection ended after it was live.
     channels : sequence of str, default trades and quotes
     encoding : {"msgpack", "json"}
-    silence : float, optional
-        Seconds without a data frame after which the connection is taken for dead, while
-        *in_session* says so.
-    in_session : callable() -> bool, optional
-        Whether data are to be expected now; by default always.
-    ping, step_timeout, frame_max, context
+    silence : callable, optional
+        ``silence()`` is the longest time in s without a data frame that is normal now; None
+        while none are due (:class:`hftpipe.alpaca.watch.Watch`).  A connection that is mute for
+        longer is given up, pongs or not.
+    ping, step_timeout, frame_max, first, longest, context
         As of :class:`Stream`.
     """
 
     name = "feed"
+    settles = False                 # only data show that the stream is well
 
     def __init__(self, url: str, key: SecretLike, secret: SecretLike, symbols: Sequence[str],
                  sink: Callable[[memoryview, int], object], gap: Callable[[int], object], *,
                  channels: Sequence[str] = ("trades", "quotes"), encoding: str = "msgpack",
-                 silence: float | None = None, in_session: Callable[[], bool] | None = None,
+                 silence: Callable[[], float | None] | None = None,
                  ping: float = 10.0, step_timeout: float = 5.0, frame_max: int = 1 << 20,
+                 first: float | None = None, longest: float | None = None,
                  context: ssl.SSLContext | None = None) -> None:
         super().__init__(url, ping=ping, step_timeout=step_timeout, frame_max=frame_max,
-                         context=context)
+                         first=first, longest=longest, context=context)
         if encoding not in ("msgpack", "json"):
             raise ConfigError(f"encoding must be msgpack or json, was {encoding!r}")
         unknown = [c for c in channels if c not in CHANNELS]
@@ -65,8 +66,8 @@ class Feed(Stream):
         self._key, self._secret = key, secret
         self._symbols, self._channels, self._encoding = list(symbols), tuple(channels), encoding
         self._sink, self._gap = sink, gap
-        self._silence, self._in_session = silence, in_session or (lambda: True)
-        self._live_since = 0
+        self._silence = silence
+        self._quiet = 0                 # since when no data came, or none were due
         self.headers = {"Content-Type": f"application/{encoding}"}
         self.gaps = 0
         self.reports = 0                # error messages of the venue that end nothing
@@ -80,7 +81,7 @@ class Feed(Stream):
         self.send(session.encode(self._encoding, session.subscribe_message(
             self._symbols, self._channels)), text)
         session.check_subscription(await self._controls(), self._symbols, self._channels)
-        self._live_since = now_ns()
+        self._quiet = now_ns()
 
     async def _controls(self) -> list[dict[str, Any]]:
         return session.decode_controls(self._encoding, await self.receive())
@@ -90,6 +91,7 @@ class Feed(Stream):
             self._control(payload)
             return
         self.had_data()
+        self._quiet = ts_recv
         self._sink(payload, ts_recv)
 
     def _control(self, payload: memoryview) -> None:
@@ -108,8 +110,10 @@ class Feed(Stream):
         self._gap(now_ns())
 
     def _stale(self) -> str:
-        if self._silence is None or not self._in_session():
-            self._live_since = now_ns()             # the clock starts when the session does
+        allowed = self._silence() if self._silence is not None else None
+        now = now_ns()
+        if allowed is None:
+            self._quiet = now           # the clock starts when the session does
             return ""
-        age = (now_ns() - max(self.last_data, self._live_since)) / 1e9
-        return f"no data for {age:.1f} s" if age > self._silence else ""
+        age = (now - self._quiet) / 1e9
+        return f"no data for {age:.1f} s" if age > allowed else ""

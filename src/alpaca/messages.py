@@ -35,7 +35,22 @@ class Message(Struct):
     as_: Number = field(name="as", default=UNSET)
     b: Raw = Raw()
     a: Raw = Raw()
+    c: Raw = Raw()
     r: bool | str | None = None
+    u: Number = UNSET
+    d: Number = UNSET
+    o: Number = UNSET
+    h: Number = UNSET
+    l: Number = UNSET                                           # noqa: E741
+    v: Number = UNSET
+    n: int | UnsetType = UNSET
+    vw: Number = UNSET
+    oi: int | UnsetType = UNSET
+    op: Number = UNSET
+    os: Number = UNSET
+    ci: int | UnsetType = UNSET
+    cp: Number = UNSET
+    cs: Number = UNSET
     sc: Text = UNSET
     tks: Text = UNSET
     code: int | UnsetType = UNSET
@@ -92,6 +107,57 @@ class Status(Struct):
     t: str | None = None
 
 
+class Bands(Struct):
+    """``l``."""
+
+    T: str
+    S: str
+    u: float
+    d: float
+    t: str | None = None
+    i: Text = UNSET
+
+
+class Correction(Struct):
+    """``c``."""
+
+    T: str
+    S: str
+    oi: int
+    op: float
+    os: float
+    ci: int
+    cp: float
+    cs: float
+    t: str | None = None
+
+
+class Cancel(Struct):
+    """``x``."""
+
+    T: str
+    S: str
+    i: int
+    p: float
+    s: float
+    t: str | None = None
+
+
+class Bar(Struct):
+    """``b``, ``u`` and ``d``."""
+
+    T: str
+    S: str
+    o: float
+    h: float
+    l: float                                                    # noqa: E741
+    c: Raw
+    v: float
+    t: str | None = None
+    n: int | UnsetType = UNSET
+    vw: Number = UNSET
+
+
 class Control(Struct):
     """``success``, ``error`` and ``subscription``."""
 
@@ -104,10 +170,17 @@ MESSAGES = Decoder(list[Message])
 RAW = Decoder(list[Raw])
 KIND = Decoder(Kind)
 LEVELS = Decoder(list[Level])
-ONE: dict[str, Decoder[Trade | Quote | Orderbook | Status | Control]] = {
+NUMBER = Decoder(float)
+ONE: dict[str, Decoder[Trade | Quote | Orderbook | Status | Bands | Correction | Cancel | Bar
+                       | Control]] = {
     "t": Decoder(Trade), "q": Decoder(Quote), "o": Decoder(Orderbook), "s": Decoder(Status),
+    "l": Decoder(Bands), "c": Decoder(Correction), "x": Decoder(Cancel),
+    "b": Decoder(Bar), "u": Decoder(Bar), "d": Decoder(Bar),
     "success": Decoder(Control), "error": Decoder(Control), "subscription": Decoder(Control),
 }
+
+
+KNOWN = frozenset(ONE) - {"success", "error", "subscription"}   # kinds there are records for
 
 
 class Order(Struct):

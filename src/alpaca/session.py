@@ -62,6 +62,14 @@ CODES = {
     413: STOP,                  # * not allowed
     500: BACKOFF,               # internal error
 }
+MEANING = {                     # for who sees the code only
+    400: "invalid syntax", 401: "not authenticated", 402: "auth failed",
+    403: "already authenticated", 404: "auth timeout", 405: "symbol limit exceeded",
+    406: "connection limit exceeded", 407: "slow client", 408: "v2 not enabled",
+    409: "insufficient subscription", 410: "invalid subscribe action for this feed",
+    411: "insufficient scope", 412: "only MsgPack supported",
+    413: "* not allowed for option quotes", 500: "internal error",
+}
 
 
 def stream_error(message: Mapping[str, Any], starting: bool) -> StreamError:
@@ -111,6 +119,25 @@ def is_control(payload: bytes | memoryview) -> bool:
     Only a look at the first bytes: data messages have types of one letter.
     """
     return _CONTROL.match(payload[:64]) is not None
+
+
+BARS = ("bars", "updatedBars", "dailyBars")
+
+
+def channels_of(url: str, bars: bool = False) -> tuple[str, ...]:
+    """What a run subscribes to on a data stream, by its address, with *bars* or without.
+
+    Halts and price bands come on channels of their own, and a crypto book comes whole only on
+    its own; corrections and cancels come with trades.  The test feed has none of these, and of
+    bars the minutes only.
+    """
+    path = urlsplit(url).path.rstrip("/")
+    more = BARS if bars else ()
+    if "/crypto/" in path:
+        return ("trades", "quotes", "orderbooks", *more)
+    if path.startswith("/v2/") and not path.endswith("/test"):
+        return ("trades", "quotes", "statuses", "lulds", *more)
+    return ("trades", "quotes", *more[:1])
 
 
 def auth_message(key: SecretLike, secret: SecretLike) -> dict[str, str]:

@@ -90,6 +90,8 @@ class Stream:
     step_timeout : float, default 5
         Seconds for connecting, and for each answer while beginning.
     frame_max : int, default 1 MiB
+    first, longest : float, s, default 0.25 and 30
+        Wait before connecting again; it doubles from one to the other, with jitter.
     context : ssl.SSLContext, optional
         Of wss; the default verifies.
 
@@ -106,10 +108,14 @@ class Stream:
     name = "stream"
 
     def __init__(self, url: str, *, ping: float = 10.0, step_timeout: float = 5.0,
-                 frame_max: int = 1 << 20, context: ssl.SSLContext | None = None) -> None:
+                 frame_max: int = 1 << 20, first: float | None = None,
+                 longest: float | None = None,
+                 context: ssl.SSLContext | None = None) -> None:
         if not url.startswith(("ws://", "wss://")):
             raise ConfigError(f"{self.name} address must start with ws:// or wss://, was {url!r}")
         self.url, self.ping, self.step_timeout, self.frame_max = url, ping, step_timeout, frame_max
+        self.first = BACKOFF_FIRST if first is None else first
+        self.longest = BACKOFF_MAX if longest is None else longest
         self.live = False
         self.reconnects = self.frames = self.errors = self.last_data = 0
         self.backoff = 0                # failures in a row, without data in between
@@ -127,6 +133,7 @@ class Stream:
     # -------------------------------------------------------- what the two streams add
 
     headers: dict[str, str] = {}        # noqa: RUF012
+    settles = True      # a long life is as good as data: where hours without any are normal
 
     async def _begin(self) -> None:
         """Say what has to be said after connecting; StreamError when it is refused."""
@@ -209,9 +216,9 @@ class Stream:
                 self._check_final(error)
             if stop.is_set():
                 return
-            wait = min(BACKOFF_FIRST * 2 ** self.backoff, BACKOFF_MAX)
+            wait = min(self.first * 2 ** self.backoff, self.longest)
             wait *= self._random.uniform(0.5, 1.0)
-            self.backoff = min(self.backoff + 1, 10)
+            self.backoff = min(self.backoff + 1, 20)
             log.warning("%s: %s; trying again in %.2f s", self.name, self.last_error, wait)
             try:
                 await asyncio.wait_for(stop.wait(), wait)
@@ -278,7 +285,7 @@ class Stream:
             was_live, self.live = self.live, False
             self._transport = self._listener = None
             if was_live:
-                if now_ns() - begun > SETTLED_NS:
+                if self.settles and now_ns() - begun > SETTLED_NS:
                     self.backoff = 0
                 self._went_down()
             if graceful:

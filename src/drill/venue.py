@@ -83,7 +83,8 @@ _OFTEN: dict[str, dict[str, Any]] = {
     **{k: {"every": "4s", "for": "2s"} for k in ("mute", "latency", "loss", "load", "clock")},
     **{k: {"every": "6s", "for": "1s"} for k in ("refuse_406", "refuse_429", "storm_429")},
     **{k: {"every": "6s"} for k in ("disconnect", "slow_client", "malformed", "oversized",
-                                    "drift")},
+                                    "drift", "correct", "restate")},
+    **{k: {"every": "5s", "for": "2s"} for k in ("halt", "band")},
     **{k: {"share": 0.05} for k in ("duplicate", "late", "missing", "reorder", "fill_first",
                                     "lost_now", "lost_never", "error_500", "error_502",
                                     "error_504", "reset")},
@@ -102,6 +103,7 @@ MIXES: tuple[dict[str, dict[str, Any]], ...] = (
     {k: {**_OFTEN[k], "on": ["updates"]} for k in _UPDATES},
     {"missing": _OFTEN["missing"]},
     {"drift": _OFTEN["drift"]},
+    {k: _OFTEN[k] for k in chaos.GROUPS["tape"]},
 )
 ENDS = ("denied", "dropped", "filled", "canceled", "rejected", "expired")
 

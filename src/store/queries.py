@@ -193,18 +193,28 @@ def _losing_trades(c: psycopg.Connection, before: int, profile: str) -> int:
 def daily_bars(conninfo: str, run: int, symbols: list[str], since: dt.date,
                ) -> dict[dt.date, dict[int, tuple[float, float, float, float]]]:
     """Close, high, low and volume of each New York day that other runs than *run* have stored
-    trades of, by index into *symbols*."""
+    trades of, by index into *symbols*.
+
+    Trades that were taken back do not count, corrected ones do; what was asked for after a gap is
+    never the close, for it was stored later than it happened.
+    """
     out: dict[dt.date, dict[int, tuple[float, float, float, float]]] = {}
     with psycopg.connect(conninfo, options=f"-c statement_timeout={PATIENCE}s") as c:
         for symbol, day, *bar in c.execute(
                 "SELECT s.symbol, hftpipe.trading_date(m.ts + r.utc_offset) AS day, "
-                "(array_agg(m.price ORDER BY m.run DESC, m.seq DESC))[1], max(m.price), "
+                "(array_agg(m.price ORDER BY m.flags & %(late)s, m.run DESC, m.seq DESC))[1], "
+                "max(m.price), "
                 "min(m.price), sum(m.qty)::bigint "
                 "FROM hftpipe.market_event m JOIN hftpipe.run r USING (run) "
                 "JOIN hftpipe.instrument s ON s.run = m.run AND s.index = m.instrument "
-                "WHERE m.kind = %(trade)s AND m.run <> %(run)s AND r.started >= %(since)s "
+                "WHERE m.kind IN (%(trade)s, %(fix)s) AND m.run <> %(run)s "
+                "AND r.started >= %(since)s AND NOT EXISTS (SELECT FROM hftpipe.market_event x "
+                "WHERE x.run = m.run AND x.kind = %(bust)s AND x.instrument = m.instrument "
+                "AND x.ref = m.ref AND x.price = m.price AND x.qty = m.qty AND x.seq > m.seq) "
                 "AND s.symbol = ANY(%(symbols)s) AND m.flags & %(silent)s = 0 GROUP BY 1, 2",
-                {"trade": schema.MARKET_KIND.TRADE, "run": run, "since": since,
+                {"trade": schema.MARKET_KIND.TRADE, "fix": schema.MARKET_KIND.FIX,
+                 "bust": schema.MARKET_KIND.BUST, "late": schema.MARKET_FLAG.BACKFILLED,
+                 "run": run, "since": since,
                  "symbols": symbols, "silent": schema.MARKET_FLAG.UNPRINTABLE}):
             out.setdefault(day, {})[symbols.index(symbol)] = tuple(v / 1e9 for v in bar)
     return out

@@ -13,13 +13,14 @@ from libc.stdint cimport int64_t
 
 from .._schema cimport (
     HP_ACTION_NEW, HP_BOOK_FLAG_CROSSED, HP_BOOK_FLAG_EMPTY, HP_BOOK_FLAG_HALTED,
-    HP_BOOK_FLAG_STALE, HP_ORDER_TYPE_LIMIT, HP_TIF_IOC, hp_intent_t)
+    HP_BOOK_FLAG_LIMITED, HP_BOOK_FLAG_STALE, HP_ORDER_TYPE_LIMIT, HP_TIF_IOC, hp_intent_t)
 from .._strategy cimport hp_context_t, hp_out_t, strategy_add
 from ._sizing cimport sizing_qty, sizing_t
 
 cdef enum:
     TAKER_UNTRADABLE = (
-        HP_BOOK_FLAG_STALE | HP_BOOK_FLAG_CROSSED | HP_BOOK_FLAG_EMPTY | HP_BOOK_FLAG_HALTED)
+        HP_BOOK_FLAG_STALE | HP_BOOK_FLAG_CROSSED | HP_BOOK_FLAG_EMPTY | HP_BOOK_FLAG_HALTED
+        | HP_BOOK_FLAG_LIMITED)
 
 cdef struct taker_t:            # of one instrument
     sizing_t size               # what an order is

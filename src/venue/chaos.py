@@ -47,6 +47,7 @@ from .state import NANO, Order, stamp
 if TYPE_CHECKING:
     from .exchange import Exchange
     from .state import State
+    from .tape import Tape
 
 STREAMS = ("data", "updates")
 HOW = ("close", "silence", "reset")
@@ -159,6 +160,15 @@ KINDS: dict[str, Kind] = {
                  {"every": 20.0, "for": 10.0, "factor": 2.0}),
     "clock": Kind("times of market data, updates and the clock are wrong",
                   {"every": 20.0, "for": 10.0, "offset": 3600.0}),
+    # what the tape says of stocks
+    "halt": Kind("an instrument is halted, and trades again",
+                 {"every": 20.0, "for": 3.0}),
+    "band": Kind("the best bid of an instrument is at its upper price band",
+                 {"every": 20.0, "for": 3.0}),
+    "correct": Kind("the newest trade of an instrument is corrected, or cancelled",
+                    {"every": 10.0}),
+    "restate": Kind("the last minute bar of an instrument is told again with a trade more",
+                    {"every": 20.0}),
     "drift": Kind("somebody else trades in the account, and the stream does not tell",
                   {"every": 20.0, "qty": 7.0}),
 }
@@ -171,6 +181,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "answers": ("lost_now", "lost_late", "lost_never", *ERRORS),
     "limits": ("storm_429",),
     "weather": ("latency", "loss", "load", "clock"),
+    "tape": ("halt", "band", "correct", "restate"),
     "drift": ("drift",),
 }
 #: What `--chaos NAME` knows: the groups, `ambiguous` (every answer to an order is lost), and `all`.
@@ -391,11 +402,13 @@ class Chaos:
         ``place(raw, recv)`` accepts the order that a request's body asks for.
     fail : callable
         Told of an error that is nobody's fault but ours.
+    tape : Tape
     """
 
     def __init__(self, profile: Profile, seed: str, state: State, exchange: Exchange,
                  place: Callable[[bytes, int], tuple[Order, web.Response]],
-                 fail: Callable[[BaseException], None]) -> None:
+                 fail: Callable[[BaseException], None], tape: Tape) -> None:
+        self.tape = tape
         self.profile, self.state, self.exchange = profile, state, exchange
         self.place, self.fail = place, fail
         self.now = asyncio.get_running_loop().time
@@ -406,6 +419,7 @@ class Chaos:
         self._ahead, self._looked = 0, 0            # ns: the market's time before the real one
         self._many: Counter[tuple[str, str]] = Counter()    # hits not written yet
         self._until: dict[str, float] = {}          # windows that are open
+        self._after: dict[str, Callable[[], None]] = {}     # what ends them
         self._chance = {k: random.Random(f"{seed}/{k}") for k in KINDS}
         self._moments = {k: Moments(o["every"], random.Random(f"{seed}/{k}/moments"))
                          for k, o in profile.faults.items() if "every" in o}
@@ -482,6 +496,8 @@ class Chaos:
             self.shift = int(self.option("clock", "offset") * NANO)
         else:
             self.shift = 0
+        for kind in [k for k in self._after if not self.window(k)]:
+            self._after.pop(kind)()
         if not self.active or self.began is None:
             return
         for kind, moments in self._moments.items():
@@ -536,7 +552,10 @@ class Chaos:
         at = round(planned, 3)
         if "for" in options:
             self._until[kind] = now + options["for"]
-        if kind == "drift":
+        if kind in GROUPS["tape"]:
+            if self.tape.stocks:
+                self._tape(kind, at)
+        elif kind == "drift":
             self._drift(at)
         elif kind == "mute":
             for line in self._lines(kind):
@@ -575,6 +594,34 @@ class Chaos:
             return "cut", frame(opcode, payload[:chance.randrange(1, len(payload))])
         # 0xc1 begins nothing in MessagePack, and is no UTF-8.
         return "noise", frame(2, b"\xc1" + chance.randbytes(max(len(payload) - 1, 8)))
+
+    def _tape(self, kind: str, at: float) -> None:
+        """Let the tape say something of an instrument; of a trade only if there was one."""
+        tape, chance = self.tape, self._chance[kind]
+        index = chance.choice(tape.stocks)
+        instrument = self.exchange.instruments[index]
+        if kind in self._after:             # the one before is not over
+            return
+        if kind == "halt":
+            tape.status(index, chance.choice("HP"))
+            self._after[kind] = lambda: tape.status(index, "T")
+        elif kind == "band":
+            bid, _, ask, _, _ = self.exchange.traders.top(index)
+            if not bid or not ask:
+                return
+            tape.bands(index, max(bid - 50 * instrument.tick, instrument.tick), bid // 2)
+            self._after[kind] = lambda: tape.bands(index, 2 * bid, bid // 2)
+        elif kind == "correct":
+            trade = tape.trade(index)
+            if trade is None:
+                return
+            if chance.random() < 0.5:
+                tape.cancel(index, trade, chance.choice("CE"))
+            else:
+                tape.correct(index, trade, trade[1] + instrument.tick, trade[2])
+        elif not tape.late(index, self.exchange.last[index], instrument.unit):
+            return
+        self.note(kind, instrument.symbol, at=at)
 
     def _drift(self, at: float) -> None:
         """Somebody else buys or sells; an order like any other, but nobody is told."""

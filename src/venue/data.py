@@ -158,9 +158,11 @@ class Data:
             if not left:
                 more = token_of(last_symbol, last_time)
                 break
-            taken = found[:left]
+            taken = found[:left]        # and what has the same time: a token could not split it
+            while len(taken) < len(found) and found[len(taken)][0] == taken[-1][0]:
+                taken.append(found[len(taken)])
             out[instrument.symbol] = [row() for _, row in taken]
-            left -= len(taken)
+            left = max(left - len(taken), 0)
             last_symbol, last_time = instrument.symbol, taken[-1][0]
             if len(taken) < len(found):
                 more = token_of(last_symbol, last_time)
@@ -195,12 +197,19 @@ class Data:
                         if start <= b.minute * MINUTE <= end]
             return bars
         exchange = "" if crypto else FEEDS[self._feed(request)]
-        which, write = (TRADE, trade_row) if kind == "trades" else (QUOTE, quote_row)
+        if kind == "trades":
+            def trades(instrument: Instrument) -> list[tuple[int, Callable[[], dict[str, Any]]]]:
+                n = self.exchange.index[instrument.symbol]
+                return [(t, lambda t=t, m=m, u=u: (             # type: ignore[misc]
+                    trade_row(t, m, crypto, exchange) | ({"u": u} if u else {})))
+                    for t, one in self.history.rows(TRADE, n, start, end)
+                    for u, m in self.history.updates(one)]
+            return trades
 
         def rows(instrument: Instrument) -> list[tuple[int, Callable[[], dict[str, Any]]]]:
             n = self.exchange.index[instrument.symbol]
-            return [(t, lambda t=t, m=m: write(t, m, crypto, exchange))     # type: ignore[misc]
-                    for t, m in self.history.rows(which, n, start, end)]
+            return [(t, lambda t=t, m=m: quote_row(t, m, crypto, exchange))     # type: ignore[misc]
+                    for t, m in self.history.rows(QUOTE, n, start, end)]
         return rows
 
     # ------------------------------------------------------------ latest

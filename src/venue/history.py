@@ -115,6 +115,8 @@ class History:
             kind: [deque(maxlen=ROWS) for _ in range(count)] for kind in (TRADE, QUOTE)}
         self._bars: list[deque[Bar]] = [deque(maxlen=BARS) for _ in range(count)]
         self._now: list[Bar | None] = [None] * count
+        # trades that do not stand any more: why, and the price and quantity that do instead
+        self._void: dict[tuple[int, int], tuple[str, tuple[int, int] | None]] = {}
         for i, instrument in enumerate(instruments):
             for row in bars.get(instrument.symbol, ()):
                 bar = Bar(row[0], row[1])
@@ -153,6 +155,21 @@ class History:
     def rows(self, kind: int, index: int, start: int, end: int) -> list[tuple[int, Message]]:
         """Trades or quotes from *start* to *end* (UTC ns, both included), oldest first."""
         return [row for row in self._rows[kind][index] if start <= row[0] <= end]
+
+    def void(self, index: int, number: int, update: str,
+             instead: tuple[int, int] | None = None) -> None:
+        """Note that a trade is ``canceled`` or ``incorrect``, and what it was in truth."""
+        self._void[index, number] = update, instead
+
+    def updates(self, m: Message) -> list[tuple[str, Message]]:
+        """A trade as history shows it: with an update of it, and the corrected one behind it."""
+        found = self._void.get((m[1], m[7]))
+        if found is None:
+            return [("", m)]
+        update, instead = found
+        if instead is None:
+            return [(update, m)]
+        return [(update, m), ("corrected", (*m[:3], *instead, *m[5:]))]
 
     def last(self, kind: int, index: int) -> tuple[int, Message] | None:
         kept = self._rows[kind][index]

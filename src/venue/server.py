@@ -44,6 +44,7 @@ from .streams import (
     Ticks,
     Updates,
 )
+from .tape import Tape
 from .traders import instruments
 
 KEY_ENV, SECRET_ENV = "HFTPIPE_VENUE_KEY", "HFTPIPE_VENUE_SECRET"
@@ -214,10 +215,11 @@ class Venue:
             updates_limit=config.updates_limit)
         paths = {*self.sockets.feeds, "/stream", "/stream/"}
         self.rest = Rest(self.exchange, keys, config.rate_limit, paths, self._fail)
+        self.tape = Tape(table, (self.iex, self.sip), self.history)
         self.chaos: Chaos | None = None
         if config.chaos is not None:
             self.chaos = Chaos(config.chaos, f"{config.seed}/{state.runs}", state, self.exchange,
-                               self.rest.place, self._fail)
+                               self.rest.place, self._fail, self.tape)
             self.rest.chaos = self.sockets.chaos = self.updates.chaos = self.chaos
         self.exchange.on_update = self.updates.publish
         self.exchange.on_messages = self._publish

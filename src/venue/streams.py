@@ -293,6 +293,7 @@ class Feed:
         self.ticks = ticks
         self._bars: dict[int, Bar] = {}
         self._days: dict[int, Bar] = {}             # running day bars
+        self._told: dict[int, Bar] = {}             # the minute bar of each that was told last
 
     # ------------------------------------------------------------ encoding
 
@@ -380,6 +381,7 @@ class Feed:
         events: list[tuple[str, str, int, tuple[str, int, Bar]]] = []
         for i, bar in bars:
             symbol = self.instruments[i].symbol
+            self._told[i] = bar
             first = bucket(bar.minute, 1, "Day")
             day = self._days.get(i)
             if day is None or day.minute != first:
@@ -392,6 +394,25 @@ class Feed:
         if events:
             self._spread(events, lambda event, codec: self._bar(
                 event[3][0], event[3][1], event[3][2], codec))
+
+    def say(self, channel: str, kind: str, index: int, fields: dict[str, Any]) -> None:
+        """Send one message that no book makes: *fields*, the exchange where they name ``x``."""
+        symbol = self.instruments[index].symbol
+        if "x" in fields:
+            fields = {**fields, "x": self.exchange}
+        self._spread([(channel, symbol, self.ticks(), fields)], lambda event, codec: {
+            "T": kind, "S": symbol, **event[3], "t": codec.time(event[2]), "z": "C"})
+
+    def restate(self, index: int, price: int, qty: int) -> bool:
+        """Send the last minute bar again with one trade more; whether there is one."""
+        bar = self._told.get(index)
+        if bar is None:
+            return False
+        bar = self._told[index] = bar.copy()
+        bar.add(price, qty)
+        self._spread([("updatedBars", self.instruments[index].symbol, self.ticks(), bar)],
+                     lambda event, codec: self._bar("u", index, event[3], codec))
+        return True
 
     def _spread(self, events: list[Any], body: Callable[[Any, Codec], object]) -> None:
         if not self.sessions:

@@ -9,6 +9,7 @@ from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Decimal
 
 TRADE, QUOTE, LEVEL, CLEAR, STATUS, GAP = 1, 2, 3, 4, 11, 12
+BUST, FIX, BAND, BAR_OPEN, BAR_HIGH, BAR_LOW, BAR_CLOSE = range(14, 21)
 LAST, SNAPSHOT = 1, 2
 DEPTH = 15                      # containers with something in them, inside one value
 
@@ -208,7 +209,7 @@ class Twin:
             if kind == b"error" and type(m.get(b"code")) is int and m[b"code"] >= 0:
                 self.control = m[b"code"] & 0x7fffffff
             return []
-        if kind not in (b"t", b"q", b"o", b"s"):
+        if kind not in (b"t", b"q", b"o", b"s", b"l", b"c", b"x", b"b", b"u", b"d"):
             self.ignored += 1
             return []
         symbol = m.get(b"S")
@@ -220,7 +221,9 @@ class Twin:
             self.drops += 1
             return []
         ts = moment(m.get(b"t"))
-        rows = {b"t": self.trade, b"q": self.quote, b"o": self.book, b"s": self.status}[kind](m, at)
+        rows = {b"t": self.trade, b"q": self.quote, b"o": self.book, b"s": self.status,
+                b"l": self.bands, b"c": self.correction, b"x": self.cancel}.get(
+                    kind, self.bar)(m, at)
         if rows is None:
             self.ignored += 1
             return []
@@ -280,3 +283,36 @@ class Twin:
         if m[b"sc"] in (b"H", b"2", b"P", b"Q"):
             return [[STATUS, 0, 0, 0, 0, 0]]
         return None
+
+    def bands(self, m, at):
+        indicator = m.get(b"i", b"")
+        upper, lower = nano(m.get(b"u")), nano(m.get(b"d"))
+        if type(indicator) is not bytes or len(indicator) > 1:
+            raise Bad
+        if indicator in (b"D", b"F"):
+            upper = lower = 0
+        ref = indicator[0] if indicator else 0
+        return [[BAND, 1, upper, 0, ref, 0], [BAND, -1, lower, 0, ref, 0]]
+
+    def _void(self, m, ref, price, qty, kind):
+        row = [kind, 0, nano(m.get(price)), nano(m.get(qty)), m.get(ref), 0]
+        if not row[2] or not row[3] or type(row[4]) is not int or row[4] < 0:
+            raise Bad
+        return row
+
+    def cancel(self, m, at):
+        return [self._void(m, b"i", b"p", b"s", BUST)]
+
+    def correction(self, m, at):
+        return [self._void(m, b"oi", b"op", b"os", BUST), self._void(m, b"ci", b"cp", b"cs", FIX)]
+
+    def bar(self, m, at):
+        first, high, low, close, volume = (nano(m.get(k)) for k in (b"o", b"h", b"l", b"c", b"v"))
+        trades = m.get(b"n", 0)
+        average = nano(m[b"vw"]) if b"vw" in m else 0
+        if type(trades) is not int or trades < 0:
+            raise Bad
+        if not first or not low or not close or high < low:
+            raise Bad
+        return [[BAR_OPEN, 0, first, volume, trades, 0], [BAR_HIGH, 0, high, 0, m[b"T"][0], 0],
+                [BAR_LOW, 0, low, 0, 0, 0], [BAR_CLOSE, 0, close, 0, average, 0]]

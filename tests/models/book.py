@@ -23,7 +23,10 @@ class Book:
         self.last_price = self.last_qty = self.last_side = self.volume = 0
         self.counters = dict.fromkeys(
             ("applied", "unknown_order", "absent_level", "off_tick", "invalid", "duplicate",
-             "exhausted", "clipped", "gaps"), 0)
+             "exhausted", "clipped", "gaps", "unknown_trade"), 0)
+        self.prints = []                        # [ref, price, qty, side], oldest first; qty 0: void
+        self.fixing = None
+        self.bands = {1: 0, -1: 0}
 
     # -- one record
 
@@ -33,13 +36,20 @@ class Book:
         self.ended = bool(m["flags"] & F.LAST)
         side = self.replacing
         self.replacing = 0
+        fixing, self.fixing = self.fixing, None
         name = NAME.get(m["kind"])
-        if m["qty"] < 0 or name is None:
+        if m["qty"] < 0:
+            cause = "invalid"
+        elif m["flags"] & F.BACKFILLED:
+            cause = self._late(m, name)
+        elif name is None:
             cause = "invalid"
         else:
-            cause = getattr(self, "_" + name.lower())(m, side)
+            cause = getattr(self, "_" + name.lower())(m, fixing if name == "FIX" else side)
         self.counters["applied" if cause is None else cause] += 1
-        if self.loading and self.ended and name not in ("TRADE", "STATUS", "TIMER"):
+        if (self.loading and self.ended and not m["flags"] & F.BACKFILLED
+                and (name is None or not name.startswith("BAR_"))
+                and name not in ("TRADE", "STATUS", "TIMER", "BUST", "FIX", "BAND")):
             self.loading = False
             self.known = {1, -1}
         return cause is None
@@ -127,7 +137,7 @@ class Book:
         if m["ref"] not in self.orders:
             return "unknown_order"
         side, price, _ = self.orders[m["ref"]]
-        self._print(m["price"] if m["price"] > 0 else price, m["qty"], -side, m["flags"])
+        self._print(m["ref"], m["price"] if m["price"] > 0 else price, m["qty"], -side, m["flags"])
         self._take(m["ref"], m["qty"])
 
     def _cancel(self, m, _):
@@ -168,18 +178,69 @@ class Book:
     def _gap(self, m, _):
         self.touched, self.loading, self.known = True, False, set()
         self.counters["gaps"] += 1
+        self.bands = {1: 0, -1: 0}
+        if self.halted:
+            self.halted = "before a gap"
 
-    def _print(self, price, qty, side, flags):
+    def _print(self, ref, price, qty, side, flags):
         if flags & F.UNPRINTABLE:
             return
         self.last_price, self.last_qty, self.last_side = price, qty, side
         self.volume = min(self.volume + qty, TOP)
         self.traded = True
+        if self.halted == "before a gap":
+            self.halted = False
+        self.prints = [*self.prints, [ref, price, qty, side]][-64:]
+
+    def _printed(self, m):
+        return next((p for p in reversed(self.prints)
+                     if p[2] and p[:3] == [m["ref"], m["price"], m["qty"]]), None)
+
+    def _last(self):
+        standing = [p for p in self.prints if p[2]] or [[0, 0, 0, 0]]
+        _, self.last_price, self.last_qty, self.last_side = standing[-1]
+
+    def _late(self, m, name):
+        if name != "TRADE":
+            return None
+        if m["price"] <= 0 or not m["qty"]:
+            return "invalid"
+        if self._printed(m):
+            return "unknown_trade"
+        self.volume = min(self.volume + m["qty"], TOP)
+
+    def _bust(self, m, _):
+        found = self._printed(m) if m["qty"] else None
+        if found is None:
+            return "unknown_trade"
+        self.volume = max(self.volume - m["qty"], 0)
+        found[2] = 0
+        self.fixing = found
+        self._last()
+
+    def _fix(self, m, fixing):
+        if m["price"] <= 0 or not m["qty"]:
+            return "invalid"
+        if fixing is None:
+            return "unknown_trade"
+        fixing[:3] = m["ref"], m["price"], m["qty"]
+        self.volume = min(self.volume + m["qty"], TOP)
+        self._last()
+
+    def _band(self, m, _):
+        if m["side"] not in (1, -1) or m["price"] < 0:
+            return "invalid"
+        self.bands[m["side"]] = m["price"]
+
+    def _bar_open(self, m, _):
+        pass
+
+    _bar_high = _bar_low = _bar_close = _bar_open
 
     def _trade(self, m, _):
         if m["price"] <= 0 or not m["qty"]:
             return "invalid"
-        self._print(m["price"], m["qty"], m["side"], m["flags"])
+        self._print(m["ref"], m["price"], m["qty"], m["side"], m["flags"])
 
     def _status(self, m, _):
         self.halted = not m["ref"]
@@ -231,7 +292,10 @@ class Book:
         return ((self.known != {1, -1}) * B.STALE | (not bid or not ask) * B.EMPTY
                 | (bool(bid and ask) and bid > ask) * B.CROSSED
                 | (bool(bid) and bid == ask) * B.LOCKED
-                | bool(self.halted) * B.HALTED | bool(self.traded) * B.TRADE)
+                | bool(self.halted) * B.HALTED | bool(self.traded) * B.TRADE
+                | (self.known == {1, -1} and bool(
+                    (self.bands[1] and bid >= self.bands[1])
+                    or (self.bands[-1] and ask and ask <= self.bands[-1]))) * B.LIMITED)
 
     def view(self):
         bid, ask, bid_qty, ask_qty = self.top()

@@ -15,7 +15,8 @@ TOP = 2**63 - 1                         # what 63 bits of 1e-9 hold
 BOTTOM = -2**63
 MS = 10**6
 MINUTE = 60 * 10**9
-UNUSABLE = 1 | 2 | 8 | 32               # stale, crossed, halted, empty
+HALTED, LIMITED = 8, 64
+UNUSABLE = 1 | 2 | 32                   # stale, crossed, empty
 ENDS = {"FILL", "CANCELED", "REJECTED", "EXPIRED", "DROPPED", "DENIED", "REPLACED"}
 SILENT = {"SENT", "CANCEL_SENT", "UNKNOWN", "DROPPED", "DENIED"}    # no word of the venue
 DECIMAL = {"max_order_shares", "max_order_notional", "max_position_shares",
@@ -486,6 +487,10 @@ class NaiveRisk:
         if silent:
             return "UNRESOLVED", 0, silent, 0
         book = self.books.get(i)
+        if book is not None and book[4] & HALTED:
+            return "TRADING_HALT", None, None, 0
+        if book is not None and book[4] & LIMITED:
+            return "PRICE_BAND", None, None, 0
         if book is None or not self.reference[i] or book[4] & UNUSABLE:
             return "STALE_DATA", None, None, 0
         bid, ask, last, ts, _ = book

@@ -102,7 +102,7 @@ TIGHT = {
 # As in _risk.pxd.
 ORDERED = """
     HALTED  STORE_FULL  UNSETTLED  UNKNOWN_INSTRUMENT  BREAKER  PAUSED  RESTRICTED  UNRESOLVED
-    STALE_DATA
+    TRADING_HALT  PRICE_BAND  STALE_DATA
     NO_FIGURE  OLD_FIGURE  INVALID_ORDER  DUPLICATE  DUPLICATE_ORDER  PRICE_RANGE
     ORDER_SIZE  OVERFLOW  ORDER_NOTIONAL  ORDER_SMALL  ORDER_RATE  ORDERS_PER_DAY  REPEATED
     CROSSES_ZERO  SHORT_NOT_ALLOWED
@@ -188,7 +188,7 @@ class Oracle:
         if rng.random() < 0.3:
             ask += 1
         last = 0 if rng.random() < 0.01 else mid + rng.choice((0, 0, 10**7, 2 * NANO, -2 * NANO))
-        flags = rng.choice((0,) * 100 + (1, 2, 4, 8, 16, 32))
+        flags = rng.choice((0,) * 120 + (1, 2, 4, 8, 16, 32, 64))
         ts = self.now - (rng.random() < 0.05) * 5000 * 10**6
         self.naive.mark(i, bid, ask, last, ts, flags)
         self.risk.mark(BOOK(i, bid, ask, last, ts, flags))
