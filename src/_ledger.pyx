@@ -275,24 +275,6 @@ cdef class Ledger:
             raise IndexError(f"instrument must be below {self.l.count}, was {instrument}")
         return &self.l.accounts[instrument]
 
-    def seed(self, int64_t instrument, int64_t qty, int64_t average):
-        """Open a position held before the run, as if bought or sold at *average* (nanoprice).
-
-        Raises
-        ------
-        ValueError
-            If the instrument has traded already, or the average is not positive.
-        OverflowError
-            If it does not fit.
-        """
-        cdef account_t *a = self.account(instrument)
-        if a.fills or a.qty or average <= 0:
-            raise ValueError(f"seed wants a fresh instrument and an average above 0, "
-                             f"found {a.fills} fills, qty {a.qty}, average {average}")
-        if not account_move(&self.l, a, qty, average, 0):
-            raise OverflowError(f"a position of {qty} at {average} does not fit")
-        account_mark(&self.l, a)
-
     def restore(self, int64_t instrument, *, int64_t qty, cost, realised, int64_t fees=0,
                 int64_t mark=0, int64_t fills=0):
         """Go on with the books of an instrument exactly where :meth:`exact` left them.

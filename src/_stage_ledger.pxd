@@ -25,6 +25,7 @@ cdef class LedgerStage(Stage):
     cdef bint begun             # the books have an account: days are published
     cdef hp_account_t *opened   # its record as of the last one published
 
+    cdef int _begins(self, uint16_t record, uint16_t instrument, bytes raw) except -1
     cdef void _day(self, int64_t now, uint16_t instrument) noexcept nogil
     cdef void _account(self, uint8_t kind) noexcept nogil
     cdef void _publish(self, uint16_t instrument, uint64_t cause, int64_t ts_in, bint keep,

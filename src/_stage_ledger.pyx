@@ -1,5 +1,5 @@
 """The ledger stage: positions, P&L and marks."""
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
@@ -9,18 +9,17 @@ from ._control cimport Control, control_count, control_set
 from ._day cimport days_of
 from ._fault cimport hp_fault
 from ._ledger cimport (
-    ledger_day_pnl, ledger_drawdown, ledger_gross, ledger_mark, ledger_order_event, ledger_profit,
-    ledger_realised, ledger_roll, ledger_view)
-from ._ledger cimport HP_NANO, hp_wide_even, hp_wide_floor, hp_wide_rest, ledger_t
+    HP_NANO, hp_wide_even, hp_wide_floor, hp_wide_rest, ledger_day_pnl, ledger_drawdown,
+    ledger_gross, ledger_mark, ledger_order_event, ledger_profit, ledger_realised, ledger_roll,
+    ledger_t, ledger_view)
 from ._memory cimport hp_lines
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
 from ._schema cimport (
-    HP_METRIC_CREDIT_STALLS, HP_METRIC_DAY_PNL, HP_METRIC_DRAWDOWN, HP_METRIC_EQUITY,
-    HP_ACCOUNT_BEGIN, HP_ACCOUNT_DAY, HP_METRIC_FEES, HP_METRIC_GROSS_NOTIONAL,
+    HP_ACCOUNT_BEGIN, HP_ACCOUNT_DAY, HP_METRIC_CREDIT_STALLS, HP_METRIC_DAY_PNL,
+    HP_METRIC_DRAWDOWN, HP_METRIC_EQUITY, HP_METRIC_FEES, HP_METRIC_GROSS_NOTIONAL,
     HP_METRIC_REALISED_PNL, HP_METRIC_RECORDS_IN, HP_ORDER_EVENT_FILL,
     HP_ORDER_EVENT_PARTIAL_FILL, HP_RECORD_ACCOUNT, HP_RECORD_OPENING, HP_RECORD_POSITION,
-    HP_RECORD_RESOLVED, hp_account_t, hp_book_t, hp_opening_t, hp_order_event_t, hp_position_t,
-    hp_resolved_t)
+    HP_RECORD_RESOLVED, hp_account_t, hp_book_t, hp_order_event_t, hp_position_t)
 from ._stage cimport hp_copy_words, stage_end, store_credit, store_next, store_put
 
 from hftpipe import schema
@@ -86,24 +85,11 @@ cdef class LedgerStage(Stage):
         iterator
             Yields whenever a link has no room; the caller tries again.
         """
-        cdef hp_opening_t opening
-        cdef hp_resolved_t found
-        for row in () if resolved is None else resolved:
-            while store_credit(&self.store) == 0:
-                yield
-            raw = row.tobytes()
-            memcpy(&found, <const char *>raw, sizeof(found))
-            found.event = store_next(&self.store)
-            store_put(&self.store, HP_RECORD_RESOLVED, &found, 2, 1, 0, clock_now(), 0,
-                      found.instrument, 0)
-        for row in () if openings is None else openings:
-            while store_credit(&self.store) == 0:
-                yield
-            raw = row.tobytes()
-            memcpy(&opening, <const char *>raw, sizeof(opening))
-            opening.event = store_next(&self.store)
-            store_put(&self.store, HP_RECORD_OPENING, &opening, 2, 1, 0, clock_now(), 0,
-                      opening.instrument, 0)
+        for record, rows in ((HP_RECORD_RESOLVED, resolved), (HP_RECORD_OPENING, openings)):
+            for row in () if rows is None else rows:
+                while store_credit(&self.store) == 0:
+                    yield
+                self._begins(record, row["instrument"], row.tobytes())
         while store_credit(&self.store) == 0:
             yield
         hp_fault("ledger.opening")
@@ -116,6 +102,13 @@ cdef class LedgerStage(Stage):
             while store_credit(&self.store) == 0 or ring_credit(self.risk, 2) < 2:
                 yield
             self._publish(row["instrument"], 0, 0, True, 0)
+
+    cdef int _begins(self, uint16_t record, uint16_t instrument, bytes raw) except -1:
+        """Store one record of two lines; its identity is given here."""
+        cdef uint64_t body[16]
+        memcpy(body, <const char *>raw, sizeof(body))
+        body[1] = store_next(&self.store)
+        store_put(&self.store, record, body, 2, 1, 0, clock_now(), 0, instrument, 0)
 
     @property
     def totals(self):

@@ -2,17 +2,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hftpipe import process, schema, shm, topology, worker
+from hftpipe import _clock, process, schema, shm, topology, worker
 from hftpipe.errors import ConfigError, DataError, DiskError, HftpipeError
 from hftpipe.journal import runs
 from hftpipe.journal.drain import Drain
@@ -91,53 +88,28 @@ def _store(place: runs.Place, conninfo: str, say: Callable[[str], None]) -> None
     place.mark_stored()
 
 
-def books(run_dir: RunDir, run: int, conninfo: str, config: Config,
-              venue: Mapping[str, Any], adopt: str,
-              say: Callable[[str], None]) -> tuple[Books, Report]:
-    """Books of the account before run *run*, and what the venue says of them.
+def books(run_dir: RunDir, run: int, conninfo: str, config: Config, venue: Mapping[str, Any],
+          adopt: str, say: Callable[[str], None]) -> tuple[Books, Report]:
+    """Books of the account before run *run*, brought together with what the venue says of them.
 
     Raises
     ------
     HftpipeError
         If database or venue cannot be asked, or the books hold what this run does not trade.
     """
-    import psycopg
-
-    from hftpipe.recovery import books as recorded
-    from hftpipe.recovery.settle import settle
     begin = time.monotonic()
-    rest = venue_rest(config, venue)
-    symbols, fees = [item.symbol for item in config.instruments], config.fees.schedule
-    try:
-        account = rest.account()
-        try:
-            past = recorded.load(conninfo, account.id, run, config.account.equity, fees)
-        except psycopg.Error as e:
-            raise HftpipeError("the books of the account cannot be read: "
-                               f"{str(e).splitlines()[0]}") from None
-        except ValueError:
-            raise DataError(f"the venue's account id must be a UUID, was {account.id!r}"
-                            ) from None
-        taken = time.monotonic() - begin
-        report = settle(
-            past, rest, symbols, fees, absent=config.gateway.absent_after,
-            lookup=lambda of, which: recorded.orders(conninfo, of, which),
-            alone=config.venue.kind == "local", adopt=bool(adopt),
-            say=lambda text: say(f"recover   {text}"))
-    finally:
-        rest.close()
-    if adopt:
-        run_dir.audit("adopt", entry(adopt, who(), "cli"), run=run,
-                      positions=report.adopted)
-        past.pending = []
+    past, report, taken = _settled(run, conninfo, config, venue, bool(adopt), True,
+                                   lambda text: say(f"recover   {text}"))
+    symbols = [item.symbol for item in config.instruments]
+    past.pending = []
     try:
         if adopt:
+            run_dir.audit("adopt", entry(adopt, who(), "cli"), run=run, positions=report.adopted)
             past.drop(symbols)
         past.keep(symbols)
     except ValueError as e:
         raise ConfigError(f"{e}; add it to the instruments, or take the venue's positions with "
                           "`hftpipe start --adopt REASON`") from None
-    past.pending = []
     if past.from_run:
         say(f"recover   books of run {past.from_run:x}: {report.positions} positions, "
             f"{len(report.resolved)} orders resolved, {report.recovered} executions found, "
@@ -150,6 +122,36 @@ def books(run_dir: RunDir, run: int, conninfo: str, config: Config,
     return past, report
 
 
+def _settled(run: int, conninfo: str, config: Config, venue: Mapping[str, Any], adopt: bool,
+             act: bool, say: Callable[[str], None]) -> tuple[Books, Report, float]:
+    """Books before *run*, what the venue says of them, and seconds that the former took."""
+    import psycopg
+
+    from hftpipe.recovery import books as recorded
+    from hftpipe.recovery.settle import settle
+    begin = time.monotonic()
+    rest = venue_rest(config, venue)
+    fees = config.fees.schedule
+    try:
+        account = rest.account()
+        try:
+            past = recorded.load(conninfo, account.id, run, config.account.equity, fees)
+        except ValueError:
+            raise DataError(f"the venue's account id must be a UUID, was {account.id!r}"
+                            ) from None
+        taken = time.monotonic() - begin
+        return past, settle(
+            past, rest, [item.symbol for item in config.instruments], fees,
+            absent=config.gateway.absent_after, act=act, adopt=adopt, say=say,
+            alone=config.venue.kind == "local",
+            lookup=lambda of, which: recorded.orders(conninfo, of, which)), taken
+    except psycopg.Error as e:
+        raise HftpipeError("the books of the account cannot be read: "
+                           f"{str(e).splitlines()[0]}") from None
+    finally:
+        rest.close()
+
+
 def venue_rest(config: Config, venue: Mapping[str, Any]) -> Rest:
     """The venue's REST interface, by the credentials of *venue* or the configuration."""
     from hftpipe.alpaca.rest import Rest
@@ -158,7 +160,7 @@ def venue_rest(config: Config, venue: Mapping[str, Any]) -> Rest:
 
 
 def gate(conninfo: str, run: int, config: Config, known: bool,
-                say: Callable[[str], None]) -> dict[str, Any]:
+         say: Callable[[str], None]) -> dict[str, Any]:
     """What earlier runs left of the gate; not known is no start.
 
     With an account of the local exchange that is not *known*, what counts per day begins anew.
@@ -206,7 +208,7 @@ def waiting(run_dir: RunDir, config: Config, marks: Callable[[int], Mapping[int,
             if link.consumer != "store" or link.name not in left.links:
                 continue
             ring = shm.ring(left.run.run, link.name, schema.BY_NAME[link.record], producer=False)
-            if len(ring):
+            if ring is not None and len(ring):
                 out.append({"run": f"{left.run.run:x}", "where": "rings", "events": len(ring),
                             "stream": link.producer})
     names = {topology.stream(name): name for name in topology.recorded()}
@@ -231,29 +233,16 @@ def copied_venue(run_dir: RunDir, config: Config) -> Iterator[dict[str, Any]]:
     HftpipeError
         If it does not come up.
     """
+    from hftpipe.venue import server
     state = run_dir.path / "venue" / "account"
     with tempfile.TemporaryDirectory(prefix="hftpipe-recover-") as place:
         copy = Path(place) / "venue"
         copy.mkdir(mode=0o700)
         if (state / "orders.jsonl").exists():
             shutil.copyfile(state / "orders.jsonl", copy / "orders.jsonl")
-        made = subprocess.Popen(
-            [sys.executable, "-m", "hftpipe", "venue", "-o", "json", "--die-with-parent",
-             "--symbols", ",".join(item.symbol for item in config.instruments),
-             "--rate-limit", "0", "--rate", "1", "--state", str(copy)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert made.stdout is not None and made.stderr is not None
-        try:
-            line = made.stdout.readline()
-            if not line:
-                raise HftpipeError("the venue did not come up: "
-                                   + made.stderr.read().decode(errors="replace").strip()[-200:])
-            yield json.loads(line)
-        finally:
-            made.terminate()
-            made.wait()
-            made.stdout.close()
-            made.stderr.close()
+        with server.spawn("--symbols", ",".join(item.symbol for item in config.instruments),
+                          "--rate-limit", "0", "--rate", "1", "--state", str(copy)) as (_, told):
+            yield told
 
 
 @contextlib.contextmanager
@@ -266,20 +255,14 @@ def venue(run_dir: RunDir, config: Config) -> Iterator[dict[str, Any]]:
         yield found
 
 
-def look(run_dir: RunDir, conninfo: str, config: Config, venue: Mapping[str, Any],
-         ) -> tuple[Books, Report]:
-    """What :func:`books` would find, changing nothing at the venue."""
-    from hftpipe import _clock
-    from hftpipe.recovery import books as recorded
-    from hftpipe.recovery.settle import settle
-    rest = venue_rest(config, venue)
-    fees = config.fees.schedule
-    try:
-        past = recorded.load(conninfo, rest.account().id, _clock.utc_ns(), config.account.equity,
-                             fees)
-        return past, settle(
-            past, rest, [item.symbol for item in config.instruments], fees,
-            absent=config.gateway.absent_after, act=False, alone=config.venue.kind == "local",
-            lookup=lambda of, which: recorded.orders(conninfo, of, which))
-    finally:
-        rest.close()
+def look(conninfo: str, config: Config, venue: Mapping[str, Any]) -> tuple[Books, Report]:
+    """What :func:`books` would find, changing nothing at the venue.
+
+    Raises
+    ------
+    HftpipeError
+        If database or venue cannot be asked.
+    """
+    past, report, _ = _settled(_clock.utc_ns(), conninfo, config, venue, False, False,
+                               lambda text: None)
+    return past, report

@@ -629,28 +629,28 @@ async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> 
     def on_updates(rows: Any) -> None:
         waiting.append(rows)
         retry()
-        mirror.heard(rows, _clock.now_ns())
+        reconciler.heard(rows, _clock.now_ns())
 
     def turn() -> None:
         nonlocal doubts
         now = _clock.now_ns()
         while len(events := stage.take()):
-            mirror.events(events, now)
+            reconciler.events(events, now)
         answer = asker.poll()
         if answer is not None:
-            waiting.extend(mirror.answer(answer, now))
+            waiting.extend(reconciler.answer(answer, now))
         retry()
         if client.reader.doubts + client.reader.errors > doubts:
             doubts = client.reader.doubts + client.reader.errors
-            mirror.doubt(now)
-        task = mirror.due(now)
+            reconciler.doubt(now)
+        task = reconciler.due(now)
         if task is not None:
             asker.submit(task)
-        block.set("unsettled", int(not mirror.settled))
-        block.set("reconciliations", mirror.looks)
-        block.set("breaks", mirror.breaks)
-        block.set("breaks_open", mirror.open_breaks)
-        block.set("orders_resolved", mirror.resolved)
+        block.set("unsettled", int(not reconciler.settled))
+        block.set("reconciliations", reconciler.looks)
+        block.set("breaks", reconciler.breaks)
+        block.set("breaks_open", reconciler.open_breaks)
+        block.set("orders_resolved", reconciler.resolved)
 
     def halt(reason: str) -> None:
         if context.control.trading == "armed":
@@ -660,7 +660,7 @@ async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> 
     gateway = context.config.gateway
     past = books(context.private)
     opening = [past.rows[s].qty if s in past.rows else 0 for s in symbols] if past else None
-    mirror = Reconciler(
+    reconciler = Reconciler(
         context.run.run, symbols, halt,
         lambda level, event, **more: getattr(context.log, level)(event, **more),
         absent=gateway.absent_after, orders=gateway.check_orders,
@@ -668,17 +668,17 @@ async def _updates(context: Context, stage: UpdatesStage, updates_type: Any) -> 
         start=_clock.utc_ns(), opening=opening)
     asker = Asker(lambda: Rest(venue["rest"], key, secret),
                   lambda symbol, reason: ask(str(context.run_dir.path), "pause",
-                                             symbol=symbol, reason=reason), mirror.after)
+                                             symbol=symbol, reason=reason), reconciler.after)
     block.set("unsettled", 1)
 
     def down() -> None:
         block.set("unsettled", 1)       # at once: nothing is approved from here on
-        mirror.went_down(_clock.now_ns())
+        reconciler.went_down(_clock.now_ns())
 
     client = updates_type(
         venue["updates_stream"], key, secret, context.run.run,
         {symbol: i for i, symbol in enumerate(symbols)}, on_updates,
-        on_live=lambda: mirror.went_live(_clock.now_ns()), on_down=down)
+        on_live=lambda: reconciler.went_live(_clock.now_ns()), on_down=down)
     stop = asyncio.Event()
     task = asyncio.create_task(client.run(stop))
     _settle(context, "updates", _control.RUNNING)

@@ -229,21 +229,6 @@ def test_refuses_at_one_beyond_nanocash():
     assert beyond.counters()["broken"] == 1 and beyond.exact(0)["qty"] == 0
 
 
-def test_seed_opens_at_the_average_and_only_before_trading():
-    ledger = Ledger(2)
-    ledger.seed(0, -3 * NANO, 7 * NANO)
-    balanced(ledger)
-    assert ledger.view(0)["unrealised"] == 0
-    ledger.mark(0, 8 * NANO)
-    assert ledger.view(1)["day_pnl"] == -3 * NANO
-    with pytest.raises(ValueError, match="fresh instrument"):
-        ledger.seed(0, NANO, NANO)
-    with pytest.raises(IndexError, match="below 2, was 2"):
-        ledger.seed(2, NANO, NANO)
-    with pytest.raises(OverflowError, match="does not fit"):
-        ledger.seed(1, MAX, MAX)
-
-
 def test_fees_by_hand():
     # 0.35 cents a share and 2.78 bp of sales, a dollar an order.
     ledger = Ledger(1, 1000 * NANO, {"per_order": NANO, "per_share": 3_500_000,

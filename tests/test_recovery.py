@@ -440,8 +440,8 @@ def test_an_order_that_comes_while_it_is_waited_for_is_cancelled_too():
 
 
 @pytest.mark.parametrize(("there", "said"), [
-    ({"symbol": "BOLT"}, "symbol BOLT is not ACME"), ({"side": "sell"}, "side sell is not buy"),
-    ({"qty": 11}, "quantity 11.0 is not 10.0")])
+    ({"symbol": "BOLT"}, "symbol BOLT and not ACME"), ({"side": "sell"}, "side sell and not buy"),
+    ({"qty": 11}, "qty 11 and not 10")])
 def test_another_order_by_our_name_is_a_difference(there, said):
     books = Books(ACCOUNT, RUN, pending=[pending(1)])
     report = settled(books, Venue().add(name(1), status="canceled", **there))

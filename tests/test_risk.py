@@ -634,7 +634,7 @@ def test_agrees_with_the_twin(seed, orders):
 
 # Of the gateway, of tables that nothing fills here, and of numbers that no market makes.
 ELSEWHERE = {"TOKEN", "EXPIRED", "BUSY", "DISCONNECTED", "VENUE", "LIMITS", "OVERFLOW",
-             "NOT_OPEN", "ABSENT"}
+             "NOT_OPEN", "ABSENT"} | {name for name in REASON.values() if name.startswith("VENUE_")}
 
 
 def test_agrees_with_the_twin_for_longer_and_meets_every_reason():

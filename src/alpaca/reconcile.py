@@ -19,7 +19,6 @@ moment.  What cannot be mended is a *break*: the instrument is paused, then trad
 """
 from __future__ import annotations
 
-import datetime
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,7 +145,7 @@ class Reconciler:
         self._level, self._filled = BURST * SECOND, 0
         self._limited = not unlimited
         self._clean = True              # no difference in the look under way
-        self.after = _rfc3339(start - 60 * SECOND)
+        self.after = session.rfc3339(start - 60 * SECOND)
 
     # ---------------------------------------------------------------- what happens
 
@@ -351,15 +350,8 @@ class Reconciler:
 
     def _foreign(self, known: Known, found: messages.Order) -> bool:
         """Whether the venue's order of our name is another one than ours: nothing is adopted."""
-        wanted = [("symbol", self.symbols[known.instrument], found.symbol),
-                  ("side", "buy" if known.side > 0 else "sell", found.side)]
-        numbers = [("qty", known.qty, found.qty)]
-        if known.price:
-            numbers.append(("limit_price", known.price, found.limit_price))
-        wanted += [(name, f"{ours / 1e9:.9g}", str(theirs)) for name, ours, theirs in numbers
-                   if theirs is not None and session.nano(theirs) != ours]
-        wrong = [f"{name} {theirs} and not {ours}" for name, ours, theirs in wanted
-                 if ours != theirs]
+        wrong = session.unlike(found, self.symbols[known.instrument], known.side, known.qty,
+                               known.price)
         if wrong:
             self._break(f"foreign {known.order:x}", known.instrument,
                         f"order {found.client_order_id} at the venue has {', '.join(wrong)}", True)
@@ -439,27 +431,24 @@ class Reconciler:
                  wanted: int) -> list[Any]:
         """Records of the executions among *fills* that are not in the mirror, *wanted* in all."""
         names = {e[:2] for e in known.executions}
-        left = [f for f in fills if _execution(f) not in names]
-        mine = Counter((e[2], e[3]) for e in known.executions
-                       if e[:2] not in {_execution(f) for f in fills})
+        left = [f for f in fills if session.execution_of(f) not in names]
+        told = {session.execution_of(f) for f in fills}
+        # what is left may be the same one by another name
+        mine = ((e[2], e[3]) for e in known.executions if e[:2] not in told)
         rows, cum, new = [], known.cum, []
-        for one in left:
-            qty, price = session.nano(one.qty), session.nano(one.price)
-            if mine[qty, price]:                # the same one, by another name
-                mine[qty, price] -= 1
-                continue
+        for qty, price, one in session.not_among(mine, left):
             cum += qty
             row = numpy.zeros(1, session.UPDATE)
             row["order"], row["instrument"], row["side"] = (
                 known.order, known.instrument, known.side)
             row["kind"] = KIND.FILL if cum == known.qty else KIND.PARTIAL_FILL
             row["qty"], row["price"], row["cum_qty"] = qty, price, cum
-            row["execution"], row["execution_low"] = _execution(one)
+            row["execution"], row["execution_low"] = session.execution_of(one)
             row["venue_id"], row["venue_id_low"] = session.words(venue_id)
             row["ts_recv"] = now_ns()
             row["ts_venue"] = parse_time(one.transaction_time)
             row["flags"] = schema.UPDATE_FLAG.RECONCILED
-            new.append((*_execution(one), qty, price))
+            new.append((*session.execution_of(one), qty, price))
             rows.append(row)
         if cum - known.cum != wanted:
             return []                           # some are on their way to the gateway
@@ -583,16 +572,3 @@ STATE_NAMES: Mapping[int, str] = {value: name for name, value, _ in STATE.member
 def task_of(task: Task) -> Task:
     """*task* as it is wanted again."""
     return Task(task.what, task.name, 0, task.why)
-
-
-def _execution(fill: messages.Fill) -> tuple[int, int]:
-    """The UUID in a FILL activity's id, ``yyyymmddHHMMSSmmm::uuid``; (0, 0) when there is none."""
-    try:
-        return session.words(fill.id.partition("::")[2] or None)
-    except ValueError:
-        return 0, 0
-
-
-def _rfc3339(utc: int) -> str:
-    at = datetime.datetime.fromtimestamp(max(utc, 0) // SECOND, datetime.UTC)
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -12,6 +12,7 @@ import re
 import socket
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -332,6 +333,50 @@ def words(text: str | None) -> tuple[int, int]:
 def uuid_of(high: int, low: int) -> str:
     """The UUID of two words."""
     return str(uuid.UUID(int=high << 64 | low))
+
+
+def execution_of(fill: messages.Fill) -> tuple[int, int]:
+    """The UUID in a FILL activity's id, ``yyyymmddHHMMSSmmm::uuid``; (0, 0) when there is none."""
+    try:
+        return words(fill.id.partition("::")[2] or None)
+    except ValueError:
+        return 0, 0
+
+
+def not_among(known: Iterable[tuple[int, int]], fills: Iterable[messages.Fill],
+              ) -> list[tuple[int, int, messages.Fill]]:
+    """Those of *fills*, with quantity and price in nanos, that *known* (qty, price) have not.
+
+    Executions have no name that stream and activities share, so equal ones count as many times
+    as they are known.
+    """
+    count = Counter(known)
+    out = []
+    for one in fills:
+        this = nano(one.qty), nano(one.price)
+        if count[this]:
+            count[this] -= 1
+        else:
+            out.append((*this, one))
+    return out
+
+
+def unlike(found: messages.Order, symbol: str, side: int, qty: int, price: int) -> list[str]:
+    """In what the venue's order of our name is another one than ours; nothing is adopted then.
+
+    *qty* and *price* in nanos; a price of 0 is none.
+    """
+    wanted = [("symbol", symbol, found.symbol),
+              ("side", "buy" if side > 0 else "sell", found.side)]
+    wanted += [(name, f"{ours / 1e9:.9g}", str(theirs)) for name, ours, theirs in (
+        ("qty", qty, found.qty), ("limit_price", price, found.limit_price if price else None))
+        if theirs is not None and nano(theirs) != ours]
+    return [f"{name} {theirs} and not {ours}" for name, ours, theirs in wanted if ours != theirs]
+
+
+def rfc3339(utc: int) -> str:
+    """The second in which *utc* (ns) lies, as the venue wants a time."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(max(utc, 0) // 10**9))
 
 
 def nano(value: str | int | float | None) -> int:

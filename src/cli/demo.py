@@ -14,7 +14,14 @@ from typing import Any
 import click
 
 from hftpipe.cli._common import RATE, SECONDS, SEED, Settings, shared
-from hftpipe.errors import BusyError, ConfigError, Exit, HftpipeError, UsageError
+from hftpipe.errors import (
+    BusyError,
+    ConfigError,
+    Exit,
+    HftpipeError,
+    MismatchError,
+    UsageError,
+)
 
 
 @click.command(epilog="Example: hftpipe demo --for 15s -o json")
@@ -78,13 +85,19 @@ def command(settings: Settings, seconds: float, cores: str | None, oversubscribe
             out = execute(place)
         except BusyError:
             raise
+        except MismatchError as e:      # what is to be looked at stays
+            e.args = (f"{e}; kept in {place}",)
+            raise
         except HftpipeError as e:
             if killed:
                 e.args = (f"{e}; `hftpipe demo --fresh` forgets the demo that was killed",)
             else:
                 discard(place)
             raise
-        discard(place)
+        if out.code != Exit.MISMATCH:
+            discard(place)
+        elif people:
+            print(f"kept      {place}", file=sys.stderr)
     line.end()
     if settings.json:
         print(json.dumps({"exit": int(out.code), "cause": out.cause, **out.summary}))
@@ -101,7 +114,7 @@ def own_directory() -> Path:
     from hftpipe import rundir
     name = f"hftpipe-demo-{hashlib.sha256(os.fsencode(os.getcwd())).hexdigest()[:12]}"
     state = Path(rundir.default(None)).parent
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):          # asked in the next line: else a temporary place
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.access(state, os.W_OK | os.X_OK):
         return state / name

@@ -45,7 +45,7 @@ def command(settings: Settings, dry_run: bool) -> int:
                 takeover.store_leftovers(run_dir, conninfo, config, said.append)
             latch = run_dir.latch()
             with takeover.venue(run_dir, config) as venue:
-                past, report = takeover.look(run_dir, conninfo, config, venue)
+                past, report = takeover.look(conninfo, config, venue)
     finally:
         run_dir.unlock()
     positions = {symbol: {"qty": row.qty / NANO, "cost": row.cost / NANO**2,

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from hftpipe import _control, _fault, schema, shm, topology
 from hftpipe.drill import halt
 from hftpipe.drill.halt import until
-from hftpipe.drill.venue import CONFIG, ORDERS, POSITION, exposure, ours
+from hftpipe.drill.venue import CONFIG, ORDERS, POSITION, database, exposure, ours
 from hftpipe.errors import Exit, HftpipeError, UsageError
 from hftpipe.rundir import RunDir
 from hftpipe.venue import read_log
@@ -227,7 +227,7 @@ class Life:
             return None
         self.run = found.run
         self.record = found
-        with contextlib.suppress(HftpipeError):
+        with contextlib.suppress(HftpipeError):         # it is still being made
             self.control = shm.control(found.run)
         return self.control
 
@@ -264,11 +264,7 @@ class Life:
 
     def database(self) -> psycopg.Connection:
         """The run's database while it runs."""
-        import psycopg
-
-        from hftpipe.worker import PRIVATE
-        private = json.loads((self.directory.path / PRIVATE).read_text(encoding="utf-8"))
-        return psycopg.connect(private["conninfo"], autocommit=True, connect_timeout=10)
+        return database(self.directory)
 
     def postmaster(self) -> int:
         """The database's first process."""
@@ -280,11 +276,12 @@ class Life:
         pids = {self.popen.pid}
         if self.control is not None:
             pids |= {b.pid for b in self.control.stages if b.pid}
+        # no server yet, or it is writing its file
         with contextlib.suppress(OSError, ValueError, IndexError):
             pids.add(self.postmaster())
         for entry in os.listdir("/proc"):
             if entry.isdigit():
-                with contextlib.suppress(OSError, ValueError):
+                with contextlib.suppress(OSError, ValueError):      # it has ended meanwhile
                     words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
                     if os.fsencode(str(self.directory.path)) in b" ".join(words):
                         pids.add(int(entry))
@@ -389,6 +386,7 @@ def _database(life: Life, out: Round, chance: random.Random) -> None:
             c.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                       "WHERE pid <> pg_backend_pid() AND datname = current_database()")
     else:
+        # that it ends with the server, or gets no lock in 5 s, is a fault like the others
         with contextlib.suppress(psycopg.Error), life.database() as c, c.transaction():
             c.execute("SET LOCAL lock_timeout = '5s'")
             c.execute("LOCK TABLE hftpipe.mark IN ACCESS EXCLUSIVE MODE")
@@ -682,7 +680,7 @@ def run(rounds: int, seed: int, *, only: Sequence[str] = (), keep: Path | None =
             import shutil
             shutil.copytree(place, keep, dirs_exist_ok=True, ignore=shutil.ignore_patterns(
                 "*.sock", ".s.*"))
-        with contextlib.suppress(HftpipeError):
+        with contextlib.suppress(HftpipeError):         # no run was made
             left = RunDir(place / "run").read_run()
             if left is not None:
                 shm.remove(left.run)

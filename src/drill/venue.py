@@ -337,6 +337,15 @@ def toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
                    for name, table in tables.items())
 
 
+def database(directory: RunDir) -> psycopg.Connection:
+    """The database of the run in *directory*, while it runs."""
+    import psycopg
+
+    from hftpipe import worker
+    private = json.loads((directory.path / worker.PRIVATE).read_text(encoding="utf-8"))
+    return psycopg.connect(worker.conninfo(private), autocommit=True, connect_timeout=10)
+
+
 class Scene:
     """One run on the local exchange with faults."""
 
@@ -399,11 +408,7 @@ class Scene:
 
     def database(self) -> psycopg.Connection:
         """The run's database while it runs."""
-        import psycopg
-
-        from hftpipe import worker
-        private = json.loads((self.directory.path / worker.PRIVATE).read_text(encoding="utf-8"))
-        return psycopg.connect(worker.conninfo(private), autocommit=True)
+        return database(self.directory)
 
     def agree(self, c: psycopg.Connection) -> bool:
         """Whether nothing is open, here or there, and the positions are the same."""

@@ -11,6 +11,8 @@ from psycopg.rows import dict_row
 
 from hftpipe import _fault, schema
 from hftpipe._ledger import Ledger
+from hftpipe.alpaca.session import words
+from hftpipe.store.layout import signed
 
 NANO = 10**9
 KIND, STATE, EXIT = schema.ORDER_EVENT_KIND, schema.ORDER_STATE, schema.EXIT
@@ -252,24 +254,7 @@ class Books:
         return account[0], openings, resolved
 
 
-def words(account: str) -> tuple[int, int]:
-    """First and last 8 bytes of an account's id.
-
-    Raises
-    ------
-    ValueError
-        If it is no UUID.
-    """
-    import uuid
-    n = uuid.UUID(account).int
-    return n >> 64, n & (1 << 64) - 1
-
-
 # ---------------------------------------------------------------- from the database
-
-def _signed(word: int) -> int:
-    return word - (1 << 64) if word >> 63 else word
-
 
 def load(conninfo: str, account: str, before: int, equity: int,
          fees: Mapping[str, int]) -> Books:
@@ -291,6 +276,8 @@ def load(conninfo: str, account: str, before: int, equity: int,
     Raises
     ------
     psycopg.Error
+    ValueError
+        If *account* is no UUID.
     """
     high, low = words(account)
     with psycopg.connect(conninfo, options=f"-c statement_timeout={PATIENCE}s",
@@ -298,7 +285,7 @@ def load(conninfo: str, account: str, before: int, equity: int,
         began = c.execute(
             "SELECT run, stream, seq FROM hftpipe.account_event WHERE account = %s "
             "AND account_low = %s AND kind = %s AND run < %s ORDER BY run DESC LIMIT 1",
-            (_signed(high), _signed(low), schema.ACCOUNT_KIND.BEGIN, before)).fetchone()
+            (signed(high), signed(low), schema.ACCOUNT_KIND.BEGIN, before)).fetchone()
         if began is None:
             return Books(account, opening=equity, peak=equity)
         want = {"run": began["run"], "stream": began["stream"], "seq": began["seq"],

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,7 +19,7 @@ STATES = {KIND.FILL: STATE.FILLED, KIND.CANCELED: STATE.CANCELED, KIND.REJECTED:
 OURS = re.compile(r"hp-([0-9a-f]{1,16})-([0-9a-f]{1,14})")
 ENDING = 30.0                   # s that an order may take to end after its cancel
 POLL = 0.05                     # s between two looks at it
-SLACK = 60                      # s before a run's first order from which its executions are asked
+SLACK = 60 * NANO               # ns before a run's first order from which its executions are asked
 
 
 Lookup = Callable[[int, Sequence[int]], list[Pending]]
@@ -155,8 +154,7 @@ def settle(books: Books, venue: Venue, symbols: Sequence[str], fees: Mapping[str
 
 
 def _after(pending: Iterable[Pending]) -> str:
-    at = min((order.at for order in pending), default=_clock.utc_ns()) // NANO - SLACK
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(max(at, 0)))
+    return session.rfc3339(min((order.at for order in pending), default=_clock.utc_ns()) - SLACK)
 
 
 # ---------------------------------------------------------------- what is open
@@ -236,25 +234,14 @@ def _resolve(books: Books, order: Pending, name: str, found: messages.Order | No
 
 
 def _wrong(order: Pending, found: messages.Order) -> list[str]:
-    """In what *found* is another order than ours of that name."""
-    return [f"{what} {theirs} is not {ours}" for what, theirs, ours in (
-        ("symbol", found.symbol, order.symbol),
-        ("side", found.side, "buy" if order.side > 0 else "sell"),
-        ("quantity", session.nano(found.qty) / NANO, order.qty / NANO)) if theirs != ours]
+    return session.unlike(found, order.symbol, order.side, order.qty, order.price)
 
 
 def _missing(books: Books, order: Pending, found: messages.Order, filled: int,
              fills: Sequence[messages.Fill], fees: Mapping[str, int], out: Report) -> bool:
     """Book the executions of *order* that are not in the books; False when they do not add up."""
-    known = Counter(order.fills)
-    missing = []
-    for one in sorted((f for f in fills if f.order_id == found.id),
-                      key=lambda f: parse_time(f.transaction_time)):
-        qty, price = session.nano(one.qty), session.nano(one.price)
-        if known[qty, price]:
-            known[qty, price] -= 1
-        else:
-            missing.append((qty, price, one))
+    missing = session.not_among(order.fills, sorted(
+        (f for f in fills if f.order_id == found.id), key=lambda f: parse_time(f.transaction_time)))
     if order.cum + sum(qty for qty, _, _ in missing) != filled:
         return False
     cum = order.cum
@@ -270,17 +257,9 @@ def _missing(books: Books, order: Pending, found: messages.Order, filled: int,
         books.book(executions[-1:], fees)
         _note(books, order, KIND.FILL if cum == order.qty else KIND.PARTIAL_FILL, price, qty, cum,
               found.id, ts_venue=at, fee=books.rows[order.symbol].fees - before,
-              execution=_execution(one))
+              execution=session.execution_of(one))
         out.recovered += 1
     return True
-
-
-def _execution(fill: messages.Fill) -> tuple[int, int]:
-    """The UUID in a FILL activity's id; zeros when there is none."""
-    try:
-        return session.words(fill.id.partition("::")[2] or None)
-    except ValueError:
-        return 0, 0
 
 
 def _note(books: Books, order: Pending, kind: int, price: int, qty: int, cum: int,
@@ -309,7 +288,7 @@ def _unequal(books: Books, there: Mapping[str, messages.Position],
 def _search(books: Books, venue: Venue, fees: Mapping[str, int], lookup: Lookup,
             out: Report) -> None:
     """Positions differ: look for executions of orders that had their last word too early."""
-    after = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(books.from_run // NANO - SLACK))
+    after = session.rfc3339(books.from_run - SLACK)
     done = {r["order"] for r in books.resolved if r["of_run"] == books.from_run}
     there = {}
     for found in venue.orders("all", after):

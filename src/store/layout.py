@@ -34,6 +34,11 @@ TABLES = {
 RESERVED = frozenset({"limit", "order"})
 
 
+def signed(word: int) -> int:
+    """A 64-bit word as PostgreSQL's bigint has it."""
+    return word - (1 << 64) if word >> 63 else word
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column of an event table and where in a slot its value lies."""

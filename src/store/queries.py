@@ -10,7 +10,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from hftpipe import schema
-from hftpipe.store.layout import table
+from hftpipe.store.layout import signed, table
 
 Row = dict[str, Any]
 PATIENCE = 60                   # s that a question of the analyst may take
@@ -98,8 +98,7 @@ def pnl_by_day(conninfo: str, run: int, account: str | None, before: dt.date,
     Of the account whose id is *account*, a UUID; of *run* alone when it is None.  A run goes on
     with the day of the one before, so each day's last run has all of it.
     """
-    high, low = ((n - (1 << 64) if n >> 63 else n) for n in
-                 divmod(uuid.UUID(account).int if account else 0, 1 << 64))
+    high, low = (signed(n) for n in divmod(uuid.UUID(account).int if account else 0, 1 << 64))
     with psycopg.connect(conninfo, options=f"-c statement_timeout={PATIENCE}s") as c:
         rows = c.execute(
             "SELECT DISTINCT ON (d.trading_date) d.trading_date, d.total "

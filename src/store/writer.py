@@ -34,7 +34,7 @@ from hftpipe import _fault, schema
 from hftpipe.errors import BusyError, DeadlineError, MismatchError
 from hftpipe.store import chain
 from hftpipe.store.encode import HEADER, SEQ_MASK, TRAILER, body_words, encoder
-from hftpipe.store.layout import copy_in
+from hftpipe.store.layout import copy_in, signed
 from hftpipe.store.verify import MASK, checksum, total
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -400,7 +400,7 @@ class StoreWriter:
             "INSERT INTO hftpipe.chain (run, stream, first, last, digest, leaves, head) "
             "SELECT run, stream, %(old)s::bigint + 1, %(new)s::bigint, %(digest)b, %(leaves)b, "
             "%(head)b FROM moved",
-            {"new": new, "content": _signed(content), "head": head, "run": self.run.run,
+            {"new": new, "content": signed(content), "head": head, "run": self.run.run,
              "stream": stream, "old": old, "before": before, "digest": digest,
              "leaves": leaves})
         if done.rowcount != 1:
@@ -499,10 +499,6 @@ def _kinds(slots: Array) -> Iterable[tuple[int, Array]]:
         yield int(number), slots[kinds == number]
 
 
-def _signed(word: int) -> int:
-    return word - (1 << 64) if word >> 63 else word
-
-
 def become_writer(c: psycopg.Connection) -> None:
     """Act as ``hftpipe_writer`` from here on, where that role exists and is ours."""
     row = c.execute("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'hftpipe_writer' "
@@ -541,7 +537,7 @@ def register(c: psycopg.Connection, run: Run, streams: Iterable[int]) -> None:
         cursor.executemany(
             "INSERT INTO hftpipe.descriptor (run, record, fingerprint, descriptor) "
             "VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
-            [(run.run, r.name, _signed(r.fingerprint), Jsonb(schema.descriptor(r)))
+            [(run.run, r.name, signed(r.fingerprint), Jsonb(schema.descriptor(r)))
              for r in (schema.ENVELOPE, *schema.BODIES.values())])
         cursor.executemany(
             "INSERT INTO hftpipe.mark (run, stream, seq, checksum) VALUES (%s, %s, 0, 0) "
@@ -549,7 +545,7 @@ def register(c: psycopg.Connection, run: Run, streams: Iterable[int]) -> None:
         other = [name for name, fingerprint in c.execute(
             "SELECT record, fingerprint FROM hftpipe.descriptor WHERE run = %s", (run.run,))
             if name in schema.BY_NAME
-            and fingerprint != _signed(schema.BY_NAME[name].fingerprint)]
+            and fingerprint != signed(schema.BY_NAME[name].fingerprint)]
     if other:
         raise MismatchError(f"run {run.run:x} was begun with other layouts of "
                             f"{', '.join(sorted(other))}")
