@@ -95,8 +95,8 @@ def test_what_the_client_does_is_said_of_everything_and_proven_or_said_not_to_be
     page = (ROOT / "docs/venues.md").read_text()
     client = "\n## The client\n" + page.split("\n## The client\n", 1)[1]
     tables = {name: rows(client, name) for name in (
-        "Answers to orders and cancels", "Rate limit", "Order updates",
-        "Codes of the data streams", "Pitfalls")}
+        "Answers to orders and cancels", "Rate limit", "Order updates", "Pitfalls")}
+    tables["Error codes"] = rows(page, "Error codes")
     bare = [row[:2] for table in tables.values() for row in table
             if not re.search(r"`test_\w+`", row[-1]) and not row[-1].startswith("not covered")]
     assert not bare, "neither a test nor a word that there is none"
@@ -106,7 +106,7 @@ def test_what_the_client_does_is_said_of_everything_and_proven_or_said_not_to_be
     assert numbers("Pitfalls") == set(range(1, 25))
     assert {400, 401, 403, 404, 408, 422, 429, 500, 502, 503, 504} <= numbers(
         "Answers to orders and cancels")
-    assert {*range(400, 414), 500} <= numbers("Codes of the data streams")
+    assert {*range(400, 414), 500} <= numbers("Error codes")
     said = " ".join(row[0] + row[1] for row in tables["Order updates"])
     from hftpipe.alpaca.updates import KINDS, QUIET
     assert not {event for event in {*KINDS, *QUIET} if f"`{event}`" not in said}
