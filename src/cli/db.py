@@ -1,11 +1,17 @@
 """``hftpipe db``: the database's migrations, state and address."""
 from __future__ import annotations
 
-from typing import Any
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hftpipe.cli._common import Settings, database_of, emit, shared
+
+if TYPE_CHECKING:
+    from hftpipe.store.backup import Backup
 
 where = click.option("--url", metavar="URL",
                      help='Instead of store.url: "embedded" or "postgresql://...".')
@@ -87,3 +93,76 @@ def url(settings: Settings, url: str | None) -> None:
                                   "pipeline")
         address = found
     emit(settings, {"url": address}, [address])
+
+
+@command.command("backup", epilog="Example: hftpipe db backup /mnt/backup/2026-11-27",
+                 help="""Write everything the database holds to the new directory DIRECTORY.
+
+The pipeline may run meanwhile: the backup is one snapshot. It appears when it is whole. Its
+manifest has the heads of all chains: keep it apart from the database, as anchors.""")
+@click.argument("directory", type=click.Path(path_type=Path))
+@where
+@shared
+@click.pass_obj
+def backup_(settings: Settings, directory: Path, url: str | None) -> None:
+    from hftpipe.store import backup
+    from hftpipe.store.postgres import database
+    address, place, password = database_of(settings, url)
+    told = time.monotonic()
+
+    def say(size: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= 2.0:
+            told = time.monotonic()
+            print(f"backup    {size / 1e6:.1f} MB", file=sys.stderr, flush=True)
+
+    with database(address, place, password=password) as conninfo:
+        _show(settings, backup.backup(conninfo, directory, say), "written to")
+
+
+@command.command("verify", epilog="Example: hftpipe db verify /mnt/backup/2026-11-27",
+                 help="""Check that the backup in DIRECTORY is as it was written.
+
+That its rows are those of the database it was made from, a restore proves; of a database,
+`hftpipe audit verify`.""")
+@click.argument("directory", type=click.Path(path_type=Path))
+@shared
+@click.pass_obj
+def verify(settings: Settings, directory: Path) -> None:
+    from hftpipe.store import backup
+    _show(settings, backup.read(directory), "as they were written in")
+
+
+@command.command("restore", epilog="Example: hftpipe --run-dir /srv/hftpipe db restore "
+                                   "/mnt/backup/2026-11-27",
+                 help="""Fill an empty database with the backup in DIRECTORY.
+
+Afterwards every row is read and compared with the chains' heads in the manifest. Exit code 9:
+something is not as it was backed up.""")
+@click.argument("directory", type=click.Path(path_type=Path))
+@where
+@shared
+@click.pass_obj
+def restore(settings: Settings, directory: Path, url: str | None) -> None:
+    from hftpipe.store import backup, chain
+    from hftpipe.store.postgres import database
+    address, place, password = database_of(settings, url)
+    run_dir = settings.directory()
+    run_dir.prepare()
+    run_dir.lock()                      # nobody starts a run on it meanwhile
+    try:
+        with database(address, place, password=password) as conninfo:
+            found = backup.restore(
+                conninfo, directory, lambda text: print(text, file=sys.stderr, flush=True))
+            chain.Anchors(run_dir.path / chain.FILE).add(found.heads)   # for `audit verify`
+            _show(settings, found, "restored from")
+    finally:
+        run_dir.unlock()
+
+
+def _show(settings: Settings, b: Backup, what: str) -> None:
+    emit(settings, {"backup": str(b.path), "made": b.made, "bytes": b.size,
+                    "version": len(b.migrations), "runs": [f"{run:x}" for run in b.runs],
+                    "events": b.events},
+         [f"{len(b.runs)} runs, {b.events:,} events {what} {b.path}",
+          f"{b.size / 1e6:.1f} MB   version {len(b.migrations)}   made {b.made}"])

@@ -133,7 +133,7 @@ def migrate(conninfo: str, known: list[Migration] | None = None) -> list[Migrati
             try:
                 with c.transaction():
                     if m.version > 1:
-                        _become_owner(c)
+                        become_owner(c)
                     c.execute(m.text.encode())      # bytes: several statements, no parameters
                     c.execute("INSERT INTO hftpipe.migration (version, name, sha256) "
                               "VALUES (%s, %s, %s)", (m.version, m.name, m.sha256))
@@ -147,7 +147,7 @@ def migrate(conninfo: str, known: list[Migration] | None = None) -> list[Migrati
     return done
 
 
-def _become_owner(c: psycopg.Connection) -> None:
+def become_owner(c: psycopg.Connection) -> None:
     """Within a transaction: act as ``hftpipe_owner`` where that role exists and is ours."""
     row = c.execute("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'hftpipe_owner' "
                     "AND pg_has_role(current_user, oid, 'MEMBER'))").fetchone()
