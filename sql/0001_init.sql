@@ -811,6 +811,7 @@ CREATE TABLE hftpipe.checks (
     price_band         integer NOT NULL,
     unsettled          integer NOT NULL,
     unresolved         integer NOT NULL,
+    increment          integer NOT NULL,
     PRIMARY KEY (run, stream, seq)
 );
 COMMENT ON TABLE hftpipe.checks IS 'How near every check was to its limit; cause is the intent.';
@@ -826,7 +827,7 @@ COMMENT ON COLUMN hftpipe.checks.cause IS 'Identity of the market event that cau
 COMMENT ON COLUMN hftpipe.checks.instrument IS 'Index into the instrument table.';
 COMMENT ON COLUMN hftpipe.checks.halted IS 'Use of the limit behind it: Kill switch engaged, or trading never armed. [1e-3]';
 COMMENT ON COLUMN hftpipe.checks.stale_data IS 'Use of the limit behind it: No price, or the newest one is too old, or the book is stale. [1e-3]';
-COMMENT ON COLUMN hftpipe.checks.invalid_order IS 'Use of the limit behind it: Field out of range: side, type, quantity, price or increment. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.invalid_order IS 'Use of the limit behind it: Field out of range: side, type, quantity or price. [1e-3]';
 COMMENT ON COLUMN hftpipe.checks.unknown_instrument IS 'Use of the limit behind it: Instrument index is not in the table. [1e-3]';
 COMMENT ON COLUMN hftpipe.checks.order_size IS 'Use of the limit behind it: Quantity of one order above its limit. [1e-3]';
 COMMENT ON COLUMN hftpipe.checks.order_notional IS 'Use of the limit behind it: Value of one order above its limit. [1e-3]';
@@ -883,6 +884,7 @@ COMMENT ON COLUMN hftpipe.checks.trading_halt IS 'Use of the limit behind it: Th
 COMMENT ON COLUMN hftpipe.checks.price_band IS 'Use of the limit behind it: The instrument is at its price band (limit up, limit down). [1e-3]';
 COMMENT ON COLUMN hftpipe.checks.unsettled IS 'Use of the limit behind it: Order updates are down, or what happened meanwhile is not known yet. [1e-3]';
 COMMENT ON COLUMN hftpipe.checks.unresolved IS 'Use of the limit behind it: An order of the instrument has had no answer yet. [1e-3]';
+COMMENT ON COLUMN hftpipe.checks.increment IS 'Use of the limit behind it: Price or quantity between two increments, or a price in fractions of a cent that the venue takes in cents. [1e-3]';
 
 CREATE TABLE hftpipe.model_reload (
     run        bigint NOT NULL,
@@ -1168,7 +1170,7 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('reason', 0, 'none', 'Approved.'),
     ('reason', 1, 'halted', 'Kill switch engaged, or trading never armed.'),
     ('reason', 2, 'stale_data', 'No price, or the newest one is too old, or the book is stale.'),
-    ('reason', 3, 'invalid_order', 'Field out of range: side, type, quantity, price or increment.'),
+    ('reason', 3, 'invalid_order', 'Field out of range: side, type, quantity or price.'),
     ('reason', 4, 'unknown_instrument', 'Instrument index is not in the table.'),
     ('reason', 5, 'order_size', 'Quantity of one order above its limit.'),
     ('reason', 6, 'order_notional', 'Value of one order above its limit.'),
@@ -1225,6 +1227,7 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('reason', 57, 'price_band', 'The instrument is at its price band (limit up, limit down).'),
     ('reason', 58, 'unsettled', 'Order updates are down, or what happened meanwhile is not known yet.'),
     ('reason', 59, 'unresolved', 'An order of the instrument has had no answer yet.'),
+    ('reason', 60, 'increment', 'Price or quantity between two increments, or a price in fractions of a cent that the venue takes in cents.'),
     ('reason', 63, 'absent', 'The venue was asked often enough and never had the order.'),
     ('reason', 70, 'venue_funds', 'The venue refused the order: not enough buying power.'),
     ('reason', 71, 'venue_quantity', 'The venue refused the order: less is held, or free, than it sells.'),

@@ -14,8 +14,9 @@ from ._index cimport hp_index_free, hp_index_init
 from ._margin cimport risk_margins
 from ._memory cimport hp_lines
 from ._risk cimport (
-    RISK_FILLS, RISK_PAIRED, approval_t, exposure_t, fill_t, hp_wide_ceil, reservation_t,
-    risk_check, risk_mark, risk_order_event, risk_refresh, risk_token)
+    RISK_FILLS, RISK_PAIRED, TRAIT_CENTS, TRAIT_SHORTABLE, approval_t, exposure_t, fill_t,
+    hp_wide_ceil, reservation_t, risk_check, risk_mark, risk_order_event, risk_refresh,
+    risk_token)
 from ._schema cimport (
     HP_BOOK_FLAG_STALE, HP_LIMIT_MAX_ORDERS_PER_MINUTE, hp_book_t, hp_checks_t, hp_figure_t,
     hp_instrument_t, hp_intent_t, hp_order_event_t, hp_order_t, hp_position_t, hp_risk_event_t,
@@ -32,7 +33,6 @@ from hftpipe.limits import BY_NAME, LIMITS, OFF, UNITS, parse_limits
 
 cdef enum:
     NANO = 1000000000
-    SHORTABLE = 2                       # INSTRUMENT.flags
 
 Use = namedtuple("Use", "name unit limit use")
 
@@ -163,7 +163,7 @@ cdef class Risk:
                     f"found {spec.tick}, {spec.lot}, {spec.min_qty}")
             x = &self.r.table[i]
             x.tick, x.lot, x.min_qty = spec.tick, spec.lot, spec.min_qty
-            x.shortable = spec.flags & SHORTABLE != 0
+            x.traits = spec.flags & (TRAIT_SHORTABLE | TRAIT_CENTS)
             x.best[0] = x.best[1] = INT64_MIN
             x.flags = HP_BOOK_FLAG_STALE        # until the first mark
             x.session_until = INT64_MIN

@@ -5,7 +5,7 @@ Orders that reduce a position are let out of those marked (r)::
 
     HALTED  STORE_FULL  UNSETTLED  UNKNOWN_INSTRUMENT  BREAKER(r)  PAUSED  RESTRICTED
     UNRESOLVED  TRADING_HALT  PRICE_BAND  STALE_DATA  NO_FIGURE(r) OLD_FIGURE(r)
-    INVALID_ORDER  DUPLICATE  DUPLICATE_ORDER  PRICE_RANGE(r)
+    INVALID_ORDER  INCREMENT  DUPLICATE  DUPLICATE_ORDER  PRICE_RANGE(r)
     ORDER_SIZE  ORDER_NOTIONAL  ORDER_SMALL(r)  ORDER_RATE  ORDERS_PER_DAY(r)  REPEATED(r)
     CROSSES_ZERO  SHORT_NOT_ALLOWED(r)
     POSITION_SIZE(r)  POSITION_NOTIONAL(r)  TOTAL_NOTIONAL(r)  OPEN_POSITIONS(r)  PENDING
@@ -106,6 +106,10 @@ cdef enum:
     RISK_FILLS = 4096                       # newer than the value at risk; a power of two
     RISK_PAIRED = 2048                      # instruments at most for the correlation check
 
+cdef enum:                                  # exposure_t.traits: INSTRUMENT.flags
+    TRAIT_SHORTABLE = 2
+    TRAIT_CENTS = 4                         # the sub-penny rule holds
+
 cdef enum:                                  # exposure_t.standing: refused whatever the order is
     STANDING_PAUSED = 1
     STANDING_RESTRICTED = 2
@@ -124,7 +128,7 @@ cdef struct exposure_t:                     # one instrument; six lines
     int64_t ask                             # beside bid: judge() picks by place
     int64_t mark_ts                         # ns, ts_recv of the newest state of the book
     uint8_t flags                           # BOOK_FLAG_* of it
-    uint8_t shortable
+    uint8_t traits                          # TRAIT_*
     uint8_t held                            # has a position or open orders
     uint8_t standing                        # STANDING_*
     uint8_t sector                          # 0 = unknown

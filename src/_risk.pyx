@@ -33,7 +33,7 @@ from ._schema cimport (
     HP_ORDER_TYPE_STOP_LIMIT, HP_ORDER_TYPE_TRAILING_STOP, HP_REASON_BREAKER,
     HP_REASON_CONCENTRATION, HP_REASON_CORRELATION, HP_REASON_CROSSES_ZERO, HP_REASON_DAILY_LOSS,
     HP_REASON_DRAWDOWN, HP_REASON_DUPLICATE, HP_REASON_DUPLICATE_ORDER, HP_REASON_HALTED,
-    HP_REASON_HOURS, HP_REASON_INVALID_ORDER, HP_REASON_LAST_COLLAR, HP_REASON_LEVERAGE,
+    HP_REASON_HOURS, HP_REASON_INCREMENT, HP_REASON_INVALID_ORDER, HP_REASON_LAST_COLLAR, HP_REASON_LEVERAGE,
     HP_REASON_MONTHLY_LOSS, HP_REASON_NONE, HP_REASON_NOT_OPEN, HP_REASON_NO_FIGURE,
     HP_REASON_OLD_FIGURE, HP_REASON_OPEN_POSITIONS, HP_REASON_ORDERS_PER_DAY,
     HP_REASON_ORDER_NOTIONAL, HP_REASON_ORDER_RATE, HP_REASON_ORDER_SIZE, HP_REASON_ORDER_SMALL,
@@ -52,6 +52,7 @@ cdef enum:
     NANO = 1000000000
     MS = 1000000
     BPS = 10000
+    CENT = NANO // 100
     STOP_COLLAR_BPS = 400
     UNUSABLE = (HP_BOOK_FLAG_STALE | HP_BOOK_FLAG_CROSSED | HP_BOOK_FLAG_HALTED
                 | HP_BOOK_FLAG_EMPTY | HP_BOOK_FLAG_LIMITED)
@@ -311,6 +312,19 @@ cdef inline uint8_t correlated(risk_t *r, uint64_t i, int64_t now, hp_verdict_t 
     return pair_refuses(r, i, k, bad[k] & p.held[k], now, v)
 
 
+cdef inline bint between(const exposure_t *x, int64_t price, hp_verdict_t *v) noexcept nogil:
+    """Whether *price*, 0 = none, lies between two that the venue takes; then fills *v*."""
+    cdef int64_t least = x.tick
+    if price % least == 0:
+        if not x.traits & TRAIT_CENTS:
+            return False
+        least = CENT if price >= NANO else CENT // 100      # Alpaca: 422 sub-penny, docs 2026-05
+        if price % least == 0:
+            return False
+    v.limit, v.value = least, price
+    return True
+
+
 cdef bint triggers(const exposure_t *x, const hp_intent_t *i, int64_t touch, int64_t sell,
                    hp_verdict_t *v) noexcept nogil:
     """Whether what an order waits for is malformed; fills limit and value of *v*."""
@@ -327,13 +341,13 @@ cdef bint triggers(const exposure_t *x, const hp_intent_t *i, int64_t touch, int
         if i.trail_share:
             v.limit, v.value = NANO, i.trail_share
             return i.trail != 0 or i.trail_share < 0 or i.trail_share >= NANO
-        v.limit, v.value = x.tick, i.trail
-        return i.trail <= 0 or i.trail % x.tick or i.trail >= touch
+        v.limit, v.value = touch, i.trail
+        return i.trail <= 0 or i.trail >= touch
     v.limit, v.value = 0, i.trail | i.trail_share
     if v.value:
         return True
-    v.limit, v.value = x.tick, i.stop
-    if i.stop <= 0 or i.stop % x.tick:
+    v.limit, v.value = 0, i.stop
+    if i.stop <= 0:
         return True
     v.limit = touch                             # on the other side it would be a market order
     return ((i.stop ^ sell) - sell) <= ((touch ^ sell) - sell)
@@ -413,11 +427,9 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
         return refuse(v, HP_REASON_INVALID_ORDER, HP_TIF_CLS, i.tif)
     if i.qty <= 0 or i.qty < x.min_qty:
         return refuse(v, HP_REASON_INVALID_ORDER, x.min_qty, i.qty)
-    if i.qty % x.lot:
-        return refuse(v, HP_REASON_INVALID_ORDER, x.lot, i.qty)
     if limited or i.type == HP_ORDER_TYPE_STOP_LIMIT:
-        if i.price <= 0 or i.price % x.tick:
-            return refuse(v, HP_REASON_INVALID_ORDER, x.tick, i.price)
+        if i.price <= 0:
+            return refuse(v, HP_REASON_INVALID_ORDER, 0, i.price)
     elif i.price != 0:
         return refuse(v, HP_REASON_INVALID_ORDER, 0, i.price)
     if limited or i.type == HP_ORDER_TYPE_MARKET:
@@ -427,6 +439,10 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
         return HP_REASON_INVALID_ORDER
     else:
         v.limit = v.value = 0
+    if i.qty % x.lot:
+        return refuse(v, HP_REASON_INCREMENT, x.lot, i.qty)
+    if between(x, i.price, v) or between(x, i.stop, v) or between(x, i.trail, v):
+        return HP_REASON_INCREMENT
 
     if not fresh:
         return refuse(v, HP_REASON_DUPLICATE, <int64_t>r.seen[i.event >> HP_SEQ_BITS],
@@ -492,7 +508,7 @@ cdef inline uint8_t judge(risk_t *r, const hp_intent_t *i, int64_t now, uint64_t
         if after > 0:
             return refuse(v, HP_REASON_CROSSES_ZERO, 0, (after ^ sell) - sell)
     else:
-        if way > ((limit[HP_LIMIT_ALLOW_SHORT] != 0) & (x.shortable != 0)):
+        if way > ((limit[HP_LIMIT_ALLOW_SHORT] != 0) & (x.traits & TRAIT_SHORTABLE != 0)):
             return refuse(v, HP_REASON_SHORT_NOT_ALLOWED, 0, -after)
         if after > x.position_qty:
             return refuse(v, HP_REASON_POSITION_SIZE, x.position_qty, after)

@@ -137,7 +137,7 @@ enum {
   HP_REASON_NONE = 0, /* Approved. */
   HP_REASON_HALTED = 1, /* Kill switch engaged, or trading never armed. */
   HP_REASON_STALE_DATA = 2, /* No price, or the newest one is too old, or the book is stale. */
-  HP_REASON_INVALID_ORDER = 3, /* Field out of range: side, type, quantity, price or increment. */
+  HP_REASON_INVALID_ORDER = 3, /* Field out of range: side, type, quantity or price. */
   HP_REASON_UNKNOWN_INSTRUMENT = 4, /* Instrument index is not in the table. */
   HP_REASON_ORDER_SIZE = 5, /* Quantity of one order above its limit. */
   HP_REASON_ORDER_NOTIONAL = 6, /* Value of one order above its limit. */
@@ -194,6 +194,7 @@ enum {
   HP_REASON_PRICE_BAND = 57, /* The instrument is at its price band (limit up, limit down). */
   HP_REASON_UNSETTLED = 58, /* Order updates are down, or what happened meanwhile is not known yet. */
   HP_REASON_UNRESOLVED = 59, /* An order of the instrument has had no answer yet. */
+  HP_REASON_INCREMENT = 60, /* Price or quantity between two increments, or a price in fractions of a cent that the venue takes in cents. */
   HP_REASON_ABSENT = 63, /* The venue was asked often enough and never had the order. */
   HP_REASON_VENUE_FUNDS = 70, /* The venue refused the order: not enough buying power. */
   HP_REASON_VENUE_QUANTITY = 71, /* The venue refused the order: less is held, or free, than it sells. */
@@ -711,7 +712,7 @@ _Static_assert(offsetof(hp_intent_t, pad2) == 104, "intent.pad2: offset");
 _Static_assert(offsetof(hp_intent_t, pad3) == 112, "intent.pad3: offset");
 _Static_assert(offsetof(hp_intent_t, pad4) == 120, "intent.pad4: offset");
 
-#define HP_VERDICT_ID UINT64_C(0xb905604a268bd41a)
+#define HP_VERDICT_ID UINT64_C(0x1450c61f620193db)
 /* What risk said about an intent. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -741,13 +742,13 @@ _Static_assert(offsetof(hp_verdict_t, reason) == 58, "verdict.reason: offset");
 _Static_assert(offsetof(hp_verdict_t, action) == 59, "verdict.action: offset");
 _Static_assert(offsetof(hp_verdict_t, detail) == 60, "verdict.detail: offset");
 
-#define HP_CHECKS_ID UINT64_C(0x647b6856aa51e3fa)
+#define HP_CHECKS_ID UINT64_C(0x225bd3f035112a3e)
 /* How near every check was to its limit; cause is the intent. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
   uint16_t halted;        /*   8 [1e-3]: Use of the limit behind it: Kill switch engaged, or trading never armed. */
   uint16_t stale_data;    /*  10 [1e-3]: Use of the limit behind it: No price, or the newest one is too old, or the book is stale. */
-  uint16_t invalid_order; /*  12 [1e-3]: Use of the limit behind it: Field out of range: side, type, quantity, price or increment. */
+  uint16_t invalid_order; /*  12 [1e-3]: Use of the limit behind it: Field out of range: side, type, quantity or price. */
   uint16_t unknown_instrument; /*  14 [1e-3]: Use of the limit behind it: Instrument index is not in the table. */
   uint16_t order_size;    /*  16 [1e-3]: Use of the limit behind it: Quantity of one order above its limit. */
   uint16_t order_notional; /*  18 [1e-3]: Use of the limit behind it: Value of one order above its limit. */
@@ -804,7 +805,7 @@ typedef struct {
   uint16_t price_band;    /* 120 [1e-3]: Use of the limit behind it: The instrument is at its price band (limit up, limit down). */
   uint16_t unsettled;     /* 122 [1e-3]: Use of the limit behind it: Order updates are down, or what happened meanwhile is not known yet. */
   uint16_t unresolved;    /* 124 [1e-3]: Use of the limit behind it: An order of the instrument has had no answer yet. */
-  uint16_t pad60;         /* 126: Zero. */
+  uint16_t increment;     /* 126 [1e-3]: Use of the limit behind it: Price or quantity between two increments, or a price in fractions of a cent that the venue takes in cents. */
 } __attribute__((aligned(64))) hp_checks_t;
 _Static_assert(sizeof(hp_checks_t) == 128, "checks: size");
 _Static_assert(offsetof(hp_checks_t, link_seq) == 0, "checks.link_seq: offset");
@@ -867,9 +868,9 @@ _Static_assert(offsetof(hp_checks_t, trading_halt) == 118, "checks.trading_halt:
 _Static_assert(offsetof(hp_checks_t, price_band) == 120, "checks.price_band: offset");
 _Static_assert(offsetof(hp_checks_t, unsettled) == 122, "checks.unsettled: offset");
 _Static_assert(offsetof(hp_checks_t, unresolved) == 124, "checks.unresolved: offset");
-_Static_assert(offsetof(hp_checks_t, pad60) == 126, "checks.pad60: offset");
+_Static_assert(offsetof(hp_checks_t, increment) == 126, "checks.increment: offset");
 
-#define HP_ORDER_ID UINT64_C(0xa87fea46c94c5fce)
+#define HP_ORDER_ID UINT64_C(0x96e1154a1f6ba742)
 /* An order that risk lets go (or denied, for the books). */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -921,7 +922,7 @@ _Static_assert(offsetof(hp_order_t, pad2) == 104, "order.pad2: offset");
 _Static_assert(offsetof(hp_order_t, pad3) == 112, "order.pad3: offset");
 _Static_assert(offsetof(hp_order_t, pad4) == 120, "order.pad4: offset");
 
-#define HP_UPDATE_ID UINT64_C(0xc02e35416749bd25)
+#define HP_UPDATE_ID UINT64_C(0x1c268e6065d44660)
 /* What the venue said about one of our orders. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -969,7 +970,7 @@ _Static_assert(offsetof(hp_update_t, pad0) == 110, "update.pad0: offset");
 _Static_assert(offsetof(hp_update_t, pad1) == 112, "update.pad1: offset");
 _Static_assert(offsetof(hp_update_t, pad2) == 120, "update.pad2: offset");
 
-#define HP_ORDER_EVENT_ID UINT64_C(0xb208e587bc8cbe6b)
+#define HP_ORDER_EVENT_ID UINT64_C(0xb78a598be8e7e174)
 /* A step in the life of an order; the gateway's word. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1145,7 +1146,7 @@ _Static_assert(offsetof(hp_account_t, pad0) == 121, "account.pad0: offset");
 _Static_assert(offsetof(hp_account_t, pad1) == 122, "account.pad1: offset");
 _Static_assert(offsetof(hp_account_t, pad2) == 124, "account.pad2: offset");
 
-#define HP_RESOLVED_ID UINT64_C(0xf33e15f04568dc7a)
+#define HP_RESOLVED_ID UINT64_C(0xd21045c2f616f454)
 /* What a start found out about an order of an earlier run. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1193,7 +1194,7 @@ _Static_assert(offsetof(hp_resolved_t, pad0) == 110, "resolved.pad0: offset");
 _Static_assert(offsetof(hp_resolved_t, pad1) == 112, "resolved.pad1: offset");
 _Static_assert(offsetof(hp_resolved_t, pad2) == 120, "resolved.pad2: offset");
 
-#define HP_RISK_EVENT_ID UINT64_C(0xced7f6ae7d53c7d0)
+#define HP_RISK_EVENT_ID UINT64_C(0xcccb64f4cdffab56)
 /* Something happened to the gate. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1309,7 +1310,7 @@ typedef struct {
   int64_t  lot;           /*  24 [nanoqty]: Quantity increment. */
   int64_t  min_qty;       /*  32 [nanoqty]: Smallest order. */
   int64_t  base_price;    /*  40 [nanoprice]: A typical price; only a hint for the book's pages. */
-  uint64_t flags;         /*  48: 1 = fractional, 2 = shortable. */
+  uint64_t flags;         /*  48: 1 = fractional, 2 = shortable, 4 = US share: from 1.00 on prices are whole cents, below it hundredths of a cent. */
   uint64_t pad0;          /*  56: Zero. */
 } __attribute__((aligned(64))) hp_instrument_t;
 _Static_assert(sizeof(hp_instrument_t) == 64, "instrument: size");

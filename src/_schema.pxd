@@ -196,6 +196,7 @@ cdef extern from "_schema.h" nogil:
         HP_REASON_PRICE_BAND
         HP_REASON_UNSETTLED
         HP_REASON_UNRESOLVED
+        HP_REASON_INCREMENT
         HP_REASON_ABSENT
         HP_REASON_VENUE_FUNDS
         HP_REASON_VENUE_QUANTITY
@@ -598,7 +599,7 @@ cdef extern from "_schema.h" nogil:
         uint16_t price_band
         uint16_t unsettled
         uint16_t unresolved
-        uint16_t pad60
+        uint16_t increment
 
     ctypedef struct hp_order_t:
         uint64_t link_seq

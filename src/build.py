@@ -94,7 +94,8 @@ def instruments(config: Config) -> numpy.ndarray[Any, Any]:
         row["symbol"] = item.symbol.encode()
         row["tick"], row["lot"], row["min_qty"] = item.tick, item.lot, item.min_qty
         row["base_price"] = item.base_price
-        row["flags"] = (1 if item.fractional else 0) | (2 if item.shortable else 0)
+        row["flags"] = ((1 if item.fractional else 0) | (2 if item.shortable else 0)
+                        | (0 if "/" in item.symbol else 4))     # a pair is crypto: no cents there
     return out
 
 

@@ -286,7 +286,7 @@ REASON = Enum("reason", "Why risk or the gateway refused; 0 = it did not.", (
     ("NONE", 0, "Approved."),
     ("HALTED", 1, "Kill switch engaged, or trading never armed."),
     ("STALE_DATA", 2, "No price, or the newest one is too old, or the book is stale."),
-    ("INVALID_ORDER", 3, "Field out of range: side, type, quantity, price or increment."),
+    ("INVALID_ORDER", 3, "Field out of range: side, type, quantity or price."),
     ("UNKNOWN_INSTRUMENT", 4, "Instrument index is not in the table."),
     ("ORDER_SIZE", 5, "Quantity of one order above its limit."),
     ("ORDER_NOTIONAL", 6, "Value of one order above its limit."),
@@ -344,6 +344,8 @@ REASON = Enum("reason", "Why risk or the gateway refused; 0 = it did not.", (
     ("PRICE_BAND", 57, "The instrument is at its price band (limit up, limit down)."),
     ("UNSETTLED", 58, "Order updates are down, or what happened meanwhile is not known yet."),
     ("UNRESOLVED", 59, "An order of the instrument has had no answer yet."),
+    ("INCREMENT", 60, "Price or quantity between two increments, or a price in fractions of a cent "
+     "that the venue takes in cents."),
     ("ABSENT", 63, "The venue was asked often enough and never had the order."),
     ("VENUE_FUNDS", 70, "The venue refused the order: not enough buying power."),
     ("VENUE_QUANTITY", 71, "The venue refused the order: less is held, or free, than it sells."),
@@ -968,7 +970,8 @@ INSTRUMENT = Record("instrument", 64, "One row of the instrument table.", (
     Field("lot", "i64", "nanoqty", "Quantity increment."),
     Field("min_qty", "i64", "nanoqty", "Smallest order."),
     Field("base_price", "i64", "nanoprice", "A typical price; only a hint for the book's pages."),
-    Field("flags", "u64", "", "1 = fractional, 2 = shortable."),
+    Field("flags", "u64", "", "1 = fractional, 2 = shortable, 4 = US share: from 1.00 "
+          "on prices are whole cents, below it hundredths of a cent."),
     Field("pad0", "u64", "", "Zero.", None),
 ))
 

@@ -573,6 +573,21 @@ def table_full():
     yield g.ask(step=1)
 
 
+def increment():
+    """Whole shares at whole cents, whatever the type of the order."""
+    g = Gate()
+    yield g.ask()
+    yield g.ask(qty=1 + 1 / NANO)
+    yield g.ask()
+    yield g.ask(price=100.01 + 1 / NANO)
+    for fields in ({"type": STOP, "stop": nano(101)}, {"type": TRAILING, "trail": nano(1)}):
+        (name,) = fields.keys() - {"type"}
+        yield g.ask(**fields, price=0, tif=1)
+        yield g.ask(**{**fields, name: fields[name] + 1}, price=0, tif=1)
+    for stop, price in ((101, 101), (101 + 1 / NANO, 101), (101, 101), (101, 101 + 1 / NANO)):
+        yield g.ask(type=STOP_LIMIT, stop=nano(stop), price=price, tif=1)
+
+
 CASES = {
     "halted": [halted], "store_full": [store_full], "unknown_instrument": [unknown_instrument],
     "unsettled": [unsettled], "unresolved": [unresolved],
@@ -593,7 +608,7 @@ CASES = {
     "last_collar": [last_collar], "order_volume": [order_volume],
     "position_volume": [position_volume], "spread": [spread], "volume_ratio": [volume_ratio],
     "wash_trade": [wash_trade], "no_figure": [no_figure], "old_figure": [old_figure],
-    "overflow": [overflow], "table_full": [table_full],
+    "increment": [increment], "overflow": [overflow], "table_full": [table_full],
 }
 
 
@@ -607,22 +622,20 @@ def test_at_the_limit_it_passes_and_one_unit_beyond_it_refuses(reason, case):
 
 
 @pytest.mark.parametrize("beyond", [
-    {"qty": 0}, {"qty": 1 / NANO}, {"qty": 1 + 1 / NANO}, {"qty": -1}, {"price": 100.01 + 1 / NANO},
+    {"qty": 0}, {"qty": 1 / NANO}, {"qty": -1},
     {"price": 0}, {"price": -100.01}, {"side": 0}, {"side": 2}, {"side": -2}, {"type": 6},
     {"type": 0}, {"tif": 0}, {"tif": 7}, {"action": 3}, {"action": 0}, {"type": MARKET}, *(
         {"type": kind, "tif": 1, **fields} for kind, fields in (
             (STOP, {}), (STOP, {"stop": nano(101), "price": 101}),
             (STOP, {"stop": nano(100.02), "price": 0}), (STOP, {"stop": nano(90), "price": 0}),
-            (STOP, {"stop": nano(101) + 1, "price": 0}), (STOP, {"stop": -nano(101), "price": 0}),
+            (STOP, {"stop": -nano(101), "price": 0}),
             (STOP, {"stop": nano(101), "price": 0, "tif": IOC}),
             (STOP, {"stop": nano(101), "price": 0, "trail": 1}),
             (STOP, {"stop": nano(99.99), "price": 0, "side": -1, "trail_share": 1}),
             (STOP, {"stop": nano(100), "price": 0, "side": -1}),
             (STOP_LIMIT, {"stop": nano(101), "price": 0}),
-            (STOP_LIMIT, {"stop": nano(101), "price": 101 + 1 / NANO}),
             (STOP_LIMIT, {"stop": 0, "price": 101}),
             (TRAILING, {"price": 0}), (TRAILING, {"price": 0, "trail": -nano(1)}),
-            (TRAILING, {"price": 0, "trail": nano(1) + 1}),
             (TRAILING, {"price": 0, "trail": nano(101)}),
             (TRAILING, {"price": 0, "trail": nano(1), "stop": nano(101)}),
             (TRAILING, {"price": 0, "trail": nano(1), "trail_share": 1}),

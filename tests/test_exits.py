@@ -18,19 +18,19 @@ OFF = {name: 0 for name in DEFAULTS if name not in ("atr_bars", "atr_bar")} | {
     "break_even": False, "market": True}
 
 
-def table(lot=NANO):
+def table(lot=NANO, tick=NANO // 100, flags=0):
     out = np.zeros(1, schema.dtype(schema.INSTRUMENT))
-    out["symbol"], out["tick"], out["lot"] = b"SYM0", NANO // 100, lot
+    out["symbol"], out["tick"], out["lot"], out["flags"] = b"SYM0", tick, lot, flags
     return out
 
 
 class Desk:
     """The strategy between a scripted market and scripted answers."""
 
-    def __init__(self, lot=NANO, price=0, **rules):
+    def __init__(self, lot=NANO, price=0, tick=NANO // 100, flags=0, **rules):
         given_prices = {"price": {"SYM0": price}} if price else {}
-        self.probe = Probe(Exits.from_config({**OFF, **rules, **given_prices}, table(lot)),
-                           table(lot))
+        specs = table(lot, tick, flags)
+        self.probe = Probe(Exits.from_config({**OFF, **rules, **given_prices}, specs), specs)
         self.qty, self.number, self.event, self.now = 0, 0, 0, 1000
         self.bid = self.ask = 0
         self.open = {1: 0, -1: 0}
@@ -255,6 +255,25 @@ def test_a_limit_exit_stays_within_its_tolerance_on_the_grid():
     intent = desk.book(cents(9_777))
     assert intent["type"] == schema.ORDER_TYPE.LIMIT and intent["tif"] == schema.TIF.IOC
     assert intent["price"] == cents(9_777 - 48)             # 48.885 ticks, rounded down
+
+
+@pytest.mark.parametrize(("side", "touch", "tolerance", "wanted"), [
+    (1, "9.7", 50, "9.66"),                 # 9.6515 in whole cents
+    (-1, "10.3", 50, "10.35"),              # 10.3515
+    (1, "9.7001", 0, "9.70"),               # a bid between two cents: below it, not above
+    (-1, "10.3001", 0, "10.31"),
+    (1, "0.97", 50, "0.9652"),              # 0.96515: below a dollar in hundredths of a cent
+    (-1, "0.999", 50, "1.00"),              # 1.003995: beyond it in whole cents again
+])
+def test_a_limit_exit_of_a_share_is_in_whole_cents_from_a_dollar_on(side, touch, tolerance, wanted):
+    """A tick of a hundredth of a cent, as a stock below a dollar has it."""
+    touch, wanted = (round(float(x) * NANO) for x in (touch, wanted))
+    entry = NANO if touch < 2 * NANO else 10 * NANO
+    if touch < NANO and side < 0:
+        entry = NANO // 2
+    desk = Desk(stop=200, market=False, tolerance=tolerance, tick=NANO // 10**4, flags=4)
+    desk.trade(side * NANO, entry)
+    assert desk.book(touch, touch)["price"] == wanted
 
 
 def test_bad_parameters_are_refused():

@@ -160,6 +160,7 @@ def test_itch_file():
     assert reader.format == "itch"
     assert reader.instruments["symbol"][0] == b"AAPL"
     assert reader.instruments["tick"][0] == 10_000_000          # a cent
+    assert reader.instruments["flags"][0] == 6                  # shortable, in whole cents
     assert reader.counters["messages"] == 10_000 and not reader.counters["unknown"]
     assert book.orders == 215
     assert (book.best_bid(), book.best_ask()) == (320_140_000_000, 320_300_000_000)
@@ -372,6 +373,7 @@ def test_lobster_by_hand(tmp_path):
     for given_path in readers.lobster_pair(path):       # either file names the pair
         reader = open_recording(given_path, chunk=1)
         steps = list(reader)
+        assert reader.instruments["flags"][0] == 6      # shortable, in whole cents
     kinds = [[schema.MARKET_KIND.label(k) for k in s["kind"]] for s in steps]
     assert kinds == [["clear", "level", "level", "level", "add"], ["delete", "level"],
                      ["trade", "level"]]

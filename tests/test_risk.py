@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hftpipe import _control, schema
+from hftpipe import _control, build, config, schema
 from hftpipe._control import Control
 from hftpipe._gate import Risk, token
 from hftpipe.errors import ConfigError
 from hftpipe.limits import LIMITS
+from hftpipe.venue.orders import Refused, on_tick
+from hftpipe.venue.traders import Instrument
 from tests.models.risk_oracle import REASON, TIGHT, Oracle
 
 A, B, E, R, T = (schema.ACTION, schema.BOOK_FLAG, schema.ORDER_EVENT_KIND, schema.REASON,
@@ -152,12 +154,54 @@ def test_unknown_instrument():
 @pytest.mark.parametrize("fields", [
     {"side": 0}, {"side": 2}, {"side": -128}, {"type": 0}, {"type": 6}, {"tif": 0}, {"tif": 7},
     {"type": T.STOP}, {"type": T.STOP_LIMIT}, {"type": T.TRAILING_STOP},
-    {"qty": "0"}, {"qty": "-1"}, {"qty": "0.999999999"}, {"qty": "1.5"}, {"qty": "2.000000001"},
-    {"price": "-0.01"}, {"price": "100.001"}, {"price": "100.000000001"},
+    {"qty": "0"}, {"qty": "-1"}, {"qty": "0.999999999"}, {"price": "-0.01"},
     {"price": "0", "type": T.LIMIT}, {"price": "100", "type": T.MARKET}, {"action": 0},
     {"action": A.DENIED}, {"action": 255}], ids=str)
 def test_invalid_orders(fields):
     assert Desk().check(**fields) == "INVALID_ORDER"
+
+
+@pytest.mark.parametrize(("fields", "limit"), [
+    ({"qty": "1.5"}, NANO), ({"qty": "2.000000001"}, NANO),
+    ({"price": "100.001"}, NANO // 100), ({"price": "100.000000001"}, NANO // 100)], ids=str)
+def test_between_two_increments(fields, limit):
+    desk = Desk()
+    assert desk.check(**fields) == "INCREMENT"
+    (asked,) = fields.values()
+    assert (desk.verdict["limit"], desk.verdict["value"]) == (limit, nano(asked))
+    assert desk.risk.exposure(0)["open_orders"] == 0 == len(desk.risk)
+
+
+@pytest.mark.parametrize("symbol", ["AAPL", "BTC/USD"])
+def test_the_gate_takes_the_prices_that_the_exchange_takes(symbol):
+    """No 422 for a price: what passes here the exchange takes, what it would refuse stays here."""
+    tick = 1000                                             # ours is finer than the exchange's
+    flags = int(build.instruments(config.loads(
+        f'[[instruments]]\nsymbol = "{symbol}"\nshortable = true', env={}))["flags"][0])
+    venue = Instrument(symbol, 0, tick, NANO, deep="/" in symbol)
+    steps = [0, *(s * n for s in (-1, 1) for n in (tick, NANO // 10**4, NANO // 200, NANO // 100))]
+    seen = set()
+    for price in (middle + step for middle in (NANO // 2, NANO, 20 * NANO) for step in steps):
+        for name, fields in (
+                ("limit_price", {"price": price, "type": T.LIMIT}),
+                ("stop_price", {"stop": price, "type": T.STOP}),
+                ("stop_price", {"stop": price, "price": price, "type": T.STOP_LIMIT}),
+                ("trail_price", {"trail": price, "type": T.TRAILING_STOP})):
+            try:
+                taken = bool(on_tick(venue, price, name))
+            except Refused as refused:
+                assert "sub-penny" in str(refused)
+                taken = False
+            risk = Risk(WIDE, instruments(1, tick=tick, flags=flags))
+            near = price if "price" in fields else 30 * NANO
+            touch = near if fields["type"] != T.STOP and "stop" not in fields else NANO // 4
+            risk.mark(row(schema.BOOK, bid=touch, ask=touch + NANO // 100, ts_recv=NOW))
+            reason, verdict, _ = risk.check(row(
+                schema.INTENT, event=identity(1), ts_recv=NOW - 5, side=1, qty=NANO, tif=1,
+                action=A.NEW, **fields), NOW)
+            assert R.label(reason) == ("none" if taken else "increment"), (fields, verdict)
+            seen.add(taken)
+    assert seen == ({True} if "/" in symbol else {True, False})
 
 
 def test_every_valid_type_and_time_in_force_passes():
@@ -172,7 +216,7 @@ def test_smallest_quantity_may_be_above_the_lot():
     desk.risk = risk
     risk.mark(book())
     assert [desk.check(qty=q) for q in ("0.75", "1", "1.25", "1.1")] == [
-        "INVALID_ORDER", "NONE", "NONE", "INVALID_ORDER"]
+        "INVALID_ORDER", "NONE", "NONE", "INCREMENT"]
 
 
 def test_an_intent_is_used_once_whatever_became_of_it():
@@ -180,7 +224,7 @@ def test_an_intent_is_used_once_whatever_became_of_it():
     assert desk.check(seq=5) == "NONE"
     assert desk.check(seq=5) == "DUPLICATE"
     assert desk.check(seq=4) == "DUPLICATE"
-    assert desk.check(seq=6, qty="1.5") == "INVALID_ORDER"
+    assert desk.check(seq=6, qty="1.5") == "INCREMENT"
     assert desk.check(seq=6) == "DUPLICATE"
     assert desk.check(seq=7) == "NONE"
     other = desk.intent(seq=1, event=schema.event_id(77, 1))
@@ -222,7 +266,7 @@ def test_order_rate_is_an_exact_sliding_window():
     assert desk.check(now=NOW) == "ORDER_RATE", "a clock that steps back opens nothing"
     desk = Desk(max_orders_per_minute=1)
     assert [desk.check(), desk.check(qty="1.5"), desk.check()] == [
-        "NONE", "INVALID_ORDER", "ORDER_RATE"]
+        "NONE", "INCREMENT", "ORDER_RATE"]
     assert desk.cancel(1) == "NONE", "a cancel is no order"
 
 

@@ -156,3 +156,32 @@ def test_the_exchange_takes_each_kind_as_it_is(tmp_path):
         assert {o.status for o in rest.orders()} == {"new"}
         wire.close()
         rest.close()
+
+
+# ---------------------------------------------------------------- between two prices
+
+@pytest.mark.parametrize("order", [
+    {"type": T.LIMIT, "price": 9990 * CENT + CENT // 2},
+    {"type": T.STOP, "stop": 10050 * CENT + CENT // 100},
+    {"type": T.STOP_LIMIT, "stop": 10050 * CENT, "price": 10051 * CENT + CENT // 100},
+    {"type": T.TRAILING_STOP, "trail": 150 * CENT + CENT // 100}], ids=str)
+def test_a_price_in_fractions_of_a_cent_is_told_to_the_strategy_and_never_sent(order):
+    """The instrument's own increment is a hundredth of a cent; the broker's rule is stricter."""
+    told = []
+
+    def strategy(context, add):
+        if context.event == 1 and not told:
+            told.append("asked")
+            add(side=1, qty=10 * NANO, tif=DAY, action=1, **order)
+        elif len(told) == 1 and context.order_event is not None:
+            told.append((int(context.order_event["kind"]), int(context.order_event["reason"])))
+
+    instruments = table()
+    instruments["tick"], instruments["flags"] = CENT // 100, 4
+    chain = Chain(strategy, instruments=instruments)
+    chain.inline.run(numpy.concatenate([quote(n * MS, 10000, 10001, 50, 50) for n in range(1, 5)]))
+    chain.inline.finish()
+    assert told == ["asked", (E.DENIED, schema.REASON.INCREMENT)]
+    events = chain.bodies("gateway", schema.ORDER_EVENT)
+    assert [(int(e["kind"]), int(e["reason"])) for e in events] == [
+        (E.DENIED, schema.REASON.INCREMENT)]

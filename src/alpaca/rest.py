@@ -271,6 +271,41 @@ class Rest:
             raise DataError("answer to DELETE /v2/positions is not what it should be: "
                             f"{error}") from None
 
+    def close_position(self, symbol: str, *, qty: str | None = None,
+                       percent: str | None = None) -> messages.Order:
+        """Ask once for a market order that closes *symbol*, or a part of it; that order.
+
+        Unlike the other requests it goes out on a new connection and is never repeated: a second
+        one would close as much again.
+
+        Parameters
+        ----------
+        symbol : str
+            As positions write it.
+        qty, percent : str, optional
+            Decimal number of shares; share of the position, above 0 to 100.  At most one.
+
+        Raises
+        ------
+        VenueError
+            If the venue refused (404: no such position; 403: orders hold it), or the connection
+            broke (0): then it may have been taken.
+        DeadlineError
+            If no answer came in time: it may have been taken.
+        """
+        if qty is not None and percent is not None:
+            raise ValueError("wanted at most one of qty and percent, found both")
+        query = {k: v for k, v in (("qty", qty), ("percentage", percent)) if v is not None}
+        path = f"/v2/positions/{quote(symbol, safe='')}"
+        self.close()                        # a kept connection that broke would be tried again
+        status, body = self.request("DELETE", path + (f"?{urlencode(query)}" if query else ""))
+        if status != 200:
+            self._refuse("DELETE", path, status, body)
+        try:
+            return msgspec.json.decode(body, type=messages.Order)
+        except msgspec.DecodeError as error:
+            raise DataError(f"answer to DELETE {path} is not what it should be: {error}") from None
+
     def cancel(self, venue_id: str) -> bool:
         """Ask for the cancel of one order; False when it is not open or not known."""
         path = f"/v2/orders/{quote(venue_id, safe='')}"

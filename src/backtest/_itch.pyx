@@ -112,7 +112,7 @@ cdef class Parser:
             table[i]["tick"] = <int64_t>(stock.tick or 100) * ITCH_PRICE
             table[i]["lot"] = table[i]["min_qty"] = ITCH_QTY
             table[i]["base_price"] = stock.first * <int64_t>ITCH_PRICE
-            table[i]["flags"] = 2
+            table[i]["flags"] = 2 | 4                   # shares: prices in whole cents
         return table
 
     def parse(self, const uint8_t[::1] data not None, out) -> tuple[int, int]:

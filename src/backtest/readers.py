@@ -557,7 +557,7 @@ class LobsterReader(TextReader):
     """
 
     format = "lobster"
-    fractional = 2
+    fractional = 2 | 4          # shares of Nasdaq: prices in whole cents
 
     def __init__(self, path: Path, symbols: Collection[str] | None = None, chunk: int = 8192,
                  **options: Any) -> None:

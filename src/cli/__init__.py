@@ -25,6 +25,7 @@ COMMANDS = {
     "ready": "Succeed when every stage runs and orders may pass.",
     "halt": "Stop trading at once, whatever hangs; it stays halted across restarts.",
     "resume": "Allow trading again after a halt.",
+    "close": "Close one position at the venue while no run trades.",
     "risk": "Show limits and their use; tighten, loosen, pause.",
     "recover": "Say what a start would take over, or store what a killed run left.",
     "stop": "Drain the pipeline and end it.",

@@ -55,6 +55,7 @@ cdef struct exit_t:             # one instrument
     int64_t absolute            # nanoprice; 0 = none
     int64_t lot
     int64_t tick
+    bint cents                  # INSTRUMENT.flags 4: from 1.00 on, whole cents
     # the position
     int64_t qty                 # nanoqty, signed
     int64_t since               # ns

@@ -37,6 +37,24 @@ cdef inline int64_t share_of(int64_t whole, int64_t bps) noexcept nogil:
     return whole // 10_000 * bps + whole % 10_000 * bps // 10_000
 
 
+cdef int64_t on_grid(const exit_t *x, int64_t touch, int64_t price, int64_t side) noexcept nogil:
+    """*price* moved to one that the venue takes: towards the *touch*, never beyond it.
+
+    A touch between two of them (dark orders trade there) would leave nothing to sell to: then
+    the price lies on the other side, less than an increment off.
+    """
+    cdef int64_t step = x.tick
+    cdef int64_t rest
+    if x.cents:
+        step = max(step, <int64_t>(HP_NANO // 100 if price >= HP_NANO else HP_NANO // 10_000))
+    rest = price % step
+    if rest == 0:
+        return price
+    if side > 0:                                    # a sale: up to the bid at most
+        return price - rest + (step if price - rest + step <= touch else 0)
+    return price - rest + (0 if price - rest >= touch else step)
+
+
 cdef inline bint reached(hp_wide_t value, hp_wide_t cost, int64_t side, int64_t bps) noexcept nogil:
     """Whether the price is *bps* better than the entry, exactly."""
     return not hp_wide_less(hp_wide_times(value, side * 10_000),
@@ -96,6 +114,7 @@ cdef class Exits(Strategy):
         for i, row in enumerate(instruments):
             self.exits[i].lot = max(int(row["lot"]), 1)
             self.exits[i].tick = max(int(row["tick"]), 1)
+            self.exits[i].cents = int(row["flags"]) & 4 != 0
             self.exits[i].absolute = prices.pop(row["symbol"].decode("ascii", "replace"), 0)
             self.exits[i].first_left = -1
         if prices:
@@ -278,9 +297,9 @@ cdef class Exits(Strategy):
             intent.type, intent.tif, intent.price = HP_ORDER_TYPE_MARKET, HP_TIF_DAY, 0
         else:
             limit = share_of(price, self.rules.tolerance_bps)
-            limit -= limit % x.tick                 # the touch is on the grid: so is the limit
+            limit = on_grid(x, price, price - side * limit, side)
             intent.type, intent.tif = HP_ORDER_TYPE_LIMIT, HP_TIF_IOC
-            intent.price = max(price - side * limit, x.tick)
+            intent.price = max(limit, x.tick)
         x.alive = why
         if why not in (HP_EXIT_TARGET, HP_EXIT_FIRST):
             x.closing = why                                                     # E3

@@ -148,7 +148,7 @@ class Order:
 
 
 class NaiveRisk:
-    """limits as in the file; instruments ``[{tick, lot, min_qty, shortable}]`` in 1e-9."""
+    """limits as in the file; instruments ``[{tick, lot, min_qty, shortable, cents}]`` in 1e-9."""
 
     def __init__(self, limits, instruments, capacity):
         self.limits = {name: limit_of(name, value) for name, value in limits.items()}
@@ -506,20 +506,24 @@ class NaiveRisk:
                 "MARKET", "LIMIT", "STOP", "STOP_LIMIT", "TRAILING_STOP")
                 or intent["tif"] not in ((1, 2) if waits else (1, 2, 3, 4, 5, 6))
                 or qty <= 0 or qty < spec["min_qty"]
-                or qty % spec["lot"] or (not limited and price != 0)
-                or (limited and (price <= 0 or price % spec["tick"]))):
+                or (not limited and price != 0) or (limited and price <= 0)):
             return "INVALID_ORDER", None, None, 0
         if kind in ("STOP", "STOP_LIMIT"):
-            good = (stop > 0 and stop % spec["tick"] == 0 and trail == share == 0
+            good = (stop > 0 and trail == share == 0
                     and (stop > touch if side > 0 else stop < touch))
         elif kind == "TRAILING_STOP":
             good = stop == 0 and (
-                0 < share < NANO and trail == 0 if share else
-                0 < trail < touch and trail % spec["tick"] == 0)
+                0 < share < NANO and trail == 0 if share else 0 < trail < touch)
         else:
             good = stop == trail == share == 0
         if not good:
             return "INVALID_ORDER", None, None, 0
+        if qty % spec["lot"]:
+            return "INCREMENT", spec["lot"], qty, 0
+        for asked in (price, stop, trail):
+            for least in (spec["tick"], 10**7 if asked >= NANO else 10**5):
+                if asked % least and (least == spec["tick"] or spec["cents"]):
+                    return "INCREMENT", least, asked, 0
         if not fresh:
             return "DUPLICATE", None, None, 0
         same = self.newest.get(self.key(intent))

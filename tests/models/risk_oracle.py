@@ -103,7 +103,7 @@ TIGHT = {
 ORDERED = """
     HALTED  STORE_FULL  UNSETTLED  UNKNOWN_INSTRUMENT  BREAKER  PAUSED  RESTRICTED  UNRESOLVED
     TRADING_HALT  PRICE_BAND  STALE_DATA
-    NO_FIGURE  OLD_FIGURE  INVALID_ORDER  DUPLICATE  DUPLICATE_ORDER  PRICE_RANGE
+    NO_FIGURE  OLD_FIGURE  INVALID_ORDER  INCREMENT  DUPLICATE  DUPLICATE_ORDER  PRICE_RANGE
     ORDER_SIZE  OVERFLOW  ORDER_NOTIONAL  ORDER_SMALL  ORDER_RATE  ORDERS_PER_DAY  REPEATED
     CROSSES_ZERO  SHORT_NOT_ALLOWED
     POSITION_SIZE  POSITION_NOTIONAL  TOTAL_NOTIONAL  OPEN_POSITIONS  PENDING
@@ -142,12 +142,14 @@ class Oracle:
         if self.count > 3:
             specs["flags"][4], specs["tick"][2] = 0, 1
             specs["lot"][3] = specs["min_qty"][3] = NANO // 1000
+            specs["flags"][2] |= 4                      # any tick, so that only cents are refused
         self.lots = [int(s["lot"]) for s in specs]
         capacity = capacity or rng.choice((4, 16, 32))
         self.risk = Risk(limits, specs, control, 10 if control else 0, capacity)
         self.naive = NaiveRisk(limits, [
             {"tick": int(s["tick"]), "lot": int(s["lot"]), "min_qty": int(s["min_qty"]),
-             "shortable": bool(s["flags"] & 2)} for s in specs], capacity)
+             "shortable": bool(s["flags"] & 2),
+             "cents": bool(s["flags"] & 4)} for s in specs], capacity)
         self.now, self.seq, self.event, self.log = START, 0, 0, []
         self.prices = [100.0, 50.0, 75.0, 120.0, 90.0][:self.count]
         self.busy = rng.choice((0.5, 0.7, 0.9))         # how fast orders are answered
@@ -290,6 +292,7 @@ class Oracle:
         if not market:
             offset = rng.choice((-0.006, -0.001, -0.0005, 0.0005, 0.001, 0.011, 0.016))
             price = round(naive.reference[i] * (1 + offset)) // 10**7 * 10**7
+            price += (rng.random() < 0.03) * rng.choice((1, 10**5, 5 * 10**6))
         elif rng.random() < 0.02:
             price = NANO
         kind = "MARKET" if market else "LIMIT"
