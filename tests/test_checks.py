@@ -21,7 +21,8 @@ LIMIT, MARKET, IOC = schema.ORDER_TYPE.LIMIT, schema.ORDER_TYPE.MARKET, schema.T
 STOP, STOP_LIMIT, TRAILING = (schema.ORDER_TYPE.STOP, schema.ORDER_TYPE.STOP_LIMIT,
                               schema.ORDER_TYPE.TRAILING_STOP)
 #: Given by the gateway or the venue: what these see is below, and in the tests of wire and orders.
-LATER = {"absent", "token", "expired", "limits", "busy", "disconnected", "venue"}
+LATER = {"absent", "token", "expired", "limits", "busy", "disconnected", "venue",
+         *(name.lower() for name, _, _ in REASON.members if name.startswith("VENUE_"))}
 
 
 def nano(x):
@@ -246,12 +247,14 @@ def stale_data():
     yield g.ask(step=1)
 
 
-def stale_flags():
-    for flag in ("STALE", "CROSSED", "HALTED", "EMPTY"):
-        g = Gate()
-        yield g.ask()
-        g.book(flags=getattr(schema.BOOK_FLAG, flag))
-        yield g.ask(qty=2)
+def flagged(*flags):
+    def case():
+        for flag in flags:
+            g = Gate()
+            yield g.ask()
+            g.book(flags=getattr(schema.BOOK_FLAG, flag))
+            yield g.ask(qty=2)
+    return case
 
 
 def duplicate():
@@ -592,7 +595,9 @@ CASES = {
     "halted": [halted], "store_full": [store_full], "unknown_instrument": [unknown_instrument],
     "unsettled": [unsettled], "unresolved": [unresolved],
     "breaker": [breaker, breaker_half_open], "paused": [paused], "restricted": [restricted],
-    "stale_data": [stale_data, stale_flags], "duplicate": [duplicate],
+    "stale_data": [stale_data, flagged("STALE", "CROSSED", "EMPTY")],
+    "trading_halt": [flagged("HALTED")], "price_band": [flagged("LIMITED")],
+    "duplicate": [duplicate],
     "duplicate_order": [duplicate_order], "price_range": [price_low, price_high],
     "order_size": [order_size], "order_notional": [order_notional], "order_small": [order_small],
     "order_rate": [order_rate], "orders_per_day": [orders_per_day], "repeated": [repeated],
