@@ -7,6 +7,7 @@ gateway differ.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy
@@ -205,6 +206,7 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
     return out
 
 
+@cache
 def zone(name: str) -> list[tuple[int, int]]:
     """From when on the clocks of a time zone stand how far before UTC.
 

@@ -463,6 +463,21 @@ def test_fills_that_do_not_add_up_are_a_difference():
     assert "does not know order" in settled(books, Venue()).differences[0]
 
 
+def test_executions_are_asked_for_anew_for_each_order_that_has_some():
+    """The second order arrives while its absence is waited for: it is in no earlier answer."""
+    venue = Venue().add(name(1), status="filled", fills=[(10, 9)])
+    books, looked = Books(ACCOUNT, RUN, pending=[pending(1), pending(2)]), []
+
+    def arrive(seconds):
+        looked.append(seconds)
+        if len(looked) == 1:
+            venue.add(name(2), status="canceled", fills=[(3, 9)])
+
+    report = settled(books, venue, now=lambda: pending(2).at + len(looked), pause=arrive)
+    assert looked and not report.differences and report.recovered == 2
+    assert books.rows["ACME"].qty == 13 * N
+
+
 def test_an_orphan_is_cancelled_and_an_order_of_others_is_left():
     venue = Venue().add(name(7, run=0x99)).add("somebody-else")
     report = settled(Books(ACCOUNT), venue)

@@ -112,7 +112,6 @@ def settle(books: Books, venue: Venue, symbols: Sequence[str], fees: Mapping[str
     out = Report()
     _cancel(books, venue, out, act, say, pause)
     unknown = list(books.pending)
-    fills: list[messages.Fill] | None = None
     while unknown:
         late = []
         for order in unknown:
@@ -124,9 +123,12 @@ def settle(books: Books, venue: Venue, symbols: Sequence[str], fees: Mapping[str
             if found is not None and act and not _ended(found.status) and not _wrong(order, found):
                 out.cancelled.append(name)      # it came after we had looked at what is open
                 found = _end(venue, found, pause)
-            if found is not None and fills is None and session.nano(found.filled_qty) > order.cum:
+            fills: list[messages.Fill] = []
+            if found is not None and session.nano(found.filled_qty) > order.cum:
+                # Asked anew each time: an earlier answer lacks what traded while others were
+                # waited for.
                 fills = venue.fills(_after(books.pending))
-            _resolve(books, order, name, found, fills or [], fees, out)
+            _resolve(books, order, name, found, fills, fees, out)
         if late:
             say(f"{len(late)} orders without an answer: the venue is asked until "
                 f"{absent / NANO:.0f} s have passed")
