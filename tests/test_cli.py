@@ -86,7 +86,8 @@ def test_unknown_commands_and_options_are_usage_errors(hp):
 
 def test_a_group_without_a_command_says_what_it_has(hp):
     fails(hp(), 2, "hftpipe wants a command (start, status,")
-    fails(hp("db"), 2, "hftpipe db wants a command (migrate, status, url), found none")
+    fails(hp("db"), 2, "hftpipe db wants a command (backup, migrate, restore, status, url, "
+                       "verify), found none")
 
 
 def test_numbers_that_no_clock_or_exchange_takes_are_usage_errors(hp):
