@@ -18,6 +18,9 @@ What holds, whatever order the venue's messages come in and however often
         execution is still to come.
     O3  The final state does not depend on when fills arrive: FILLED when cum_qty reaches
         qty, else the way it first ended.
+    O7  An order does not end before its executions are counted: while the venue says that more
+        was filled than we have seen, its end waits (`ending`), and what risk holds for it with
+        it.  The last execution brings two events then: itself, and the end.
     O4  Fills move positions even after the end of an order.  An execution beyond the
         order's quantity is refused and counted (`overfills`): the gateway must halt on it.
     O6  What REST tells of executions (UPDATE_FLAG_RECONCILED) counts only if it goes on from
@@ -52,7 +55,8 @@ cdef struct order_t:
     uint8_t acked               # the venue has shown that it has the order
     uint8_t cancelling          # a cancel is on the wire
     uint8_t reason              # why it was dropped or refused
-    uint8_t pad[6]
+    uint8_t ending              # HP_ORDER_EVENT_* that ends it once cum_qty is venue_cum; 0 = none
+    uint8_t pad[5]
     int64_t covered             # executions up to this cum_qty are counted, by REST's word
 
 cdef struct execution_t:
@@ -97,7 +101,7 @@ cdef order_t *order_new(orders_t *o, const hp_order_t *order) noexcept nogil
 # The order, live or ended; NULL when it was never seen or is forgotten.
 cdef order_t *order_find(orders_t *o, uint64_t order) noexcept nogil
 
-# One message of the venue: 1 and *out* when it is a new step, else 0.
+# One message of the venue: how many new steps it is, 0 to 2, in *out*, which has room for two.
 cdef int order_apply(orders_t *o, const hp_update_t *u, hp_order_event_t *out) noexcept nogil
 
 # One step of our own: DROPPED, SENT, CANCEL_SENT, UNKNOWN; CANCEL_REJECTED of a cancel that

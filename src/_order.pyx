@@ -127,9 +127,22 @@ cdef void order_refuse(const hp_order_t *order, uint8_t kind, uint8_t reason,
     out.kind, out.reason, out.state = kind, reason, HP_ORDER_STATE_DROPPED
 
 
+cdef inline bint order_waits(const order_t *t) noexcept nogil:
+    """Whether the venue has told of executions that we have not seen."""
+    return t.cum_qty < min(t.venue_cum, t.qty)
+
+
+cdef inline int order_end(orders_t *o, order_t *t, uint8_t kind,
+                          hp_order_event_t *out) noexcept nogil:
+    order_state(o, t, HP_ORDER_STATE_EXPIRED if kind == HP_ORDER_EVENT_EXPIRED
+                else HP_ORDER_STATE_REJECTED if kind == HP_ORDER_EVENT_REJECTED
+                else HP_ORDER_STATE_CANCELED)
+    return order_tell(t, kind, t.reason, t.price, t.qty, out)
+
+
 cdef int order_fill(orders_t *o, order_t *t, const hp_update_t *u,
                     hp_order_event_t *out) noexcept nogil:
-    """Book one execution, unless it was seen."""
+    """Book one execution, unless it was seen; it may be what the order's end waited for."""
     cdef uint64_t high = u.execution
     cdef uint64_t low = u.execution_low
     cdef bint ended = order_ended(t)
@@ -171,13 +184,15 @@ cdef int order_fill(orders_t *o, order_t *t, const hp_update_t *u,
     elif not ended:
         order_state(o, t, HP_ORDER_STATE_PENDING_CANCEL if t.cancelling
                     else HP_ORDER_STATE_PARTIAL)
-    return order_tell(t, kind, 0, u.price, u.qty, out)
+    order_tell(t, kind, 0, u.price, u.qty, out)
+    if t.ending and not order_ended(t) and not order_waits(t):
+        return 1 + order_end(o, t, t.ending, out + 1)
+    return 1
 
 
 cdef int order_apply(orders_t *o, const hp_update_t *u, hp_order_event_t *out) noexcept nogil:
     cdef bint fill = u.kind == HP_ORDER_EVENT_PARTIAL_FILL or u.kind == HP_ORDER_EVENT_FILL
     cdef order_t *t = order_find(o, u.order) if u.order else NULL
-    cdef uint8_t state
     if t == NULL:
         o.orphans += 1
         o.orphan_fills += fill
@@ -208,18 +223,19 @@ cdef int order_apply(orders_t *o, const hp_update_t *u, hp_order_event_t *out) n
         if t.state != HP_ORDER_STATE_UNKNOWN:       # the refusal may mean: never heard of it
             order_state(o, t, order_live_state(t))
         return order_tell(t, u.kind, HP_REASON_VENUE, t.price, t.qty, out)
-    if u.kind == HP_ORDER_EVENT_CANCELED or u.kind == HP_ORDER_EVENT_REPLACED:
-        state = HP_ORDER_STATE_CANCELED
-    elif u.kind == HP_ORDER_EVENT_EXPIRED:
-        state = HP_ORDER_STATE_EXPIRED
-    elif u.kind == HP_ORDER_EVENT_REJECTED:
-        state = HP_ORDER_STATE_REJECTED
-        t.reason = u.reason if u.reason else <uint8_t>HP_REASON_VENUE
-    else:                                           # our own steps are not the venue's to say
-        o.malformed += 1
+    if (u.kind != HP_ORDER_EVENT_CANCELED and u.kind != HP_ORDER_EVENT_REPLACED
+            and u.kind != HP_ORDER_EVENT_EXPIRED and u.kind != HP_ORDER_EVENT_REJECTED):
+        o.malformed += 1                            # our own steps are not the venue's to say
         return 0
-    order_state(o, t, state)
-    return order_tell(t, u.kind, t.reason, t.price, t.qty, out)
+    if t.ending:                                    # it has been said, and still waits
+        o.duplicates += 1
+        return 0
+    if u.kind == HP_ORDER_EVENT_REJECTED:
+        t.reason = u.reason if u.reason else <uint8_t>HP_REASON_VENUE
+    if order_waits(t):                              # O7
+        t.ending = u.kind
+        return 0
+    return order_end(o, t, u.kind, out)
 
 
 cdef int order_step(orders_t *o, uint64_t order, uint8_t kind, uint8_t reason,
@@ -318,14 +334,14 @@ cdef class Orders:
         return order_new(&self.o, &record) != NULL
 
     def apply(self, update):
-        """Apply an UPDATE record; the ORDER_EVENT to publish, or None when nothing is new."""
+        """Apply an UPDATE record; (n,) ORDER_EVENTs to publish, none, one or two."""
         cdef hp_update_t record
-        cdef hp_order_event_t out
+        cdef hp_order_event_t out[2]
+        cdef int count
         load(update, &record, sizeof(record))
-        if not order_apply(&self.o, &record, &out):
-            return None
-        return numpy.frombuffer((<const char *>&out)[:sizeof(out)],
-                                schema.dtype(schema.ORDER_EVENT))[0]
+        count = order_apply(&self.o, &record, out)
+        return numpy.frombuffer((<const char *>out)[:count * sizeof(hp_order_event_t)],
+                                schema.dtype(schema.ORDER_EVENT))
 
     def step(self, uint64_t order, uint8_t kind, uint8_t reason=0):
         """Take one step of our own; the ORDER_EVENT to publish, or None when it has no effect."""
@@ -353,7 +369,8 @@ cdef class Orders:
                 "price": t.price, "qty": t.qty, "cum_qty": t.cum_qty, "venue_cum": t.venue_cum,
                 "venue_id": t.venue_id, "venue_id_low": t.venue_id_low,
                 "instrument": t.instrument, "side": t.side, "type": t.type, "tif": t.tif,
-                "strategy": t.strategy, "state": t.state, "reason": t.reason}
+                "strategy": t.strategy, "state": t.state, "reason": t.reason,
+                "ending": t.ending}
 
     def counters(self) -> dict[str, int]:
         """Live and unknown orders, and what was refused so far."""

@@ -103,16 +103,18 @@ cdef class GatewayStage(Stage):
         control_set(self.block, HP_METRIC_ORDERS_UNKNOWN, self.table.o.unknown)
 
     cdef void _answer(self, const hp_update_t *u) noexcept nogil:
-        """One word of the venue about an order; the caller has credit."""
-        cdef hp_order_event_t e
+        """One word of the venue about an order; the caller has credit for two events."""
+        cdef hp_order_event_t steps[2]
+        cdef hp_order_event_t *e = &steps[0]
+        cdef int count
         cdef order_t *order = order_find(&self.table.o, u.order)
         cdef int64_t now
         cdef uint8_t before
         cdef uint64_t over = self.table.o.overfills, orphans = self.table.o.orphan_fills
         before = order.state if order != NULL else <uint8_t>HP_ORDER_STATE_FREE
-        memset(&e, 0, sizeof(e))
         hp_fault("gateway.heard")
-        if not order_apply(&self.table.o, u, &e):
+        count = order_apply(&self.table.o, u, steps)
+        if not count:
             # Fills of orders that are not this run's (order 0) are the reconciliation's; one of
             # an order of ours that we do not know, or beyond its quantity, is a broken position.
             if order == NULL:
@@ -130,7 +132,9 @@ cdef class GatewayStage(Stage):
             histogram_record(&self.block.histograms[HP_HISTOGRAM_ORDER_TO_FILL],
                              now - order.ts_sent)
         hp_fault("gateway.applied")
-        self._emit(&e, now, u.ts_recv)
+        self._emit(e, now, u.ts_recv)
+        if count == 2:
+            self._emit(e + 1, now, u.ts_recv)
         hp_fault("gateway.told")
         if (self.max_unknown and e.kind == HP_ORDER_EVENT_UNKNOWN
                 and self.table.o.unknown > self.max_unknown):

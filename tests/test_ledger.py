@@ -335,10 +335,10 @@ def test_books_balance_whatever_order_the_venue_tells_it_in(story):
         row = np.zeros((), schema.dtype(schema.UPDATE))
         row["order"], row["kind"], row["qty"], row["cum_qty"] = n + 1, kind, qty, cum
         row["price"], row["execution"], row["side"] = price, execution, side
-        step = orders.apply(row)
-        if step is None:
+        steps = orders.apply(row)
+        if not len(steps):
             continue
-        event, step = event + 1, step.copy()
+        event, step = event + 1, steps[0].copy()
         step["event"] = schema.event_id(schema.STREAM.GATEWAY, event)
         for _ in range(1 + event % 2):                      # the link gives some twice
             ledger.order_event(step)

@@ -45,16 +45,23 @@ def sent(capacity=4):
     return orders
 
 
+def one(orders, u):
+    """The event that *u* brings, or None; never two."""
+    found = orders.apply(u)
+    assert len(found) < 2
+    return found[0] if len(found) else None
+
+
 def test_the_ordinary_life_of_an_order():
     orders = sent()
-    event = orders.apply(update(E.ACKED))
+    event = one(orders, update(E.ACKED))
     assert (event["kind"], event["state"], event["qty"]) == (E.ACKED, S.OPEN, 100 * NANO)
-    event = orders.apply(update(E.PARTIAL_FILL, qty=40 * NANO, cum=40 * NANO, execution=1))
+    event = one(orders, update(E.PARTIAL_FILL, qty=40 * NANO, cum=40 * NANO, execution=1))
     assert {k: int(event[k]) for k in event.dtype.names} == {
         "link_seq": 0, "event": 0, "order": name(1), "cause": 77, "price": 9 * NANO,
         "qty": 40 * NANO, "cum_qty": 40 * NANO, "instrument": 3, "kind": E.PARTIAL_FILL,
         "side": -1, "reason": 0, "state": S.PARTIAL, "strategy": 4, "type": 2}
-    event = orders.apply(update(E.FILL, qty=60 * NANO, cum=100 * NANO, execution=2))
+    event = one(orders, update(E.FILL, qty=60 * NANO, cum=100 * NANO, execution=2))
     assert (event["kind"], event["state"], event["cum_qty"]) == (E.FILL, S.FILLED, 100 * NANO)
     assert len(orders) == 0
     found = orders.find(name(1))
@@ -71,6 +78,8 @@ def fills(*parts):
 
 
 ACK, CANCELED = update(E.ACKED), update(E.CANCELED)
+CANCELED_AT_70 = update(E.CANCELED, cum=70 * NANO)      # the venue says what it filled by then
+EXPIRED_AT_70 = update(E.EXPIRED, cum=70 * NANO)
 FIVE = {
     "complete": [ACK, *fills(40, 30, 30), update(E.FILL, qty=30 * NANO, cum=100 * NANO,
                                                  execution=50, low=2)],
@@ -78,6 +87,8 @@ FIVE = {
     "filled and cancelled": [ACK, *fills(40, 30, 30), CANCELED],
     "duplicated": [*fills(40, 30), *fills(40, 30), ACK],
     "expired": [ACK, *fills(10), update(E.EXPIRED), update(E.CANCEL_REJECTED), CANCELED],
+    "cancelled before its fills": [ACK, *fills(40, 30), CANCELED_AT_70, CANCELED_AT_70],
+    "expired before its fill": [*fills(40, 20, 10), EXPIRED_AT_70, CANCELED_AT_70],
     "without ids": [ACK] + [update(E.PARTIAL_FILL, qty=q * NANO, cum=c * NANO)
                             for q, c in ((40, 40), (30, 70), (30, 100), (30, 70))],
 }
@@ -91,19 +102,18 @@ def test_every_order_of_arrival_ends_the_same(events):
     assert len(events) == 5
     for permutation in itertools.permutations(events):
         orders, published, ended, kinds = sent(), [], False, []
-        for u in permutation:
-            event = orders.apply(u)
-            if event is None:
-                continue
+        for event in (e for u in permutation for e in orders.apply(u)):
             kinds.append(int(event["kind"]))
-            state = orders.find(name(1))["state"]
-            assert event["state"] == state
+            state = int(event["state"])
             assert not ended or (state >= S.FILLED and kinds[-1] in (E.PARTIAL_FILL, E.FILL))
             ended = state >= S.FILLED
             if kinds[-1] in (E.PARTIAL_FILL, E.FILL):
                 published.append(int(event["qty"]))
                 assert event["cum_qty"] == sum(published)
                 assert (kinds[-1] == E.FILL) == (sum(published) == 100 * NANO)
+            elif ended and any(u["cum_qty"] == 70 * NANO and not u["qty"] for u in events):
+                assert event["cum_qty"] == 70 * NANO, "its end waits for all that was filled"
+        assert not ended or orders.find(name(1))["state"] >= S.FILLED
         assert sorted(published) == sorted(executions.values())
         found = orders.find(name(1))
         assert found["cum_qty"] == total
@@ -125,10 +135,12 @@ OWN = {"sent", "dropped", "cancel_sent"}
 moves = st.lists(st.one_of(
     st.sampled_from(KINDS),
     st.tuples(st.integers(1, 6), st.integers(1, 60)),
+    st.tuples(st.sampled_from(("canceled", "replaced", "expired", "rejected", "acked")),
+              st.integers(0, 110)),
     st.tuples(st.just("rest"), st.integers(0, 60), st.integers(1, 60))), max_size=40)
 # What can be said of an order, each once: with five of them in every order of time.
 WORDS = ("unknown", "acked", "cancel_sent", "cancel_rejected", "canceled", "expired", "rejected",
-         (1, 40), (2, 60), (3, 100), ("rest", 0, 40), ("rest", 40, 60))
+         ("canceled", 60), (1, 40), (2, 60), (3, 100), ("rest", 0, 40), ("rest", 40, 60))
 
 
 def drive(script):
@@ -139,28 +151,28 @@ def drive(script):
         if isinstance(move, tuple) and move[0] == "rest":
             known, qty = move[1] * NANO, move[2] * NANO
             wanted = naive.reconciled(known, qty)
-            event = orders.apply(update(E.PARTIAL_FILL, qty=qty, cum=known + qty, execution=77,
-                                        low=known + qty, flags=FLAG.RECONCILED))
-            assert (event is None) == (wanted is None)
-            if event is not None:
-                assert (event["kind"], event["qty"]) == (getattr(E, wanted), qty)
-        elif isinstance(move, tuple):
+            events = orders.apply(update(E.PARTIAL_FILL, qty=qty, cum=known + qty, execution=77,
+                                         low=known + qty, flags=FLAG.RECONCILED))
+        elif isinstance(move, tuple) and isinstance(move[0], int):
             execution, qty = move[0], quantities.setdefault(move[0], move[1]) * NANO
             wanted = naive.fill(execution, qty, qty)
-            event = orders.apply(update(E.PARTIAL_FILL, qty=qty, cum=qty, execution=execution))
-            assert (event is None) == (wanted is None)
-            if event is not None:
-                assert (event["kind"], event["qty"]) == (getattr(E, wanted), qty)
+            events = orders.apply(update(E.PARTIAL_FILL, qty=qty, cum=qty, execution=execution))
         else:
-            wanted = naive.say(move)
-            kind = getattr(E, move.upper())
-            event = (orders.step(name(1), kind, R.EXPIRED if move == "dropped" else 0)
-                     if move in OWN else orders.apply(update(kind)))
-            assert (event is not None) == wanted, (move, naive.state)
-            if event is not None:
-                assert event["kind"] == kind
-                assert event["reason"] == {"dropped": R.EXPIRED, "rejected": R.VENUE,
-                                           "cancel_rejected": R.VENUE}.get(move, 0)
+            word, cum = move if isinstance(move, tuple) else (move, 0)
+            kind, qty = getattr(E, word.upper()), 0
+            wanted = naive.say(word, cum * NANO)
+            if word in OWN:
+                event = orders.step(name(1), kind, R.EXPIRED if word == "dropped" else 0)
+                events = [] if event is None else [event]
+            else:
+                events = orders.apply(update(kind, cum=cum * NANO))
+        assert [E.label(e["kind"]) for e in events] == wanted, (move, naive.state)
+        for event in events:
+            if event["kind"] in (E.PARTIAL_FILL, E.FILL):
+                assert event["qty"] == qty
+            else:
+                assert event["reason"] == {E.DROPPED: R.EXPIRED, E.REJECTED: R.VENUE,
+                                           E.CANCEL_REJECTED: R.VENUE}.get(int(event["kind"]), 0)
         found = orders.find(name(1))
         assert S.label(found["state"]).upper() == naive.state
         assert found["cum_qty"] == naive.cum
@@ -184,15 +196,15 @@ def test_every_way_in_which_words_can_come(words):
 
 def test_what_rest_tells_counts_only_if_it_goes_on_from_what_is_known():
     orders = sent()
-    orders.apply(fills(40)[0])
+    one(orders, fills(40)[0])
     rest = {"execution": 8, "flags": FLAG.RECONCILED}
-    assert orders.apply(update(E.PARTIAL_FILL, qty=30 * NANO, cum=30 * NANO, **rest)) is None
-    assert orders.apply(update(E.PARTIAL_FILL, qty=30 * NANO, cum=100 * NANO, **rest)) is None
-    event = orders.apply(update(E.PARTIAL_FILL, qty=30 * NANO, cum=70 * NANO, **rest))
+    assert one(orders, update(E.PARTIAL_FILL, qty=30 * NANO, cum=30 * NANO, **rest)) is None
+    assert one(orders, update(E.PARTIAL_FILL, qty=30 * NANO, cum=100 * NANO, **rest)) is None
+    event = one(orders, update(E.PARTIAL_FILL, qty=30 * NANO, cum=70 * NANO, **rest))
     assert (event["qty"], event["cum_qty"]) == (30 * NANO, 70 * NANO)
     # By the stream's name it comes late, and is known; what comes after it is new.
-    assert orders.apply(update(E.PARTIAL_FILL, qty=30 * NANO, cum=70 * NANO, execution=3)) is None
-    assert orders.apply(update(E.FILL, qty=30 * NANO, cum=100 * NANO, execution=4))[
+    assert one(orders, update(E.PARTIAL_FILL, qty=30 * NANO, cum=70 * NANO, execution=3)) is None
+    assert one(orders, update(E.FILL, qty=30 * NANO, cum=100 * NANO, execution=4))[
         "state"] == S.FILLED
     found = orders.counters()
     assert (found["fills"], found["reconciled"], found["overfills"]) == (3, 1, 0)
@@ -200,8 +212,8 @@ def test_what_rest_tells_counts_only_if_it_goes_on_from_what_is_known():
 
 def test_an_order_that_never_was_is_rejected_for_that_reason():
     orders = sent()
-    orders.apply(update(E.UNKNOWN))
-    event = orders.apply(update(E.REJECTED, reason=R.ABSENT))
+    one(orders, update(E.UNKNOWN))
+    event = one(orders, update(E.REJECTED, reason=R.ABSENT))
     assert (event["kind"], event["reason"], event["state"]) == (E.REJECTED, R.ABSENT, S.REJECTED)
 
 
@@ -215,8 +227,8 @@ def test_agrees_with_the_naive_order_for_longer(script):
 
 def test_a_fill_after_the_cancel_is_published_and_the_order_stays_ended():
     orders = sent()
-    orders.apply(CANCELED)
-    event = orders.apply(fills(40)[0])
+    one(orders, CANCELED)
+    event = one(orders, fills(40)[0])
     assert (event["kind"], event["state"], event["cum_qty"]) == (
         E.PARTIAL_FILL, S.CANCELED, 40 * NANO)
     assert orders.counters()["late_fills"] == 1 and len(orders) == 0
@@ -224,9 +236,9 @@ def test_a_fill_after_the_cancel_is_published_and_the_order_stays_ended():
 
 def test_more_than_the_order_is_refused_and_counted():
     orders = sent()
-    assert orders.apply(fills(101)[0]) is None
-    assert orders.apply(fills(100)[0])["kind"] == E.FILL
-    assert orders.apply(update(E.PARTIAL_FILL, qty=1, cum=1, execution=9)) is None
+    assert one(orders, fills(101)[0]) is None
+    assert one(orders, fills(100)[0])["kind"] == E.FILL
+    assert one(orders, update(E.PARTIAL_FILL, qty=1, cum=1, execution=9)) is None
     assert orders.counters()["overfills"] == 2
 
 
@@ -234,10 +246,10 @@ def test_malformed_and_foreign_messages_are_counted():
     orders = sent()
     bad = [update(E.FILL, qty=5, execution=1, price=0), update(E.FILL, execution=1),
            update(E.FILL, qty=5), update(E.SENT), update(E.DENIED), update(99)]
-    assert [orders.apply(u) for u in bad] == [None] * len(bad)
+    assert [one(orders, u) for u in bad] == [None] * len(bad)
     assert orders.counters()["malformed"] == len(bad)
-    assert orders.apply(update(E.FILL, seq=9, qty=1, cum=1, execution=1)) is None
-    assert orders.apply(update(E.ACKED, seq=9)) is None
+    assert one(orders, update(E.FILL, seq=9, qty=1, cum=1, execution=1)) is None
+    assert one(orders, update(E.ACKED, seq=9)) is None
     assert orders.counters()["orphans"] == 2 and orders.counters()["orphan_fills"] == 1
 
 
@@ -245,13 +257,13 @@ def test_the_same_execution_id_on_two_orders_is_two_executions():
     orders = sent()
     orders.new(order(2))
     for seq in (1, 2):
-        assert orders.apply(update(E.PARTIAL_FILL, seq, NANO, NANO, 7))["qty"] == NANO
-        assert orders.apply(update(E.PARTIAL_FILL, seq, NANO, NANO, 7)) is None
+        assert one(orders, update(E.PARTIAL_FILL, seq, NANO, NANO, 7))["qty"] == NANO
+        assert one(orders, update(E.PARTIAL_FILL, seq, NANO, NANO, 7)) is None
 
 
 def test_the_venues_sum_shows_what_is_missing():
     orders = sent()
-    orders.apply(update(E.PARTIAL_FILL, qty=30 * NANO, cum=70 * NANO, execution=2))
+    one(orders, update(E.PARTIAL_FILL, qty=30 * NANO, cum=70 * NANO, execution=2))
     found = orders.find(name(1))
     assert (found["cum_qty"], found["venue_cum"]) == (30 * NANO, 70 * NANO)
 
@@ -274,8 +286,8 @@ def test_a_cancel_that_never_left_is_told_and_changes_nothing():
         E.CANCEL_REJECTED, R.DISCONNECTED, S.SENT)
     orders.step(name(1), E.CANCEL_SENT)
     assert orders.step(name(1), E.CANCEL_REJECTED)["state"] == S.PENDING_CANCEL
-    assert orders.apply(update(E.CANCEL_REJECTED))["state"] == S.SENT
-    orders.apply(CANCELED)
+    assert one(orders, update(E.CANCEL_REJECTED))["state"] == S.SENT
+    one(orders, CANCELED)
     assert orders.step(name(1), E.CANCEL_REJECTED) is None
 
 
@@ -293,14 +305,14 @@ def test_at_least_capacity_ended_orders_are_remembered_oldest_forgotten_first():
     orders = Orders(capacity, executions=64)
     for seq in range(1, total):
         assert orders.new(order(seq))
-        event = orders.apply(update(E.FILL, seq, 100 * NANO, 100 * NANO, seq))
+        event = one(orders, update(E.FILL, seq, 100 * NANO, 100 * NANO, seq))
         assert event["kind"] == E.FILL
         assert len(orders) == 0
         known = [s for s in range(1, seq + 1) if orders.find(name(s))]
         assert known == list(range(seq - len(known) + 1, seq + 1))
         assert len(known) >= min(seq, capacity)
         for s in known:                         # late duplicates find their order
-            assert orders.apply(update(E.FILL, s, 100 * NANO, 100 * NANO, s)) is None
+            assert one(orders, update(E.FILL, s, 100 * NANO, 100 * NANO, s)) is None
     assert orders.counters()["orphans"] == 0 and orders.counters()["overfills"] == 0
 
 
@@ -308,7 +320,7 @@ def test_a_forgotten_execution_still_cannot_overfill():
     orders = Orders(1, executions=1)
     orders.new(order())
     for u in (*fills(60, 40), *fills(60)):      # the first is forgotten when it comes again
-        orders.apply(u)
+        one(orders, u)
     assert orders.find(name(1))["cum_qty"] == 100 * NANO
     assert orders.counters()["overfills"] == 1
 
@@ -327,10 +339,10 @@ def test_many_orders_at_once_stay_apart(seed):
             pick = int(rng.choice(list(live)))
             if rng.random() < 0.5 and live[pick] < pick - 1:
                 live[pick] += 1
-                event = orders.apply(update(E.PARTIAL_FILL, pick, 1, live[pick], live[pick]))
+                event = one(orders, update(E.PARTIAL_FILL, pick, 1, live[pick], live[pick]))
                 assert (event["order"], event["cum_qty"]) == (name(pick), live[pick])
             else:
-                assert orders.apply(update(E.CANCELED, pick))["cum_qty"] == live.pop(pick)
+                assert one(orders, update(E.CANCELED, pick))["cum_qty"] == live.pop(pick)
         assert len(orders) == len(live)
     for pick, cum in live.items():
         found = orders.find(name(pick))

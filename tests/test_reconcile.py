@@ -164,7 +164,8 @@ class World:
 
     def apply(self, rows):
         for row in rows:
-            self.event(self.table.apply(row))
+            for event in self.table.apply(row):
+                self.event(event)
 
     def send(self, symbol="ACME", side="buy", qty=100 * NANO, price=10 * NANO):
         self.seq += 1

@@ -132,11 +132,9 @@ def crash(settings: Settings, rounds: int, seed: int, only: tuple[str, ...],
               help="The first one.")
 @click.option("--bug", metavar="NAME",
               help='Make this planted mistake, until a seed finds it; "all": each in turn.')
-@click.option("--overtakes", is_flag=True,
-              help="The stream may tell an order's end before its fills; I5 is known to fail then.")
 @shared
 @click.pass_obj
-def sim(settings: Settings, seeds: int, seed: int, bug: str | None, overtakes: bool) -> int:
+def sim(settings: Settings, seeds: int, seed: int, bug: str | None) -> int:
     """Run the pipeline in one process in virtual time, strike it, and look at what it lost.
 
     Exit code 9: an invariant failed; the seed that is printed does it again. With --bug all: a
@@ -154,7 +152,7 @@ def sim(settings: Settings, seeds: int, seed: int, bug: str | None, overtakes: b
         missed = [name for name, report in found.items() if not report.failing]
         document, text = drill.bugs_document(found), drill.bugs_lines(found)
     else:
-        report = drill.run(seeds, seed, bug or "", say, overtakes)
+        report = drill.run(seeds, seed, bug or "", say)
         missed, document, text = report.missed, report.document(), drill.lines(report)
     if shown:
         print("\r\x1b[2K", end="", file=sys.stderr)

@@ -45,7 +45,6 @@ class There:
     at: int                     # UTC ns
     filled: int = 0
     status: str = "new"
-    told: int = 0               # monotonic ns at which the last word of the stream arrives
 
 
 def stamp(utc: int) -> str:
@@ -80,7 +79,6 @@ class Exchange:
         self.hits: Counter[str] = Counter()
         self.tell: Callable[[Any, bool], None] | None = None   # UPDATE record, by the stream
         self.up = False                         # the stream of updates
-        self.overtakes = False                  # the stream may tell an end before the fills
         self.rough = False                      # three times as much is lost on the way
         self._count = self._number = 0
         self._ways: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -236,9 +234,6 @@ class Exchange:
         if fate < 0.05:
             self.hits["update late"] += 1
             way = self.chance.randint(10 * MS, 300 * MS)
-        if event == "canceled" and not self.overtakes:
-            way = max(way, order.told - self.now + 1)
-        order.told = max(order.told, self.now + way)
         if 0.05 <= fate < 0.10:
             self.hits["update doubled"] += 1
             self.later(way + self.chance.randint(0, 50 * MS), self._says, row.copy(), True,

@@ -811,7 +811,6 @@ class Report:
 
     seed: int
     bug: str
-    overtakes: bool = False
     seeds: int = 0
     lives: int = 0
     orders: int = 0
@@ -832,7 +831,7 @@ class Report:
         """For ``-o json``."""
         return {
             "seed": self.seed, "seeds": self.seeds, "bug": self.bug,
-            "overtakes": self.overtakes, "runs": self.lives,
+            "runs": self.lives,
             "orders": self.orders, "events": self.events, "lost_on_disk": self.lost,
             "seconds": round(self.seconds, 1),
             "invariants": {name: {"what": what, "holds": not any(
@@ -844,7 +843,7 @@ class Report:
             "failing_seeds": [f["seed"] for f in self.failing], "missed": self.missed}
 
 
-def one(seed: int, bug: str = "", overtakes: bool = False) -> World:
+def one(seed: int, bug: str = "") -> World:
     """One world, to its end.
 
     Parameters
@@ -852,8 +851,6 @@ def one(seed: int, bug: str = "", overtakes: bool = False) -> World:
     seed : int
     bug : str
         Mistake of :data:`planted.BUGS` that is made; empty = none.
-    overtakes : bool
-        The stream of updates may tell the end of an order before its last fills.
 
     Raises
     ------
@@ -872,7 +869,6 @@ def one(seed: int, bug: str = "", overtakes: bool = False) -> World:
             if bug == "settle.no_fills":
                 stack.enter_context(_replaced(start, "_missing", lambda *a: True))
             world = World(seed, place, bug)
-            world.venue.overtakes = overtakes
             try:
                 for _ in range(world.chance.randint(2, 4)):
                     world.live()
@@ -890,11 +886,11 @@ def one(seed: int, bug: str = "", overtakes: bool = False) -> World:
 
 
 def run(seeds: int, seed: int, bug: str = "", say: Callable[[str], None] = lambda words: None,
-        overtakes: bool = False) -> Report:
+        ) -> Report:
     """Seeds *seed*, *seed* + 1, ...; with a planted *bug* only until one fails."""
-    out, began = Report(seed, bug, overtakes), time.monotonic()
+    out, began = Report(seed, bug), time.monotonic()
     for number in range(seed, seed + seeds):
-        world = one(number, bug, overtakes)
+        world = one(number, bug)
         out.seeds += 1
         out.lives += len(world.runs)
         out.orders += sum(line["kind"] == "order" for line in world.venue.log)
@@ -935,7 +931,7 @@ def lines(report: Report) -> list[str]:
     text += report.missed[:20]
     text += [f"again with: hftpipe drill sim --seeds 1 --seed {f['seed']}"
              + (f" --bug {report.bug}" if report.bug else "")
-             + (" --overtakes" if report.overtakes else "") for f in report.failing[:5]]
+             for f in report.failing[:5]]
     return text
 
 
