@@ -386,12 +386,14 @@ def test_output_that_nobody_reads_is_no_error(tmp_path):
     assert done.stderr == ""
 
 
-def test_output_that_cannot_be_written_is_one_line(tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_one_line(tmp_path, unbuffered):
     for device, code, message in (("/dev/full", 1, "cannot write the output: No space left"),
                                   ("&-", 0, "")):
         done = subprocess.run(
             ["sh", "-c", f"{sys.executable} -m hftpipe start --dry-run >{device}"],
-            env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
+            env={**ENV, "PYTHONUNBUFFERED": unbuffered}, cwd=tmp_path, capture_output=True,
+            text=True, timeout=DEADLINE)
         assert done.returncode == code and message in done.stderr, done.stderr
         assert done.stderr.count("\n") == (1 if message else 0)
 

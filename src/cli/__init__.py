@@ -106,15 +106,21 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", Exit.INTERRUPTED)
     except BrokenPipeError:
-        # who read our output has seen enough; keep the interpreter from flushing into it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go()                               # who read our output has seen enough
         return Exit.OK
     except Exception as e:
         if settings.debug:
             raise
         if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+            if not e.filename:
+                _let_go()
             return _fail(f"cannot write {e.filename or 'the output'}: {e.strerror}", Exit.ERROR)
         return _fail(f"unexpected {type(e).__name__}: {e} (--debug shows where)", Exit.ERROR)
+
+
+def _let_go() -> None:
+    """Keep the interpreter from flushing into standard output, where that fails, at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _names(ctx: click.Context) -> str:
