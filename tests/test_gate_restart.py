@@ -34,7 +34,7 @@ def killed(live):
 
 def resumed(live):
     """A killed run halts the next one; let it trade."""
-    live.up(trading="halted")
+    live.up("halted")
     code, _, err = live.hp("resume", "--reason", "test")
     assert code == 0, err
     return live

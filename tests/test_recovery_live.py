@@ -107,7 +107,7 @@ def test_a_killed_run_is_started_again_and_goes_on_with_what_it_had(run, everybo
     code, out, _ = live.hp("recover", "--dry-run")
     assert code == 0 and "events" not in out and f"of run {live.run:x}" in out
 
-    again = run("--halted").up(trading="disarmed" if everybody else "halted")
+    again = run("--halted").up("disarmed" if everybody else "halted")
     known = opening(again)
     expected = twin(again.venue_log())      # what filled while the venue came up included
     assert close(known, expected)
@@ -123,7 +123,7 @@ def test_a_killed_run_is_started_again_and_goes_on_with_what_it_had(run, everybo
     assert len(set(names)) == len(names)
 
     # After an end in good order too; the first equity is that at the last marks.
-    third = watched(run("--halted").up(trading="disarmed"))
+    third = watched(run("--halted").up("disarmed"))
     assert close(opening(third), end)
     with database(third.path) as c:
         first = c.execute("SELECT equity FROM hftpipe.position_event WHERE run = %s AND cause = 0 "
@@ -170,7 +170,9 @@ def database_of(run, live):
 
     @contextmanager
     def again():
-        found = watched(run("--halted").up(trading="disarmed"))
+        # halted: updates had been silent for 2 s before the host went down
+        found = watched(run("--halted").up("disarmed", "halted"))
+        assert "books and venue differ" not in str(found.directory.latch().halt)
         yield found
         found.popen.terminate()
         assert found.end() == 0
@@ -193,14 +195,14 @@ def test_a_position_that_changed_behind_our_back_halts_and_is_adopted(run):
                 line["execution_id"] = str(uuid.uuid4())
             out.write(json.dumps(line) + "\n")
 
-    again = watched(run().up(trading="halted"))
+    again = watched(run().up("halted"))
     code, out, _ = again.hp("status", "-o", "json")
     assert code == 6 and "books and venue differ" in json.dumps(json.loads(out))
     sent_then = again.counter("gateway", "orders_sent")
     again.popen.terminate()
     assert again.end() == 0 and sent_then == 0
 
-    third = watched(run("--adopt", "traded by hand").up(trading="halted"))
+    third = watched(run("--adopt", "traded by hand").up("halted"))
     audit = [json.loads(line) for line in (third.path / "audit.jsonl").read_text().splitlines()]
     (adopted,) = [line for line in audit if line["action"] == "adopt"]
     assert adopted["reason"] == "traded by hand" and len(adopted["positions"]) == 1

@@ -108,8 +108,10 @@ class Live:
         found = self.directory.read_run()
         return found.run if found else 0
 
-    def up(self, trading="armed"):
-        """Wait until every stage runs, the streams are connected and *trading* is the state."""
+    def up(self, *trading):
+        """Wait until every stage runs, the streams are connected and trading is in one of these
+        states, "armed" by default."""
+        trading = trading or ("armed",)
         self.record = until(
             lambda: (r := self.directory.read_run()) and r.run != self.seen and r, "run.json",
             self.popen)
@@ -118,7 +120,8 @@ class Live:
         self.control = until(self._page, "a formatted page", self.popen)
         until(lambda: all(b.state == _control.RUNNING for b in self.control.stages),
               "all stages run", self.popen)
-        until(lambda: self.control.trading == trading, f"trading {trading}", self.popen)
+        until(lambda: self.control.trading in trading, f"trading {' or '.join(trading)}",
+              self.popen)
         return self
 
     def _page(self):
