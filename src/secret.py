@@ -88,7 +88,7 @@ def give(names: Collection[str]) -> int | None:
         if written < len(data):
             raise ConfigError(f"credentials in {', '.join(given)} must fit into a pipe, "
                               f"were {len(data)} bytes")
-    except BaseException:
+    except BaseException:       # whatever it is goes on; nobody would close the end
         os.close(end)
         raise
     finally:

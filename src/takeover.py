@@ -102,9 +102,10 @@ def books(run_dir: RunDir, run: int, conninfo: str, config: Config, venue: Mappi
                                    lambda text: say(f"recover   {text}"))
     symbols = [item.symbol for item in config.instruments]
     past.pending = []
+    if adopt:
+        run_dir.audit("adopt", entry(adopt, who(), "cli"), run=run, positions=report.adopted)
     try:
         if adopt:
-            run_dir.audit("adopt", entry(adopt, who(), "cli"), run=run, positions=report.adopted)
             past.drop(symbols)
         past.keep(symbols)
     except ValueError as e:

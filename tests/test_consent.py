@@ -1,11 +1,9 @@
 """Trading with money needs every one of its consents; without one, nothing is asked or started."""
-import http.server
 import json
 import os
 import pty
 import subprocess
 import sys
-import threading
 import types
 from contextlib import contextmanager
 
@@ -13,6 +11,7 @@ import pytest
 
 from hftpipe import config, consent, shm
 from hftpipe.errors import ConfigError, GuardError, UsageError
+from tests.models import httpd
 from tests.models.driver import DEADLINE, ENV
 from tests.tls import Authority
 
@@ -33,7 +32,7 @@ def broker(context, answer, status=200):
     """Says what it knows of the account, over TLS, and keeps what it was asked."""
     seen = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Answer(httpd.Handler):
         def do_GET(self):
             seen.append(f"{self.command} {self.path} {self.headers['APCA-API-KEY-ID']}")
             body = json.dumps(answer).encode()
@@ -44,19 +43,8 @@ def broker(context, answer, status=200):
 
         do_POST = do_DELETE = do_PATCH = do_GET
 
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield types.SimpleNamespace(port=server.server_address[1], seen=seen)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with httpd.serving(Answer, context) as port:
+        yield types.SimpleNamespace(port=port, seen=seen)
 
 
 @pytest.fixture(scope="module")

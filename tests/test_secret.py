@@ -1,12 +1,10 @@
 """Where references to credentials lead: environment, file, keyring, Vault; and what is refused."""
 import copy
-import http.server
 import json
 import os
 import pickle
 import subprocess
 import sys
-import threading
 import traceback
 import types
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ import pytest
 from hftpipe import config
 from hftpipe.errors import ConfigError
 from hftpipe.secret import LARGEST, REFERENCE, Secret, give, scrub, variables
+from tests.models import httpd
 from tests.tls import Authority
 
 CANARY = "canary-7f3a"
@@ -130,7 +129,7 @@ def vault(context=None):
     """A server that answers as Vault does; its port and the requests it saw."""
     seen = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Answer(httpd.Handler):
         def do_GET(self):
             seen.append((self.path, self.headers.get("X-Vault-Token")))
             status, body = 404, {"errors": []}
@@ -146,21 +145,8 @@ def vault(context=None):
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())
 
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    if context is not None:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.handle_error = lambda *_: None       # a client that does not believe us
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield types.SimpleNamespace(port=server.server_address[1], seen=seen)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with httpd.serving(Answer, context) as port:
+        yield types.SimpleNamespace(port=port, seen=seen)
 
 
 @pytest.fixture

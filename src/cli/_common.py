@@ -1,10 +1,11 @@
 """What commands share: global options in either place, output, small formats."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -56,6 +57,15 @@ def database_of(settings: Settings, url: str | None) -> tuple[str, Path, Secret]
                                "PGPASSFILE or PGPASSWORD")
     store = settings.load().store
     return url if url is not None else store.url, settings.directory().path, store.password
+
+
+@contextlib.contextmanager
+def opened(settings: Settings, url: str | None) -> Iterator[str]:
+    """Conninfo of the database that is meant, which is started first when it is ours."""
+    from hftpipe.store.postgres import database
+    address, place, password = database_of(settings, url)
+    with database(address, place, password=password) as conninfo:
+        yield conninfo
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hftpipe.cli._common import Settings, columns, count, database_of, emit, shared
+from hftpipe.cli._common import Settings, columns, count, emit, opened, shared
 from hftpipe.cli.db import where
 
 
@@ -47,12 +47,10 @@ def verify(settings: Settings, run: str | None, every: bool, places: tuple[Path,
     wanted = _run(run)
     from hftpipe.store import chain
     from hftpipe.store import migrate as m
-    from hftpipe.store.postgres import database
     sources = [] if no_anchors else list(places) or [settings.directory().path / chain.FILE]
     # before the rows: what is anchored is in the database already
     anchors = [a for source in sources for a in chain.read(source)]
-    address, place, password = database_of(settings, url)
-    with database(address, place, password=password) as conninfo:
+    with opened(settings, url) as conninfo:
         with m.connect(conninfo) as c:
             runs = chain.runs(c, wanted, every=every)
         found = [chain.audit(conninfo, r, anchors) for r in runs]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hftpipe.cli._common import Settings, database_of, emit, shared
+from hftpipe.cli._common import Settings, database_of, emit, opened, shared
 
 if TYPE_CHECKING:
     from hftpipe.store.backup import Backup
@@ -34,9 +34,7 @@ def command() -> None:
 @click.pass_obj
 def migrate(settings: Settings, url: str | None) -> None:
     from hftpipe.store import migrate as m
-    from hftpipe.store.postgres import database
-    address, place, password = database_of(settings, url)
-    with database(address, place, password=password) as conninfo:
+    with opened(settings, url) as conninfo:
         done = m.migrate(conninfo)
         state = m.status(conninfo)
     names = [f"{v.version:04}_{v.name}" for v in done]
@@ -53,9 +51,7 @@ def migrate(settings: Settings, url: str | None) -> None:
 def status(settings: Settings, url: str | None) -> None:
     from hftpipe.store import migrate as m
     from hftpipe.store import queries
-    from hftpipe.store.postgres import database
-    address, place, password = database_of(settings, url)
-    with database(address, place, password=password) as conninfo, m.connect(conninfo) as c:
+    with opened(settings, url) as conninfo, m.connect(conninfo) as c:
         state = m.status(conninfo)
         row = c.execute("SELECT current_setting('server_version'), "
                         "pg_database_size(current_database())").fetchone()
@@ -106,8 +102,6 @@ manifest has the heads of all chains: keep it apart from the database, as anchor
 @click.pass_obj
 def backup_(settings: Settings, directory: Path, url: str | None) -> None:
     from hftpipe.store import backup
-    from hftpipe.store.postgres import database
-    address, place, password = database_of(settings, url)
     told = time.monotonic()
 
     def say(size: int) -> None:
@@ -116,7 +110,7 @@ def backup_(settings: Settings, directory: Path, url: str | None) -> None:
             told = time.monotonic()
             print(f"backup    {size / 1e6:.1f} MB", file=sys.stderr, flush=True)
 
-    with database(address, place, password=password) as conninfo:
+    with opened(settings, url) as conninfo:
         _show(settings, backup.backup(conninfo, directory, say), "written to")
 
 
@@ -145,13 +139,11 @@ something is not as it was backed up.""")
 @click.pass_obj
 def restore(settings: Settings, directory: Path, url: str | None) -> None:
     from hftpipe.store import backup, chain
-    from hftpipe.store.postgres import database
-    address, place, password = database_of(settings, url)
     run_dir = settings.directory()
     run_dir.prepare()
     run_dir.lock()                      # nobody starts a run on it meanwhile
     try:
-        with database(address, place, password=password) as conninfo:
+        with opened(settings, url) as conninfo:
             found = backup.restore(
                 conninfo, directory, lambda text: print(text, file=sys.stderr, flush=True))
             chain.Anchors(run_dir.path / chain.FILE).add(found.heads)   # for `audit verify`

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hftpipe.cli._common import Settings, columns, database_of, emit, shared, span
+from hftpipe.cli._common import Settings, columns, emit, opened, shared, span
 
 
 @click.command(epilog="Example: hftpipe why hp-18e9c2a7f3b1d00-2f, or hftpipe why --last-denied")
@@ -33,9 +33,7 @@ def command(settings: Settings, order: str | None, last: bool, last_denied: bool
     from hftpipe.errors import ConfigError
     from hftpipe.store import explain
     from hftpipe.store import migrate as m
-    from hftpipe.store.postgres import database
-    where, place, password = database_of(settings, url)
-    with database(where, place, password=password) as conninfo, m.connect(conninfo) as c:
+    with opened(settings, url) as conninfo, m.connect(conninfo) as c:
         try:
             found = explain.find(c, order, _run(run), "denied" if last_denied else "any")
             told = explain.explain(c, *found)
