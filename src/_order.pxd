@@ -31,7 +31,8 @@ What holds, whatever order the venue's messages come in and however often
 from libc.stdint cimport int8_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from ._index cimport hp_index_t
-from ._schema cimport HP_ORDER_STATE_FILLED, hp_order_event_t, hp_order_t, hp_update_t
+from ._schema cimport (
+    HP_ORDER_STATE_CREATED, HP_ORDER_STATE_FILLED, hp_order_event_t, hp_order_t, hp_update_t)
 
 # ---- orders
 
@@ -90,6 +91,10 @@ cdef struct orders_t:
 
 cdef inline bint order_ended(const order_t *t) noexcept nogil:
     return t.state >= HP_ORDER_STATE_FILLED
+
+cdef inline bint order_left(const order_t *t) noexcept nogil:
+    """Whether it may be at the venue: we sent it, or the venue has told what was filled of it."""
+    return t.state != HP_ORDER_STATE_CREATED or t.venue_cum > 0
 
 cdef inline order_t *order_at(orders_t *o, uint64_t slot) noexcept nogil:
     """Slot 0 .. 2 * capacity - 1, for walks; NULL when it was never used."""

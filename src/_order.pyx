@@ -254,7 +254,7 @@ cdef int order_step(orders_t *o, uint64_t order, uint8_t kind, uint8_t reason,
             return 0
         order_state(o, t, HP_ORDER_STATE_SENT)
     elif kind == HP_ORDER_EVENT_DROPPED:
-        if t.state != HP_ORDER_STATE_CREATED:       # it left: only the venue can end it
+        if order_left(t):                           # only the venue can end it
             return 0
         t.reason = reason
         order_state(o, t, HP_ORDER_STATE_DROPPED)

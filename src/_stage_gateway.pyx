@@ -6,7 +6,8 @@ from ._clock cimport clock_now
 from ._control cimport (
     CONTROL_STREAMS, Control, control_armed, control_count, control_set, histogram_record)
 from ._fault cimport hp_fault
-from ._order cimport order_apply, order_ended, order_find, order_new, order_step, order_t
+from ._order cimport (
+    order_apply, order_ended, order_find, order_left, order_new, order_step, order_t)
 from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish, ring_release
 from ._schema cimport (
     HP_ACTION_CANCEL, HP_ACTION_DENIED, HP_ACTION_NEW, HP_HISTOGRAM_GATEWAY,
@@ -16,7 +17,7 @@ from ._schema cimport (
     HP_METRIC_ORDERS_REJECTED, HP_METRIC_ORDERS_SENT, HP_METRIC_ORDERS_UNKNOWN,
     HP_METRIC_RECORDS_IN, HP_ORDER_EVENT_CANCEL_REJECTED, HP_ORDER_EVENT_CANCEL_SENT,
     HP_ORDER_EVENT_DENIED, HP_ORDER_EVENT_DROPPED, HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_PARTIAL_FILL,
-    HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_SENT, HP_ORDER_EVENT_UNKNOWN, HP_ORDER_STATE_CREATED,
+    HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_SENT, HP_ORDER_EVENT_UNKNOWN,
     HP_ORDER_STATE_DROPPED, HP_ORDER_STATE_FREE, HP_ORDER_STATE_SENT, HP_REASON_BUSY,
     HP_REASON_DISCONNECTED, HP_REASON_EXPIRED, HP_REASON_HALTED, HP_REASON_LIMITS, HP_REASON_NONE,
     HP_REASON_TABLE_FULL, HP_REASON_TOKEN, HP_REASON_VENUE_ACCOUNT, HP_RECORD_ORDER_EVENT,
@@ -227,7 +228,7 @@ cdef class GatewayStage(Stage):
             if order == NULL:
                 self._refuse(o, HP_ORDER_EVENT_DROPPED, reason)
                 return 1
-        elif order.state != HP_ORDER_STATE_CREATED:     # a second time: it has left already
+        elif order_left(order):                         # a second time
             control_count(self.block, HP_METRIC_DROPS, 1)
             return 1
         if reason == HP_REASON_NONE:
@@ -256,7 +257,7 @@ cdef class GatewayStage(Stage):
             else:
                 reason = HP_REASON_DISCONNECTED
         elif reason == HP_REASON_EXPIRED:
-            reason = HP_REASON_BUSY if order.state == HP_ORDER_STATE_CREATED else reason
+            reason = HP_REASON_BUSY                     # it grew old waiting for the wire
         if order_step(&self.table.o, o.order, HP_ORDER_EVENT_DROPPED, reason, &e):
             self._emit(&e, clock_now(), o.ts_recv + o.hop)
         return 1

@@ -188,6 +188,14 @@ def test_agrees_with_the_naive_order(script):
     drive(script)
 
 
+@pytest.mark.parametrize("script", [
+    [("canceled", 1), "dropped"], [("acked", 1), "dropped"], [("cancel_rejected", 1), "dropped"],
+    [("canceled", 1), "sent", "dropped"], ["dropped", ("canceled", 1)],
+    [("canceled", 0), "dropped"]])
+def test_what_the_venue_has_told_of_is_not_dropped(script):
+    drive(script)
+
+
 @pytest.mark.parametrize("words", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_every_way_in_which_words_can_come(words):
     for script in itertools.product(WORDS, repeat=words):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from collections import defaultdict
+from contextlib import suppress
 from fractions import Fraction as F
 
 import pytest
@@ -80,11 +81,11 @@ def close(a, b):
 def kill(live, everybody):
     """SIGKILL of the supervisor, or of everything at once as a host that goes down would."""
     victims = sorted(marked(live.env)) if everybody else [live.popen.pid]
-    for pid in victims:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    # All stand still before the first dies: no one sees another's death and halts for it.
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in victims:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
     live.popen.wait()
     until(lambda: not marked(live.env), "everything is dead")
 

@@ -120,8 +120,12 @@ class Live:
         self.control = until(self._page, "a formatted page", self.popen)
         until(lambda: all(b.state == _control.RUNNING for b in self.control.stages),
               "all stages run", self.popen)
-        until(lambda: self.control.trading in trading, f"trading {' or '.join(trading)}",
-              self.popen)
+        try:
+            until(lambda: self.control.trading in trading, f"trading {' or '.join(trading)}",
+                  self.popen)
+        except AssertionError as e:
+            e.add_note(f"found {self.control.trading}: {self.directory.latch()}")
+            raise
         return self
 
     def _page(self):

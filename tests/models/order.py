@@ -103,7 +103,7 @@ class NaiveOrder:
         cancelling = bool(cancels) and cancels[-1] == "cancel_sent"
         effect = not self.ended and {
             "sent": self.state == "CREATED",
-            "dropped": self.state == "CREATED",
+            "dropped": self.state == "CREATED" and not self.told,
             "cancel_sent": self.state != "CREATED",
             "unknown": self.state in ("CREATED", "SENT", "PENDING_CANCEL"),
             "acked": not ({"acked", "fill"} & set(said)) or self.state == "UNKNOWN",
