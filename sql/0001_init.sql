@@ -1086,6 +1086,87 @@ COMMENT ON COLUMN hftpipe.resolved_order.side IS '+1 buy, -1 sell.';
 COMMENT ON COLUMN hftpipe.resolved_order.reason IS 'REASON_*.';
 COMMENT ON COLUMN hftpipe.resolved_order.state IS 'ORDER_STATE_* after it.';
 
+CREATE TABLE hftpipe.turn_event (
+    run        bigint NOT NULL,
+    stream     smallint NOT NULL,
+    seq        bigint NOT NULL,
+    ts         bigint NOT NULL,
+    ts_in      bigint NOT NULL,
+    aux        bigint NOT NULL,
+    checksum   bigint NOT NULL,
+    event      bigint NOT NULL,
+    cause      bigint NOT NULL,
+    instrument integer NOT NULL,
+    began      bigint NOT NULL,
+    after_1    bigint NOT NULL,
+    many_1     bigint NOT NULL,
+    first_1    smallint NOT NULL,
+    second_1   smallint NOT NULL,
+    third_1    smallint NOT NULL,
+    fourth_1   smallint NOT NULL,
+    kind_1     smallint NOT NULL,
+    flags_1    smallint NOT NULL,
+    rest_1     integer NOT NULL,
+    after_2    bigint NOT NULL,
+    many_2     bigint NOT NULL,
+    first_2    smallint NOT NULL,
+    second_2   smallint NOT NULL,
+    third_2    smallint NOT NULL,
+    fourth_2   smallint NOT NULL,
+    kind_2     smallint NOT NULL,
+    flags_2    smallint NOT NULL,
+    rest_2     integer NOT NULL,
+    after_3    bigint NOT NULL,
+    many_3     bigint NOT NULL,
+    first_3    smallint NOT NULL,
+    second_3   smallint NOT NULL,
+    third_3    smallint NOT NULL,
+    fourth_3   smallint NOT NULL,
+    kind_3     smallint NOT NULL,
+    flags_3    smallint NOT NULL,
+    rest_3     integer NOT NULL,
+    PRIMARY KEY (run, stream, seq)
+);
+COMMENT ON TABLE hftpipe.turn_event IS 'What a stage took from its links, in its order, and when.';
+COMMENT ON COLUMN hftpipe.turn_event.run IS 'Run it happened in: UTC ns of the run''s start.';
+COMMENT ON COLUMN hftpipe.turn_event.stream IS 'STREAM_*: the stage that made it.';
+COMMENT ON COLUMN hftpipe.turn_event.seq IS 'Its number in that stream, from 1, without gaps.';
+COMMENT ON COLUMN hftpipe.turn_event.ts IS 'Hop time: this stage published it, monotonic. [ns]';
+COMMENT ON COLUMN hftpipe.turn_event.ts_in IS 'Hop time of the stage before, or 0. [ns]';
+COMMENT ON COLUMN hftpipe.turn_event.aux IS 'By record; INTENT: hop time of the book stage.';
+COMMENT ON COLUMN hftpipe.turn_event.checksum IS 'checksum() over the words of the body.';
+COMMENT ON COLUMN hftpipe.turn_event.event IS 'Identity of this event.';
+COMMENT ON COLUMN hftpipe.turn_event.cause IS 'Identity of the market event that caused it; 0 = none.';
+COMMENT ON COLUMN hftpipe.turn_event.instrument IS 'Index into the instrument table.';
+COMMENT ON COLUMN hftpipe.turn_event.began IS 'When the first turn was, monotonic. [ns]';
+COMMENT ON COLUMN hftpipe.turn_event.after_1 IS 'Turn 1: when, after began. [ns]';
+COMMENT ON COLUMN hftpipe.turn_event.many_1 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.first_1 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.second_1 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.third_1 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.fourth_1 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.kind_1 IS 'TURN_*.';
+COMMENT ON COLUMN hftpipe.turn_event.flags_1 IS 'TURN_FLAG_*.';
+COMMENT ON COLUMN hftpipe.turn_event.rest_1 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.after_2 IS 'Turn 2: when, after began. [ns]';
+COMMENT ON COLUMN hftpipe.turn_event.many_2 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.first_2 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.second_2 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.third_2 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.fourth_2 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.kind_2 IS 'TURN_*.';
+COMMENT ON COLUMN hftpipe.turn_event.flags_2 IS 'TURN_FLAG_*.';
+COMMENT ON COLUMN hftpipe.turn_event.rest_2 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.after_3 IS 'Turn 3: when, after began. [ns]';
+COMMENT ON COLUMN hftpipe.turn_event.many_3 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.first_3 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.second_3 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.third_3 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.fourth_3 IS 'By kind.';
+COMMENT ON COLUMN hftpipe.turn_event.kind_3 IS 'TURN_*.';
+COMMENT ON COLUMN hftpipe.turn_event.flags_3 IS 'TURN_FLAG_*.';
+COMMENT ON COLUMN hftpipe.turn_event.rest_3 IS 'By kind.';
+
 INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('stream', 0, 'none', 'No event.'),
     ('stream', 1, 'feed', 'Market data as normalised off the socket.'),
@@ -1114,6 +1195,7 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('record', 15, 'opening', 'opening'),
     ('record', 16, 'account', 'account'),
     ('record', 17, 'resolved', 'resolved'),
+    ('record', 18, 'turn', 'turn'),
     ('market', 1, 'trade', 'A print; ref is the venue''s trade id.'),
     ('market', 2, 'quote', 'Best price of one side, replacing that whole side (L1).'),
     ('market', 3, 'level', 'Total quantity at a price, 0 deletes it (L2).'),
@@ -1150,6 +1232,18 @@ INSERT INTO hftpipe.label (enum, value, name, doc) VALUES
     ('signal_flag', 2, 'unused', 'Late, and so no decision came of it.'),
     ('signal_flag', 4, 'shadow', 'The strategy sees everything and trades nothing.'),
     ('update_flag', 1, 'reconciled', 'Asked for by REST, not sent by the stream.  A fill counts only if cum_qty - qty is what was filled so far; executions up to cum_qty are counted with it.'),
+    ('turn', 0, 'none', 'The record had no more turns.'),
+    ('turn', 1, 'gate', 'Risk: first, second, third, fourth are the order events, positions, figures of the analyst and figures of people that it took, `many` the marks, `rest` the open orders looked at for a withdrawal; `flags` TURN_FLAG_*.'),
+    ('turn', 2, 'order', 'Gateway: an order.  `many` is the halt epoch, first to fourth the version of the limits (both modulo 2**32, the lowest byte first), `rest` what the wire said.'),
+    ('turn', 3, 'answer', 'Gateway: an answer to a request, in the UPDATE of this stream before it.'),
+    ('turn', 4, 'update', 'Gateway: an update of the venue''s stream.'),
+    ('turn', 5, 'fill', 'Ledger: an execution.'),
+    ('turn', 6, 'marks', 'Ledger: `many` marks.'),
+    ('turn_flag', 1, 'intent', 'Risk: an intent was judged, after everything else.'),
+    ('turn_flag', 2, 'unsettled', 'Risk: updates are down, or not settled.'),
+    ('turn_flag', 4, 'armed', 'Gateway: trading was armed.'),
+    ('turn_flag', 8, 'waited', 'Gateway: the order had been taken up before, and could not leave.'),
+    ('turn_flag', 16, 'stored', 'Risk: something was stored in it.'),
     ('side', -1, 'sell', 'Ask side.'),
     ('side', 0, 'none', 'Unknown.'),
     ('side', 1, 'buy', 'Bid side.'),
@@ -1401,7 +1495,7 @@ DECLARE
 BEGIN
     FOREACH name IN ARRAY ARRAY['market_event', 'book_status', 'feature', 'signal', 'intent',
         'verdict', 'order_event', 'update_event', 'position_event', 'risk_event',
-        'take_event', 'figure', 'checks', 'model_reload', 'opening', 'account_event',
+        'take_event', 'turn_event', 'figure', 'checks', 'model_reload', 'opening', 'account_event',
         'resolved_order'] LOOP
         EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON '
             'hftpipe.%I FOR EACH STATEMENT EXECUTE FUNCTION hftpipe.refuse()', name);

@@ -41,6 +41,7 @@ enum {
   HP_RECORD_OPENING = 15, /* opening */
   HP_RECORD_ACCOUNT = 16, /* account */
   HP_RECORD_RESOLVED = 17, /* resolved */
+  HP_RECORD_TURN = 18, /* turn */
 };
 
 /* What a market record says. */
@@ -97,6 +98,26 @@ enum {
 /* Bit set of an update. */
 enum {
   HP_UPDATE_FLAG_RECONCILED = 1, /* Asked for by REST, not sent by the stream.  A fill counts only if cum_qty - qty is what was filled so far; executions up to cum_qty are counted with it. */
+};
+
+/* What a turn of a stage was. */
+enum {
+  HP_TURN_NONE = 0, /* The record had no more turns. */
+  HP_TURN_GATE = 1, /* Risk: first, second, third, fourth are the order events, positions, figures of the analyst and figures of people that it took, `many` the marks, `rest` the open orders looked at for a withdrawal; `flags` TURN_FLAG_*. */
+  HP_TURN_ORDER = 2, /* Gateway: an order.  `many` is the halt epoch, first to fourth the version of the limits (both modulo 2**32, the lowest byte first), `rest` what the wire said. */
+  HP_TURN_ANSWER = 3, /* Gateway: an answer to a request, in the UPDATE of this stream before it. */
+  HP_TURN_UPDATE = 4, /* Gateway: an update of the venue's stream. */
+  HP_TURN_FILL = 5, /* Ledger: an execution. */
+  HP_TURN_MARKS = 6, /* Ledger: `many` marks. */
+};
+
+/* Bit set of a turn. */
+enum {
+  HP_TURN_FLAG_INTENT = 1, /* Risk: an intent was judged, after everything else. */
+  HP_TURN_FLAG_UNSETTLED = 2, /* Risk: updates are down, or not settled. */
+  HP_TURN_FLAG_ARMED = 4, /* Gateway: trading was armed. */
+  HP_TURN_FLAG_WAITED = 8, /* Gateway: the order had been taken up before, and could not leave. */
+  HP_TURN_FLAG_STORED = 16, /* Risk: something was stored in it. */
 };
 
 /* Buyer or seller. */
@@ -1244,6 +1265,70 @@ _Static_assert(offsetof(hp_take_t, pad1) == 40, "take.pad1: offset");
 _Static_assert(offsetof(hp_take_t, pad2) == 48, "take.pad2: offset");
 _Static_assert(offsetof(hp_take_t, pad3) == 56, "take.pad3: offset");
 
+#define HP_TURN_ID UINT64_C(0x79acbea26f36eb2d)
+/* What a stage took from its links, in its order, and when. */
+typedef struct {
+  uint64_t link_seq;      /*   0: The ring's own word. */
+  int64_t  began;         /*   8 [ns]: When the first turn was, monotonic. */
+  uint32_t after_1;       /*  16 [ns]: Turn 1: when, after began. */
+  uint32_t many_1;        /*  20: By kind. */
+  uint8_t  first_1;       /*  24: By kind. */
+  uint8_t  second_1;      /*  25: By kind. */
+  uint8_t  third_1;       /*  26: By kind. */
+  uint8_t  fourth_1;      /*  27: By kind. */
+  uint8_t  kind_1;        /*  28: TURN_*. */
+  uint8_t  flags_1;       /*  29: TURN_FLAG_*. */
+  uint16_t rest_1;        /*  30: By kind. */
+  uint32_t after_2;       /*  32 [ns]: Turn 2: when, after began. */
+  uint32_t many_2;        /*  36: By kind. */
+  uint8_t  first_2;       /*  40: By kind. */
+  uint8_t  second_2;      /*  41: By kind. */
+  uint8_t  third_2;       /*  42: By kind. */
+  uint8_t  fourth_2;      /*  43: By kind. */
+  uint8_t  kind_2;        /*  44: TURN_*. */
+  uint8_t  flags_2;       /*  45: TURN_FLAG_*. */
+  uint16_t rest_2;        /*  46: By kind. */
+  uint32_t after_3;       /*  48 [ns]: Turn 3: when, after began. */
+  uint32_t many_3;        /*  52: By kind. */
+  uint8_t  first_3;       /*  56: By kind. */
+  uint8_t  second_3;      /*  57: By kind. */
+  uint8_t  third_3;       /*  58: By kind. */
+  uint8_t  fourth_3;      /*  59: By kind. */
+  uint8_t  kind_3;        /*  60: TURN_*. */
+  uint8_t  flags_3;       /*  61: TURN_FLAG_*. */
+  uint16_t rest_3;        /*  62: By kind. */
+} __attribute__((aligned(64))) hp_turn_t;
+_Static_assert(sizeof(hp_turn_t) == 64, "turn: size");
+_Static_assert(offsetof(hp_turn_t, link_seq) == 0, "turn.link_seq: offset");
+_Static_assert(offsetof(hp_turn_t, began) == 8, "turn.began: offset");
+_Static_assert(offsetof(hp_turn_t, after_1) == 16, "turn.after_1: offset");
+_Static_assert(offsetof(hp_turn_t, many_1) == 20, "turn.many_1: offset");
+_Static_assert(offsetof(hp_turn_t, first_1) == 24, "turn.first_1: offset");
+_Static_assert(offsetof(hp_turn_t, second_1) == 25, "turn.second_1: offset");
+_Static_assert(offsetof(hp_turn_t, third_1) == 26, "turn.third_1: offset");
+_Static_assert(offsetof(hp_turn_t, fourth_1) == 27, "turn.fourth_1: offset");
+_Static_assert(offsetof(hp_turn_t, kind_1) == 28, "turn.kind_1: offset");
+_Static_assert(offsetof(hp_turn_t, flags_1) == 29, "turn.flags_1: offset");
+_Static_assert(offsetof(hp_turn_t, rest_1) == 30, "turn.rest_1: offset");
+_Static_assert(offsetof(hp_turn_t, after_2) == 32, "turn.after_2: offset");
+_Static_assert(offsetof(hp_turn_t, many_2) == 36, "turn.many_2: offset");
+_Static_assert(offsetof(hp_turn_t, first_2) == 40, "turn.first_2: offset");
+_Static_assert(offsetof(hp_turn_t, second_2) == 41, "turn.second_2: offset");
+_Static_assert(offsetof(hp_turn_t, third_2) == 42, "turn.third_2: offset");
+_Static_assert(offsetof(hp_turn_t, fourth_2) == 43, "turn.fourth_2: offset");
+_Static_assert(offsetof(hp_turn_t, kind_2) == 44, "turn.kind_2: offset");
+_Static_assert(offsetof(hp_turn_t, flags_2) == 45, "turn.flags_2: offset");
+_Static_assert(offsetof(hp_turn_t, rest_2) == 46, "turn.rest_2: offset");
+_Static_assert(offsetof(hp_turn_t, after_3) == 48, "turn.after_3: offset");
+_Static_assert(offsetof(hp_turn_t, many_3) == 52, "turn.many_3: offset");
+_Static_assert(offsetof(hp_turn_t, first_3) == 56, "turn.first_3: offset");
+_Static_assert(offsetof(hp_turn_t, second_3) == 57, "turn.second_3: offset");
+_Static_assert(offsetof(hp_turn_t, third_3) == 58, "turn.third_3: offset");
+_Static_assert(offsetof(hp_turn_t, fourth_3) == 59, "turn.fourth_3: offset");
+_Static_assert(offsetof(hp_turn_t, kind_3) == 60, "turn.kind_3: offset");
+_Static_assert(offsetof(hp_turn_t, flags_3) == 61, "turn.flags_3: offset");
+_Static_assert(offsetof(hp_turn_t, rest_3) == 62, "turn.rest_3: offset");
+
 #define HP_RELOAD_ID UINT64_C(0x9550808afa4be6f1)
 /* A model was exchanged in the running signal stage. */
 typedef struct {
@@ -1344,7 +1429,7 @@ _Static_assert(offsetof(hp_bar_t, volume) == 40, "bar.volume: offset");
 _Static_assert(offsetof(hp_bar_t, vwap) == 48, "bar.vwap: offset");
 _Static_assert(offsetof(hp_bar_t, count) == 56, "bar.count: offset");
 
-#define HP_ENVELOPE_ID UINT64_C(0x2847bbf3516b96f1)
+#define HP_ENVELOPE_ID UINT64_C(0x6462743e4deda7d2)
 /* What every stored event carries before its body. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1372,7 +1457,7 @@ _Static_assert(offsetof(hp_envelope_t, instrument) == 50, "envelope.instrument: 
 _Static_assert(offsetof(hp_envelope_t, pad0) == 52, "envelope.pad0: offset");
 _Static_assert(offsetof(hp_envelope_t, aux) == 56, "envelope.aux: offset");
 
-#define HP_STORED_ID UINT64_C(0x5f36b481be0ba174)
+#define HP_STORED_ID UINT64_C(0x93fef5c3b98a262e)
 /* One slot of a store link: envelope and a one-line body. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1416,7 +1501,7 @@ _Static_assert(offsetof(hp_stored_t, body5) == 104, "stored.body5: offset");
 _Static_assert(offsetof(hp_stored_t, body6) == 112, "stored.body6: offset");
 _Static_assert(offsetof(hp_stored_t, body7) == 120, "stored.body7: offset");
 
-#define HP_STORED_WIDE_ID UINT64_C(0x7c91f22dacb562c4)
+#define HP_STORED_WIDE_ID UINT64_C(0xb3a9480f2914a074)
 /* The same for bodies of up to two lines. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -1476,7 +1561,7 @@ _Static_assert(offsetof(hp_stored_wide_t, body13) == 168, "stored_wide.body13: o
 _Static_assert(offsetof(hp_stored_wide_t, body14) == 176, "stored_wide.body14: offset");
 _Static_assert(offsetof(hp_stored_wide_t, body15) == 184, "stored_wide.body15: offset");
 
-#define HP_STORED_VECTOR_ID UINT64_C(0x47a7c1c68db1b3da)
+#define HP_STORED_VECTOR_ID UINT64_C(0xb9efe72a70780ae3)
 /* The same for bodies of up to four lines. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */

@@ -19,6 +19,7 @@ cdef extern from "_schema.h" nogil:
     const uint64_t HP_RESOLVED_ID
     const uint64_t HP_RISK_EVENT_ID
     const uint64_t HP_TAKE_ID
+    const uint64_t HP_TURN_ID
     const uint64_t HP_RELOAD_ID
     const uint64_t HP_FIGURE_ID
     const uint64_t HP_INSTRUMENT_ID
@@ -63,6 +64,7 @@ cdef extern from "_schema.h" nogil:
         HP_RECORD_OPENING
         HP_RECORD_ACCOUNT
         HP_RECORD_RESOLVED
+        HP_RECORD_TURN
 
     enum:
         HP_MARKET_TRADE
@@ -109,6 +111,22 @@ cdef extern from "_schema.h" nogil:
 
     enum:
         HP_UPDATE_FLAG_RECONCILED
+
+    enum:
+        HP_TURN_NONE
+        HP_TURN_GATE
+        HP_TURN_ORDER
+        HP_TURN_ANSWER
+        HP_TURN_UPDATE
+        HP_TURN_FILL
+        HP_TURN_MARKS
+
+    enum:
+        HP_TURN_FLAG_INTENT
+        HP_TURN_FLAG_UNSETTLED
+        HP_TURN_FLAG_ARMED
+        HP_TURN_FLAG_WAITED
+        HP_TURN_FLAG_STORED
 
     enum:
         HP_SIDE_SELL
@@ -778,6 +796,37 @@ cdef extern from "_schema.h" nogil:
         uint64_t pad1
         uint64_t pad2
         uint64_t pad3
+
+    ctypedef struct hp_turn_t:
+        uint64_t link_seq
+        int64_t began
+        uint32_t after_1
+        uint32_t many_1
+        uint8_t first_1
+        uint8_t second_1
+        uint8_t third_1
+        uint8_t fourth_1
+        uint8_t kind_1
+        uint8_t flags_1
+        uint16_t rest_1
+        uint32_t after_2
+        uint32_t many_2
+        uint8_t first_2
+        uint8_t second_2
+        uint8_t third_2
+        uint8_t fourth_2
+        uint8_t kind_2
+        uint8_t flags_2
+        uint16_t rest_2
+        uint32_t after_3
+        uint32_t many_3
+        uint8_t first_3
+        uint8_t second_3
+        uint8_t third_3
+        uint8_t fourth_3
+        uint8_t kind_3
+        uint8_t flags_3
+        uint16_t rest_3
 
     ctypedef struct hp_reload_t:
         uint64_t link_seq

@@ -14,15 +14,19 @@ Rules every stage keeps
     R3  Time enters through records (ts_recv).  The clock is read for hop stamps, and in
         risk and gateway for ages; those readings are in the stored events.
     R4  What is not stored did not happen: the store link is written before the output.
+    R5  What a stage with several inputs took, in which order and when, is on its store link too
+        (TURN; signal: TAKE): with that and its inputs it can be run again, byte for byte.  The
+        turns of a step are stored right behind what the step stored, else when three are there.
 """
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from ._atomic cimport hp_store_release
 from ._control cimport Control, control_header_t, control_set, stage_block_t
 from ._ring cimport ring_claim, ring_credit, ring_publish, ring_t
 from ._schema cimport (
-    HP_METRIC_EVENTS_CHECKSUM, HP_METRIC_EVENTS_STORED, HP_SEQ_BITS, hp_envelope_t)
+    HP_METRIC_EVENTS_CHECKSUM, HP_METRIC_EVENTS_STORED, HP_RECORD_TURN, HP_SEQ_BITS,
+    hp_envelope_t, hp_turn_t)
 
 cdef extern from * nogil:
     """
@@ -111,6 +115,48 @@ cdef inline uint64_t store_put(store_t *s, int record, const void *body, int lin
     control_set(s.block, HP_METRIC_EVENTS_STORED, s.seq)
     control_set(s.block, HP_METRIC_EVENTS_CHECKSUM, s.checksum)
     return event
+
+
+# ---- turns (R5)
+
+cdef enum:
+    TURNS = 3                   # in one record
+
+cdef struct turn_t:             # as they lie in hp_turn_t, from its third word on
+    uint32_t after
+    uint32_t many
+    uint8_t took[4]
+    uint8_t kind
+    uint8_t flags
+    uint16_t rest
+
+cdef struct turns_t:
+    hp_turn_t record
+    int64_t last                # ns, when the newest one was
+    int count                   # turns in it
+
+cdef inline turn_t *turn_at(turns_t *t, int k) noexcept nogil:
+    return <turn_t *>(<char *>&t.record + 16) + k
+
+cdef inline void turns_flush(turns_t *t, store_t *s) noexcept nogil:
+    """Store the turns there are; the caller has credit."""
+    if t.count:
+        t.count = 0
+        store_put(s, HP_RECORD_TURN, &t.record, 1, 1, 0, t.last, 0, 0, 0)
+
+cdef inline turn_t *turn_new(turns_t *t, store_t *s, uint8_t kind, int64_t now) noexcept nogil:
+    """A turn at *now*, all zero but its kind; the caller has credit."""
+    cdef turn_t *turn
+    if t.count == TURNS or (t.count and <uint64_t>(now - t.record.began) > UINT32_MAX):
+        turns_flush(t, s)
+    if t.count == 0:
+        memset(&t.record, 0, sizeof(t.record))
+        t.record.began = now
+    turn = turn_at(t, t.count)
+    turn.after, turn.kind = <uint32_t>(now - t.record.began), kind
+    t.count += 1
+    t.last = now
+    return turn
 
 
 # The C end of *ring*, which must carry *record*, or NULL for None; *keep* keeps the handle alive.

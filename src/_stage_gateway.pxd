@@ -5,7 +5,7 @@ from ._control cimport stage_block_t
 from ._order cimport Orders
 from ._ring cimport ring_t
 from ._schema cimport hp_order_event_t, hp_order_t, hp_update_t
-from ._stage cimport STAGE_OUTPUTS, Stage
+from ._stage cimport STAGE_OUTPUTS, Stage, turns_t
 from ._wire cimport Wire
 
 
@@ -22,10 +22,21 @@ cdef class GatewayStage(Stage):
     cdef uint64_t waiting       # order that waits for the disk
     cdef uint64_t verdict       # events that risk had stored when it was first seen
 
+    cdef turns_t turns
+    # Of the order that was looked at last, for its turn: when, under which epoch and limits,
+    # whether armed, whether it had waited, and what the wire said (-2 = was not asked).
+    cdef int64_t at
+    cdef uint64_t halt
+    cdef uint64_t version
+    cdef bint armed
+    cdef bint waited
+    cdef int said
+
+    cdef void _ordered(self, uint64_t seq) noexcept nogil
     cdef uint64_t _credit(self) noexcept nogil
     cdef void _emit(self, hp_order_event_t *e, int64_t ts, int64_t ts_in) noexcept nogil
     cdef void _answer(self, const hp_update_t *u) noexcept nogil
-    cdef uint8_t _token(self, const hp_order_t *o, uint64_t halt) noexcept nogil
+    cdef uint8_t _token(self, const hp_order_t *o) noexcept nogil
     cdef bint _durable(self, const hp_order_t *o) noexcept nogil
     cdef int _order(self, const hp_order_t *o) noexcept nogil
     cdef void _refuse(self, const hp_order_t *o, uint8_t kind, uint8_t reason) noexcept nogil

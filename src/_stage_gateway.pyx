@@ -1,4 +1,5 @@
 """The gateway stage: orders to the venue, its answers to everybody."""
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_release
@@ -21,8 +22,10 @@ from ._schema cimport (
     HP_ORDER_STATE_DROPPED, HP_ORDER_STATE_FREE, HP_ORDER_STATE_SENT, HP_REASON_BUSY,
     HP_REASON_DISCONNECTED, HP_REASON_EXPIRED, HP_REASON_HALTED, HP_REASON_LIMITS, HP_REASON_NONE,
     HP_REASON_TABLE_FULL, HP_REASON_TOKEN, HP_REASON_VENUE_ACCOUNT, HP_RECORD_ORDER_EVENT,
-    HP_SEQ_BITS, HP_STREAM_RISK)
-from ._stage cimport hp_copy_words, stage_end, store_credit, store_next, store_put
+    HP_RECORD_UPDATE, HP_SEQ_BITS, HP_STREAM_RISK, HP_TURN_ANSWER, HP_TURN_FLAG_ARMED,
+    HP_TURN_FLAG_WAITED, HP_TURN_ORDER, HP_TURN_UPDATE)
+from ._stage cimport (
+    hp_copy_words, stage_end, store_credit, store_next, store_put, turn_new, turn_t, turns_flush)
 from ._token cimport token_of
 from ._wire cimport WIRE_BUSY, WIRE_SENT
 
@@ -56,7 +59,7 @@ cdef class GatewayStage(Stage):
     def __init__(self, orders, updates, outputs, Orders table not None, Wire wire not None,
                  store=None, Control control=None, int index=4, int64_t max_age=1_000_000_000,
                  uint64_t max_unknown=0, int durable=-1):
-        self._setup("gateway", control, index, store, schema.STREAM.GATEWAY, schema.STORED)
+        self._setup("gateway", control, index, store, schema.STREAM.GATEWAY, schema.STORED_WIDE)
         self.orders = stage_end(self._keep, orders, schema.ORDER, False)
         self.updates = stage_end(self._keep, updates, schema.UPDATE, False)
         if len(outputs) > STAGE_OUTPUTS:
@@ -152,10 +155,11 @@ cdef class GatewayStage(Stage):
         e.kind, e.reason, e.state = kind, reason, HP_ORDER_STATE_DROPPED
         self._emit(&e, clock_now(), o.ts_recv + o.hop)
 
-    cdef uint8_t _token(self, const hp_order_t *o, uint64_t halt) noexcept nogil:
+    cdef uint8_t _token(self, const hp_order_t *o) noexcept nogil:
         """Whether risk approved just this order, under the halt epoch and limits of now."""
-        cdef uint64_t version = hp_load_acquire(&self.header.limits_version)
+        cdef uint64_t halt = self.halt, version = hp_load_acquire(&self.header.limits_version)
         cdef uint64_t old
+        self.version = version
         if o.token == token_of(
                 self.header.token_key, o.order, o.price, o.qty, o.instrument, o.side, o.type,
                 o.tif, o.action, halt, version, o.stop, o.trail, o.trail_share):
@@ -189,16 +193,19 @@ cdef class GatewayStage(Stage):
         cdef int rc
         cdef uint8_t reason = HP_REASON_NONE
         cdef uint8_t kind
-        cdef uint64_t halt
+        self.at, self.halt, self.version = now, 0, 0
+        self.armed = self.waited = False
+        self.said = -2
         if o.action == HP_ACTION_DENIED:
             self._refuse(o, HP_ORDER_EVENT_DENIED, o.reason)
             return 1
         if self.header != NULL:
-            halt = hp_load_acquire(&self.header.halt_epoch)
-            if o.action == HP_ACTION_NEW and not control_armed(self.header):
+            self.halt = hp_load_acquire(&self.header.halt_epoch)
+            self.armed = control_armed(self.header)
+            if o.action == HP_ACTION_NEW and not self.armed:
                 reason = HP_REASON_HALTED
             else:
-                reason = self._token(o, halt)
+                reason = self._token(o)
         if now - o.ts_recv > self.max_age and o.action == HP_ACTION_NEW:
             reason = HP_REASON_EXPIRED if reason == HP_REASON_NONE else reason
         memset(&e, 0, sizeof(e))
@@ -210,7 +217,7 @@ cdef class GatewayStage(Stage):
                 if order_step(&self.table.o, o.order, HP_ORDER_EVENT_CANCEL_REJECTED, reason, &e):
                     self._emit(&e, clock_now(), o.ts_recv + o.hop)
                 return 1
-            rc = self.wire.cancel(o.order, order.venue_id, order.venue_id_low, now)
+            self.said = rc = self.wire.cancel(o.order, order.venue_id, order.venue_id_low, now)
             if rc == WIRE_BUSY and now - o.ts_recv <= self.max_age:
                 return 0
             kind = (HP_ORDER_EVENT_CANCEL_SENT if rc == WIRE_SENT
@@ -228,12 +235,14 @@ cdef class GatewayStage(Stage):
             if order == NULL:
                 self._refuse(o, HP_ORDER_EVENT_DROPPED, reason)
                 return 1
-        elif order_left(order):                         # a second time
+        else:
+            self.waited = True
+        if order_left(order):                           # a second time
             control_count(self.block, HP_METRIC_DROPS, 1)
             return 1
         if reason == HP_REASON_NONE:
             hp_fault("gateway.created")
-            rc = self.wire.submit(o, now)
+            self.said = rc = self.wire.submit(o, now)
             if rc == WIRE_SENT:
                 hp_fault("gateway.sent")
                 after = clock_now()
@@ -262,8 +271,20 @@ cdef class GatewayStage(Stage):
             self._emit(&e, clock_now(), o.ts_recv + o.hop)
         return 1
 
+    cdef void _ordered(self, uint64_t seq) noexcept nogil:
+        """Note that an order was taken, and all that decided about it (R5)."""
+        cdef turn_t *turn = turn_new(&self.turns, &self.store, HP_TURN_ORDER, self.at)
+        turn.many = <uint32_t>self.halt
+        turn.took[0], turn.took[1] = <uint8_t>self.version, <uint8_t>(self.version >> 8)
+        turn.took[2], turn.took[3] = <uint8_t>(self.version >> 16), <uint8_t>(self.version >> 24)
+        turn.rest = <uint16_t>(self.said + 2)
+        turn.flags = ((HP_TURN_FLAG_ARMED if self.armed else 0)
+                      | (HP_TURN_FLAG_WAITED if self.waited else 0))
+        if self.store.seq != seq:
+            turns_flush(&self.turns, &self.store)
+
     cdef uint64_t work(self, uint64_t limit) noexcept nogil:
-        cdef uint64_t done = 0, halt
+        cdef uint64_t done = 0, halt, seq
         cdef const hp_update_t *u
         cdef const hp_order_t *o
         cdef hp_update_t answer
@@ -281,8 +302,10 @@ cdef class GatewayStage(Stage):
             if self._credit() < 2:
                 control_count(self.block, HP_METRIC_CREDIT_STALLS, 1)
                 break
+            seq = self.store.seq
             if not self._order(o):
                 break
+            self._ordered(seq)
             ring_release(self.orders)
             done += 1
         while done < limit and self._credit() >= 2:
@@ -291,7 +314,12 @@ cdef class GatewayStage(Stage):
                 self.failed = 1
             if rc <= 0:
                 break
+            answer.event = store_next(&self.store)
+            store_put(&self.store, HP_RECORD_UPDATE, &answer, 2, 1, answer.order, clock_now(),
+                      answer.ts_recv, answer.instrument, 0)
             self._answer(&answer)
+            turn_new(&self.turns, &self.store, HP_TURN_ANSWER, clock_now())
+            turns_flush(&self.turns, &self.store)
             done += 1
         while done < limit:
             u = <const hp_update_t *>ring_peek(self.updates)
@@ -301,7 +329,11 @@ cdef class GatewayStage(Stage):
             if self._credit() < 2:
                 control_count(self.block, HP_METRIC_CREDIT_STALLS, 1)
                 break
+            seq = self.store.seq
             self._answer(u)
+            turn_new(&self.turns, &self.store, HP_TURN_UPDATE, self.turns.last)
+            if self.store.seq != seq:
+                turns_flush(&self.turns, &self.store)
             ring_release(self.updates)
             done += 1
         if done:

@@ -6,7 +6,7 @@ from ._day cimport Days
 from ._ledger cimport Ledger
 from ._ring cimport ring_t
 from ._schema cimport hp_account_t
-from ._stage cimport Stage
+from ._stage cimport Stage, turns_t
 
 
 cdef class LedgerStage(Stage):
@@ -23,8 +23,10 @@ cdef class LedgerStage(Stage):
     cdef int64_t utc_offset     # UTC minus monotonic, ns
     cdef bint dated             # utc_offset is known
     cdef bint begun             # the books have an account: days are published
+    cdef turns_t turns
     cdef hp_account_t *opened   # its record as of the last one published
 
+    cdef void _marked(self, uint64_t seq) noexcept nogil
     cdef int _begins(self, uint16_t record, uint16_t instrument, bytes raw) except -1
     cdef void _day(self, int64_t now, uint16_t instrument) noexcept nogil
     cdef void _account(self, uint8_t kind) noexcept nogil

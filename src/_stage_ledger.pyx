@@ -1,5 +1,5 @@
 """The ledger stage: positions, P&L and marks."""
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
@@ -17,10 +17,12 @@ from ._ring cimport ring_claim, ring_credit, ring_flush, ring_peek, ring_publish
 from ._schema cimport (
     HP_ACCOUNT_BEGIN, HP_ACCOUNT_DAY, HP_METRIC_CREDIT_STALLS, HP_METRIC_DAY_PNL,
     HP_METRIC_DRAWDOWN, HP_METRIC_EQUITY, HP_METRIC_FEES, HP_METRIC_GROSS_NOTIONAL,
-    HP_METRIC_REALISED_PNL, HP_METRIC_RECORDS_IN, HP_ORDER_EVENT_FILL,
-    HP_ORDER_EVENT_PARTIAL_FILL, HP_RECORD_ACCOUNT, HP_RECORD_OPENING, HP_RECORD_POSITION,
-    HP_RECORD_RESOLVED, hp_account_t, hp_book_t, hp_order_event_t, hp_position_t)
-from ._stage cimport hp_copy_words, stage_end, store_credit, store_next, store_put
+    HP_METRIC_REALISED_PNL, HP_METRIC_RECORDS_IN, HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_PARTIAL_FILL,
+    HP_RECORD_ACCOUNT, HP_RECORD_OPENING, HP_RECORD_POSITION, HP_RECORD_RESOLVED, HP_TURN_FILL,
+    HP_TURN_MARKS, hp_account_t, hp_book_t, hp_order_event_t, hp_position_t)
+from ._stage cimport (
+    hp_copy_words, stage_end, store_credit, store_next, store_put, turn_at, turn_new, turn_t,
+    turns_flush)
 
 from hftpipe import schema
 
@@ -181,11 +183,20 @@ cdef class LedgerStage(Stage):
         control_set(self.block, HP_METRIC_GROSS_NOTIONAL,
                     <uint64_t>ledger_gross(&self.ledger.l))
 
+    cdef void _marked(self, uint64_t seq) noexcept nogil:
+        """Note that a mark was taken (R5); *seq* is what was stored before."""
+        cdef turn_t *turn = turn_at(&self.turns, max(self.turns.count, 1) - 1)
+        if self.turns.count == 0 or turn.kind != HP_TURN_MARKS or turn.many == UINT32_MAX:
+            turn = turn_new(&self.turns, &self.store, HP_TURN_MARKS, self.turns.last)
+        turn.many += 1
+        if self.store.seq != seq:
+            turns_flush(&self.turns, &self.store)
+
     cdef uint64_t work(self, uint64_t limit) noexcept nogil:
-        cdef uint64_t done = 0
+        cdef uint64_t done = 0, seq
         cdef const hp_order_event_t *e
         cdef const hp_book_t *b
-        cdef int64_t price
+        cdef int64_t price, now
         cdef bint keep
         while done < limit:
             e = <const hp_order_event_t *>ring_peek(self.order_events)
@@ -197,11 +208,15 @@ cdef class LedgerStage(Stage):
                 break
             if ((e.kind == HP_ORDER_EVENT_FILL or e.kind == HP_ORDER_EVENT_PARTIAL_FILL)
                     and e.instrument < self.instruments):
-                self._day(clock_now(), e.instrument)
+                now, seq = clock_now(), self.store.seq
+                self._day(now, e.instrument)
                 if ledger_order_event(&self.ledger.l, e):
                     hp_fault("ledger.booked")
                     self._publish(e.instrument, e.event, 0, True, self.ledger.l.fee)
                     hp_fault("ledger.published")
+                turn_new(&self.turns, &self.store, HP_TURN_FILL, now)
+                if self.store.seq != seq:
+                    turns_flush(&self.turns, &self.store)
             if self.board != NULL:
                 board_basis(self.board, e.event)
             ring_release(self.order_events)
@@ -214,7 +229,9 @@ cdef class LedgerStage(Stage):
             if store_credit(&self.store) == 0 or ring_credit(self.risk, 2) < 2:
                 control_count(self.block, HP_METRIC_CREDIT_STALLS, 1)
                 break
+            seq = self.store.seq
             if b.instrument >= self.instruments:
+                self._marked(seq)
                 ring_release(self.marks)
                 done += 1
                 continue
@@ -229,6 +246,7 @@ cdef class LedgerStage(Stage):
                 if keep:
                     self.stored_at[b.instrument] = b.ts_recv
                 self._publish(b.instrument, b.event, b.ts, keep, 0)
+            self._marked(seq)
             ring_release(self.marks)
             done += 1
         if self.ledger.l.broken > self.broken:

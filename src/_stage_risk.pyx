@@ -1,5 +1,5 @@
 """The risk stage: intents in, orders with a token, or refused ones, out."""
-from libc.stdint cimport int64_t
+from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from ._atomic cimport hp_load_acquire, hp_load_relaxed, hp_store_release
@@ -20,10 +20,13 @@ from ._schema cimport (
     HP_REASON_HALTED, HP_REASON_NONE, HP_REASON_REPEATED, HP_REASON_STORE_FULL, HP_RECORD_CHECKS,
     HP_RECORD_RISK_EVENT, HP_RECORD_VERDICT, HP_RISK_EVENT_BREAKER, HP_RISK_EVENT_CANCEL,
     HP_RISK_EVENT_DAY, HP_RISK_EVENT_DRAWDOWN, HP_RISK_EVENT_HALT_SEEN, HP_RISK_EVENT_LATCHED,
-    HP_RISK_EVENT_RESUME_SEEN, HP_RISK_EVENT_STORE_FULL, HP_RISK_EVENT_STORE_OK, hp_book_t,
+    HP_RISK_EVENT_RESUME_SEEN, HP_RISK_EVENT_STORE_FULL, HP_RISK_EVENT_STORE_OK,
+    HP_TURN_FLAG_INTENT, HP_TURN_FLAG_STORED, HP_TURN_FLAG_UNSETTLED, HP_TURN_GATE, hp_book_t,
     hp_checks_t, hp_figure_t, hp_intent_t, hp_order_event_t, hp_order_t, hp_position_t,
     hp_risk_event_t, hp_verdict_t)
-from ._stage cimport hp_copy_words, hp_saturate, stage_end, store_credit, store_next, store_put
+from ._stage cimport (
+    hp_copy_words, hp_saturate, stage_end, store_credit, store_next, store_put, turn_at, turn_new,
+    turn_t, turns_flush)
 
 from hftpipe import schema
 
@@ -32,6 +35,9 @@ cdef extern from *:
     static inline unsigned hp_lowest(unsigned long long v) { return __builtin_ctzll(v); }
     """
     unsigned int hp_lowest(uint64_t v) noexcept nogil
+
+cdef enum:
+    MOST = 255                  # of each link in one turn, marks aside
 
 cdef int64_t SHOW_NS = 100_000_000      # between two writes to the board: they take the GIL
 SHOWN = ("breaker", "cause", "losses", "day", "day_orders", "day_pnl", "equity", "peak", "drawdown",
@@ -92,6 +98,7 @@ cdef class RiskStage(Stage):
             return False
         armed = hp_load_acquire(&self.header.armed_epoch)
         halt = hp_load_acquire(&self.header.halt_epoch)
+        self.halt_read, self.armed_read = halt, armed
         is_armed = armed != 0 and armed == halt
         for i in range(CONTROL_STAGES):
             full |= hp_load_relaxed(&self.blocks[i].store_full) != 0
@@ -106,7 +113,6 @@ cdef class RiskStage(Stage):
         if store_credit(&self.store) == 0:
             return False
         memset(&e, 0, sizeof(e))
-        e.halt_epoch, e.armed_epoch = halt, armed
         if full != self.store_full_seen:
             e.kind = HP_RISK_EVENT_STORE_FULL if full else HP_RISK_EVENT_STORE_OK
             e.reason = HP_REASON_STORE_FULL if full else HP_REASON_NONE
@@ -120,9 +126,7 @@ cdef class RiskStage(Stage):
 
     cdef void _tell(self, hp_risk_event_t *e, uint64_t cause, int64_t now) noexcept nogil:
         """Record something that happened to the gate; the caller has credit."""
-        if self.header != NULL:
-            e.halt_epoch = hp_load_acquire(&self.header.halt_epoch)
-            e.armed_epoch = hp_load_acquire(&self.header.armed_epoch)
+        e.halt_epoch, e.armed_epoch = self.halt_read, self.armed_read
         e.cause, e.event = cause, store_next(&self.store)
         store_put(&self.store, HP_RECORD_RISK_EVENT, e, 1, 1, cause, now, 0, e.instrument, 0)
 
@@ -174,13 +178,17 @@ cdef class RiskStage(Stage):
                 self.latched_seen[i] |= fresh & -fresh
                 fresh &= fresh - 1
 
-    cdef void _withdraw(self, int64_t now) noexcept nogil:
-        """Cancel open orders, but for those that reduce a position: the breaker has opened."""
+    cdef uint16_t _withdraw(self, int64_t now, uint16_t most) noexcept nogil:
+        """Cancel open orders, but for those that reduce a position: the breaker has opened.
+
+        Looks at *most* orders; at how many it did.
+        """
+        cdef uint16_t looked = 0
         cdef hp_risk_event_t e
         cdef hp_order_t *slot
         cdef hp_order_t order
-        while self.withdraw_at >= 0 and store_credit(&self.store) > 1 and ring_credit(
-                self.orders, 1):
+        while self.withdraw_at >= 0 and looked < most and store_credit(
+                &self.store) > 1 and ring_credit(self.orders, 1):
             if <uint64_t>self.withdraw_at > self.risk.r.mask:
                 self.withdraw_at = -1
                 break
@@ -195,65 +203,119 @@ cdef class RiskStage(Stage):
                 hp_copy_words(<uint64_t *>slot, <const uint64_t *>&order, 1, 16)
                 ring_publish(self.orders)
             self.withdraw_at += 1
+            looked += 1
+        return looked
 
-    cdef uint64_t _outside(self) noexcept nogil:
-        """Take figures; each may have to be recorded."""
-        cdef uint64_t done = 0
+    cdef uint8_t _outside(self, int i, int64_t now) noexcept nogil:
+        """Take figures of one link; each may have to be recorded."""
+        cdef uint8_t done = 0
         cdef const hp_figure_t *f
         cdef hp_risk_event_t e
         cdef uint64_t cause
-        cdef int i
-        for i in range(self.figure_links):
-            while store_credit(&self.store):
-                f = <const hp_figure_t *>ring_peek(self.figures[i])
-                if f == NULL:
-                    break
-                cause = f.event
-                if risk_figure(&self.risk.r, f, clock_now(), &e):
-                    self._tell(&e, cause, clock_now())
-                ring_release(self.figures[i])
-                done += 1
-            self.failed |= self.figures[i].broken != 0
+        while done < MOST and store_credit(&self.store):
+            f = <const hp_figure_t *>ring_peek(self.figures[i])
+            if f == NULL:
+                break
+            cause = f.event
+            if risk_figure(&self.risk.r, f, now, &e):
+                self._tell(&e, cause, now)
+            ring_release(self.figures[i])
+            done += 1
+        self.failed |= self.figures[i].broken != 0
         return done
 
-    cdef uint64_t work(self, uint64_t limit) noexcept nogil:
-        cdef uint64_t done = 0
-        cdef const hp_order_event_t *e
-        cdef const hp_position_t *p
-        cdef const hp_book_t *b
-        cdef const hp_intent_t *i
+    cdef void _judge(self, const hp_intent_t *i, int64_t now) noexcept nogil:
+        """Judge one intent and pass on what came of it; the caller has credit."""
         cdef hp_order_t order
         cdef hp_verdict_t verdict
         cdef hp_checks_t checks
         cdef hp_order_t *slot
-        cdef int64_t now
-        cdef int reason
         cdef risk_t *r = &self.risk.r
+        cdef int reason
+        cdef int64_t after
+        memset(&verdict, 0, sizeof(verdict))
+        memset(&order, 0, sizeof(order))
+        reason = risk_check(r, i, now, &verdict, &order)
+        hp_fault("risk.reserved")
+        after = clock_now()
+        order.hop = hp_saturate(after - i.ts_recv)
+        store_put(&self.store, HP_RECORD_VERDICT, &verdict, 1, 1, i.event, after,
+                  i.ts_recv + i.hop, i.instrument, 0)
+        hp_fault("risk.recorded")
+        slot = <hp_order_t *>ring_claim(self.orders)
+        hp_copy_words(<uint64_t *>slot, <const uint64_t *>&order, 1, 16)
+        ring_publish(self.orders)
+        hp_fault("risk.passed")
+        histogram_record(&self.block.histograms[HP_HISTOGRAM_RISK], after - i.ts_recv - i.hop)
+        control_count(self.block, HP_METRIC_DENIED if reason else HP_METRIC_APPROVED, 1)
+        if verdict.action != HP_ACTION_CANCEL:      # the order is on its way: there is time
+            risk_margins(r, i, &verdict, now, &checks)
+            store_put(&self.store, HP_RECORD_CHECKS, &checks, 2, 1, i.event, after, 0,
+                      i.instrument, 0)
+
+    cdef void _turned(self, const turn_t *turn, int64_t now, uint64_t seq) noexcept nogil:
+        """Note a turn (R5); *seq* is what was stored before it."""
+        cdef turn_t *t = turn_at(&self.turns, max(self.turns.count, 1) - 1)
+        cdef bint plain = (<const uint32_t *>turn.took)[0] == 0 and not (
+            turn.rest | turn.flags & HP_TURN_FLAG_INTENT) and self.store.seq == seq
+        cdef bint unsettled = turn.flags & HP_TURN_FLAG_UNSETTLED
+        if plain and unsettled == self.unsettled_told:
+            if turn.many == 0:
+                return
+            # Marks alone do not ask for the time: turns of nothing else are one.
+            if (self.turns.count and (<uint32_t *>t.took)[0] == 0 and t.rest == 0
+                    and t.flags == turn.flags and t.many <= UINT32_MAX - turn.many):
+                t.many += turn.many
+                return
+        t = turn_new(&self.turns, &self.store, HP_TURN_GATE, now)
+        (<uint32_t *>t.took)[0] = (<const uint32_t *>turn.took)[0]
+        t.many, t.flags, t.rest = turn.many, turn.flags, turn.rest
+        self.unsettled_told = unsettled
+        if self.store.seq != seq:
+            t.flags |= HP_TURN_FLAG_STORED
+            turns_flush(&self.turns, &self.store)
+
+    cdef uint64_t turn(self, uint16_t withdrawn, bint *judged) noexcept nogil:
+        cdef uint64_t done, seq = self.store.seq
+        cdef const hp_order_event_t *e
+        cdef const hp_position_t *p
+        cdef const hp_book_t *b
+        cdef const hp_intent_t *i
+        cdef turn_t turn
+        cdef int64_t now
+        cdef int k
+        cdef risk_t *r = &self.risk.r
+        judged[0] = False
+        memset(&turn, 0, sizeof(turn))
+        if store_credit(&self.store) == 0:      # R1: that something was taken is an event, too
+            self._watch()
+            control_count(self.block, HP_METRIC_CREDIT_STALLS, 1)
+            return 0
         self._watch()
-        now = clock_now()
-        while True:                             # these need no credit: drain them first
+        now = clock_now()                       # the one reading that decides in this turn
+        while turn.took[0] < MOST:
             e = <const hp_order_event_t *>ring_peek(self.order_events)
             if e == NULL:
                 break
             risk_order_event(r, e, now)
             ring_release(self.order_events)
-            done += 1
-        while True:
+            turn.took[0] += 1
+        while turn.took[1] < MOST:
             p = <const hp_position_t *>ring_peek(self.positions)
             if p == NULL:
                 break
             risk_position(r, p, now)
             ring_release(self.positions)
-            done += 1
-        while True:
+            turn.took[1] += 1
+        while turn.many < UINT32_MAX:
             b = <const hp_book_t *>ring_peek(self.marks)
             if b == NULL:
                 break
             risk_mark(r, b)
             ring_release(self.marks)
-            done += 1
-        if self.figure_links:
-            done += self._outside()
+            turn.many += 1
+        for k in range(self.figure_links):
+            turn.took[2 + k] = self._outside(k, now)
         breaker_tick(&r.breaker, now)
         if r.halting:                           # a drawdown: the level is told below
             r.halting = 0
@@ -261,39 +323,31 @@ cdef class RiskStage(Stage):
             self._watch()
         self._changes(now)
         if self.withdraw_at >= 0:
-            self._withdraw(now)
+            turn.rest = self._withdraw(now, withdrawn)
         self.failed |= (self.order_events.broken | self.positions.broken | self.marks.broken
                         | self.intents.broken) != 0
-        while done < limit and not self.failed:
-            i = <const hp_intent_t *>ring_peek(self.intents)
-            if i == NULL:
-                break
+        i = <const hp_intent_t *>ring_peek(self.intents)
+        if i != NULL and not self.failed:
             if store_credit(&self.store) == 0 or ring_credit(self.orders, 1) == 0:
                 control_count(self.block, HP_METRIC_CREDIT_STALLS, 1)
-                break
-            now = clock_now()
-            memset(&verdict, 0, sizeof(verdict))
-            memset(&order, 0, sizeof(order))
-            reason = risk_check(r, i, now, &verdict, &order)
-            hp_fault("risk.reserved")
-            now = clock_now()
-            order.hop = hp_saturate(now - i.ts_recv)
-            store_put(&self.store, HP_RECORD_VERDICT, &verdict, 1, 1, i.event, now,
-                      i.ts_recv + i.hop, i.instrument, 0)
-            hp_fault("risk.recorded")
-            slot = <hp_order_t *>ring_claim(self.orders)
-            hp_copy_words(<uint64_t *>slot, <const uint64_t *>&order, 1, 16)
-            ring_publish(self.orders)
-            hp_fault("risk.passed")
-            histogram_record(&self.block.histograms[HP_HISTOGRAM_RISK],
-                             now - i.ts_recv - i.hop)
-            control_count(self.block, HP_METRIC_DENIED if reason else HP_METRIC_APPROVED, 1)
-            if verdict.action != HP_ACTION_CANCEL:  # the order is on its way: there is time
-                risk_margins(r, i, &verdict, now, &checks)
-                store_put(&self.store, HP_RECORD_CHECKS, &checks, 2, 1, i.event, now, 0,
-                          i.instrument, 0)
-            ring_release(self.intents)
-            done += 1
+            else:
+                self._judge(i, now)
+                ring_release(self.intents)
+                judged[0] = True
+                turn.flags = HP_TURN_FLAG_INTENT
+        if r.unsettled:
+            turn.flags |= HP_TURN_FLAG_UNSETTLED
+        self._turned(&turn, now, seq)
+        done = <uint64_t>turn.many + judged[0]
+        for k in range(4):
+            done += turn.took[k]
+        return done
+
+    cdef uint64_t work(self, uint64_t limit) noexcept nogil:
+        cdef uint64_t done = 0
+        cdef bint more = True
+        while more and done < limit:
+            done += self.turn(<uint16_t>0xffff, &more)
         if done:
             control_count(self.block, HP_METRIC_RECORDS_IN, done)
         return done

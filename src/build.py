@@ -124,7 +124,8 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
     board : Board, optional
         Where ledger and risk show what they have.
     gate : mapping, optional
-        What runs before left of the gate: arguments of ``Risk.restore`` without the time.
+        What runs before left of the gate: arguments of ``Risk.restore``, the time if it is not
+        now.
     durable : bool
         An order waits until a journal has on disk what led to it.
     past : Past, optional
@@ -156,7 +157,7 @@ def stages(names: tuple[str, ...], links: Links, config: Config,
         elif name == "risk":
             risk = Risk(config.risk, table, control, len(topology.STAGES))
             if gate is not None:
-                risk.restore(now=_clock.now_ns(), **gate)
+                risk.restore(**{"now": _clock.now_ns(), **gate})
             if past is not None:
                 for i, symbol in enumerate(symbols):
                     row = past.rows.get(symbol)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hftpipe import (
+    _clock,
     _control,
     _fault,
     build,
@@ -193,8 +194,12 @@ def _execute(config: Config, digest: str, plan: Plan, run_dir: RunDir, conninfo:
                 run_dir.halt(control, "books and venue differ: " + "; ".join(report.differences),
                              way="recovery", by="supervisor")
             left = takeover.gate(conninfo, run.run, config, bool(past.from_run), say)
+            left["now"] = _clock.now_ns()
             place.describe(run_dir=str(run_dir.path), utc_offset=control.utc_offset,
-                           profile=config.profile, table=table, toml=worker.shared_config(config))
+                           profile=config.profile, table=table, toml=worker.shared_config(config),
+                           begin={"books": past.dump(), "gate": left,
+                                  "token_key": control.token_key,
+                                  "limits_version": control.limits_version})
             private = {"conninfo": conninfo if server else config.store.url,
                        "password": "" if server else config.store.password.reference,
                        "venue": venue, "gate": left, "journal": str(base),

@@ -203,6 +203,7 @@ RECORD = Enum("record", "What the body of a stored event is.", (
     ("RISK_EVENT", 10, "risk_event"), ("TAKE", 11, "take"), ("FIGURE", 12, "figure"),
     ("CHECKS", 13, "checks"), ("RELOAD", 14, "reload"), ("OPENING", 15, "opening"),
     ("ACCOUNT", 16, "account"), ("RESOLVED", 17, "resolved"),
+    ("TURN", 18, "turn"),
 ))
 
 MARKET_KIND = Enum("market", "What a market record says.", (
@@ -252,6 +253,27 @@ SIGNAL_FLAG = Enum("signal_flag", "Bit set of a signal.", (
     ("LATE", 1, "The inference took longer than its budget."),
     ("UNUSED", 2, "Late, and so no decision came of it."),
     ("SHADOW", 4, "The strategy sees everything and trades nothing."),
+))
+
+TURN_KIND = Enum("turn", "What a turn of a stage was.", (
+    ("NONE", 0, "The record had no more turns."),
+    ("GATE", 1, "Risk: first, second, third, fourth are the order events, positions, figures of "
+     "the analyst and figures of people that it took, `many` the marks, `rest` the open orders "
+     "looked at for a withdrawal; `flags` TURN_FLAG_*."),
+    ("ORDER", 2, "Gateway: an order.  `many` is the halt epoch, first to fourth the version of "
+     "the limits (both modulo 2**32, the lowest byte first), `rest` what the wire said."),
+    ("ANSWER", 3, "Gateway: an answer to a request, in the UPDATE of this stream before it."),
+    ("UPDATE", 4, "Gateway: an update of the venue's stream."),
+    ("FILL", 5, "Ledger: an execution."),
+    ("MARKS", 6, "Ledger: `many` marks."),
+))
+
+TURN_FLAG = Enum("turn_flag", "Bit set of a turn.", (
+    ("INTENT", 1, "Risk: an intent was judged, after everything else."),
+    ("UNSETTLED", 2, "Risk: updates are down, or not settled."),
+    ("ARMED", 4, "Gateway: trading was armed."),
+    ("WAITED", 8, "Gateway: the order had been taken up before, and could not leave."),
+    ("STORED", 16, "Risk: something was stored in it."),
 ))
 
 UPDATE_FLAG = Enum("update_flag", "Bit set of an update.", (
@@ -939,6 +961,28 @@ TAKE = Record("take", 64, "The signal stage took an order event: where, among th
     Field("pad2", "u64", "", "Zero.", None), Field("pad3", "u64", "", "Zero.", None),
 ))
 
+TURN = Record("turn", 64, "What a stage took from its links, in its order, and when.", (
+    LINK, Field("began", "i64", "ns", "When the first turn was, monotonic."),
+    Field("after_1", "u32", "ns", "Turn 1: when, after began."),
+    Field("many_1", "u32", "", "By kind."),
+    Field("first_1", "u8", "", "By kind."), Field("second_1", "u8", "", "By kind."),
+    Field("third_1", "u8", "", "By kind."), Field("fourth_1", "u8", "", "By kind."),
+    Field("kind_1", "u8", "", "TURN_*.", enum=TURN_KIND),
+    Field("flags_1", "u8", "", "TURN_FLAG_*."), Field("rest_1", "u16", "", "By kind."),
+    Field("after_2", "u32", "ns", "Turn 2: when, after began."),
+    Field("many_2", "u32", "", "By kind."),
+    Field("first_2", "u8", "", "By kind."), Field("second_2", "u8", "", "By kind."),
+    Field("third_2", "u8", "", "By kind."), Field("fourth_2", "u8", "", "By kind."),
+    Field("kind_2", "u8", "", "TURN_*.", enum=TURN_KIND),
+    Field("flags_2", "u8", "", "TURN_FLAG_*."), Field("rest_2", "u16", "", "By kind."),
+    Field("after_3", "u32", "ns", "Turn 3: when, after began."),
+    Field("many_3", "u32", "", "By kind."),
+    Field("first_3", "u8", "", "By kind."), Field("second_3", "u8", "", "By kind."),
+    Field("third_3", "u8", "", "By kind."), Field("fourth_3", "u8", "", "By kind."),
+    Field("kind_3", "u8", "", "TURN_*.", enum=TURN_KIND),
+    Field("flags_3", "u8", "", "TURN_FLAG_*."), Field("rest_3", "u16", "", "By kind."),
+))
+
 RELOAD = Record("reload", 64, "A model was exchanged in the running signal stage.", (
     LINK, _event(),
     Field("model", "u64", "", "First 8 bytes of the new file's sha256."),
@@ -1008,14 +1052,14 @@ STORED_VECTOR = Record("stored_vector", 320, "The same for bodies of up to four 
 SLOTS = (STORED, STORED_WIDE, STORED_VECTOR)
 
 RECORDS = (MARKET, BOOK, BOOK_STATUS, FEATURES, SIGNAL, INTENT, VERDICT, CHECKS, ORDER,
-           UPDATE, ORDER_EVENT, POSITION, OPENING, ACCOUNT, RESOLVED, RISK_EVENT, TAKE, RELOAD,
-           FIGURE, INSTRUMENT, BAR, ENVELOPE, STORED, STORED_WIDE, STORED_VECTOR)
+           UPDATE, ORDER_EVENT, POSITION, OPENING, ACCOUNT, RESOLVED, RISK_EVENT, TAKE, TURN,
+           RELOAD, FIGURE, INSTRUMENT, BAR, ENVELOPE, STORED, STORED_WIDE, STORED_VECTOR)
 BY_NAME = {r.name: r for r in RECORDS}
 # What may stand in a store link, by the number in its envelope.
 BODIES = {value: BY_NAME[name] for _, value, name in RECORD.members}
 
-ENUMS = (STREAM, RECORD, MARKET_KIND, MARKET_FLAG, BOOK_FLAG, SIGNAL_FLAG, UPDATE_FLAG, SIDE,
-         ORDER_TYPE, TIF,
+ENUMS = (STREAM, RECORD, MARKET_KIND, MARKET_FLAG, BOOK_FLAG, SIGNAL_FLAG, UPDATE_FLAG, TURN_KIND,
+         TURN_FLAG, SIDE, ORDER_TYPE, TIF,
          ACTION, REASON, ORDER_EVENT_KIND, ORDER_STATE, ACCOUNT_KIND, RISK_EVENT_KIND, FIGURE_KIND,
          SESSION, BREAKER, BREAKER_CAUSE, LIMIT, EXIT)
 

@@ -92,7 +92,7 @@ LINKS = (
     Link("book", "store", "stored", 8192),
     Link("signal", "store", "stored_vector", 32768),
     Link("risk", "store", "stored_wide", 32768),
-    Link("gateway", "store", "stored", 32768),
+    Link("gateway", "store", "stored_wide", 32768),
     Link("updates", "store", "stored_wide", 16384),
     Link("ledger", "store", "stored_wide", 32768),
     Link("analyst", "store", "stored", 16384),

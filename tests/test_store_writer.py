@@ -384,7 +384,7 @@ def test_a_stopped_server_is_given_up(monkeypatch):
 NURSERY = """
 # Forks a writer for each line it reads, so that a life costs no start of an interpreter.
 import os, sys, mmap
-from hftpipe import schema
+from hftpipe import schema, topology
 from hftpipe._ring import Ring
 from hftpipe.store.writer import Run, StoreWriter
 path, conninfo, run = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -394,8 +394,8 @@ for line in sys.stdin:
     if pid == 0:
         links = {}
         for s in range(1, 8):
-            record = {3: schema.STORED_VECTOR, 4: schema.STORED_WIDE, 6: schema.STORED_WIDE,
-                      7: schema.STORED_WIDE}.get(s, schema.STORED)
+            record = next(schema.BY_NAME[link.record] for link in topology.LINKS
+                          if link.consumer == "store" and topology.stream(link.producer) == s)
             with open(f"{path}/{s}", "r+b") as f:
                 links[s] = Ring(mmap.mmap(f.fileno(), 0), record, producer=False)
         writer = StoreWriter(links, conninfo, Run(run, 5, "test"))

@@ -33,6 +33,7 @@ COMMANDS = {
     "why": "Say why an order was sent or refused.",
     "venue": "Run the built-in exchange alone.",
     "backtest": "Drive the same stages over a recording.",
+    "replay": "Run a journaled run once more and compare every event.",
     "record": "Write a recording of a market data feed.",
     "data": "Download, convert, list and check historical data.",
     "drill": "Measure and prove what is promised about halting.",

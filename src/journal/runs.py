@@ -44,7 +44,7 @@ class Place:
         return bool(segment.listing(self.directory))
 
     def describe(self, *, run_dir: str, utc_offset: int, profile: str, table: Any, toml: str,
-                 ) -> None:
+                 begin: Mapping[str, Any] | None = None) -> None:
         """Make the directory and write down what reading it needs.
 
         Parameters
@@ -57,12 +57,14 @@ class Place:
         table : (n,) structured array, dtype of INSTRUMENT
         toml : str
             The configuration, without credentials.
+        begin : mapping, optional
+            What the stages began with, so that they can be run again: books, gate, token_key.
         """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         names = list(table.dtype.names)
         segment.write_file(Disk(), self.directory / META, json.dumps({
             "run": f"{self.run:x}", "run_dir": run_dir, "utc_offset": utc_offset,
-            "profile": profile, "toml": toml, "records": layouts(),
+            "profile": profile, "toml": toml, "records": layouts(), "begin": begin,
             "instruments": [{n: row[n].decode() if isinstance(row[n], bytes) else int(row[n])
                              for n in names} for row in table]}))
 

@@ -25,7 +25,7 @@ TABLES = {
     "market": "market_event", "book_status": "book_status", "features": "feature",
     "signal": "signal", "intent": "intent", "verdict": "verdict",
     "order_event": "order_event", "update": "update_event", "position": "position_event",
-    "risk_event": "risk_event", "take": "take_event",
+    "risk_event": "risk_event", "take": "take_event", "turn": "turn_event",
     "reload": "model_reload",
     "figure": "figure", "checks": "checks",
     "opening": "opening", "account": "account_event", "resolved": "resolved_order",

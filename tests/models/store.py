@@ -2,7 +2,7 @@
 import random
 import struct
 
-from hftpipe import schema
+from hftpipe import schema, topology
 
 CODES = {"u8": "B", "i8": "b", "u16": "H", "u32": "I", "i64": "q", "u64": "Q", "f32": "f",
          "f64": "d", "s16": "16s"}
@@ -42,16 +42,16 @@ def random_body(record: schema.Record, rng: random.Random) -> bytes:
 
 
 STREAM_OF = {"market": 1, "book_status": 2, "features": 3, "signal": 3, "intent": 3, "take": 3,
-             "reload": 3,
+             "reload": 3, "turn": 5,
              "figure": 8, "verdict": 4, "risk_event": 4, "checks": 4, "order_event": 5, "update": 6,
              "position": 7, "opening": 7, "account": 7, "resolved": 7}
 KINDS = {s: [n for n, r in schema.BODIES.items() if STREAM_OF[r.name] == s] for s in range(1, 9)}
 
 
 def slot_record(stream: int) -> schema.Record:
-    """What a slot of the stream's store link is: its longest body fits."""
-    size = max((schema.BODIES[n].size for n in KINDS.get(stream, ())), default=64)
-    return next(s for s in schema.SLOTS if s.size >= 64 + size)
+    """What a slot of the stream's store link is."""
+    return next(schema.BY_NAME[link.record] for link in topology.LINKS
+                if link.consumer == "store" and topology.stream(link.producer) == stream)
 
 
 def random_slot(stream: int, seq: int, seed: int = 0) -> bytes:
