@@ -26,6 +26,7 @@ cdef enum:
     MAINTAIN_NS = 20_000_000    # how often maintain() runs: with the GIL, some 10 us each time
     DRAINED_NS = 100_000_000    # idle this long while draining means there is nothing left
     PENDING_NS = 2_000_000_000  # a drain waits this long for orders without an end
+    ROOM_TRIES = 1000           # a ms apart, for what a stage has to store when it ends
     HEARTBEAT_PASSES = 512
     FLUSH_PASSES = 64           # idle passes after which credit is returned ...
     WARM_PASSES = 256           # ... and again, with the models kept warm, every so many
@@ -156,6 +157,10 @@ cdef class Host:
         else:
             for stage in self.stages:
                 stage.idle()
+                for _ in range(ROOM_TRIES):         # the journal ends after us: it makes room
+                    if stage.finish():
+                        break
+                    hp_sleep_ns(1_000_000)
                 stage.block.state = STAGE_STOPPED
         finally:
             free(pointers)

@@ -16,7 +16,8 @@ Rules every stage keeps
     R4  What is not stored did not happen: the store link is written before the output.
     R5  What a stage with several inputs took, in which order and when, is on its store link too
         (TURN; signal: TAKE): with that and its inputs it can be run again, byte for byte.  The
-        turns of a step are stored right behind what the step stored, else when three are there.
+        turns of a step are stored right behind what the step stored, else when three are there,
+        or when the stage has nothing to do for a while, or ends.
 """
 from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -121,6 +122,7 @@ cdef inline uint64_t store_put(store_t *s, int record, const void *body, int lin
 
 cdef enum:
     TURNS = 3                   # in one record
+    TURNS_NS = 100_000_000      # that turns wait for more of them, when there is nothing to do
 
 cdef struct turn_t:             # as they lie in hp_turn_t, from its third word on
     uint32_t after
@@ -143,6 +145,18 @@ cdef inline void turns_flush(turns_t *t, store_t *s) noexcept nogil:
     if t.count:
         t.count = 0
         store_put(s, HP_RECORD_TURN, &t.record, 1, 1, 0, t.last, 0, 0, 0)
+
+cdef inline void turns_rest(turns_t *t, store_t *s, int64_t now) noexcept nogil:
+    """Store turns that have waited long, if there is room."""
+    if t.count and now - t.record.began > TURNS_NS and store_credit(s):
+        turns_flush(t, s)
+
+cdef inline bint turns_end(turns_t *t, store_t *s) noexcept nogil:
+    """Store what turns there are; False when there is no room now."""
+    if t.count and store_credit(s) == 0:
+        return False
+    turns_flush(t, s)
+    return True
 
 cdef inline turn_t *turn_new(turns_t *t, store_t *s, uint8_t kind, int64_t now) noexcept nogil:
     """A turn at *now*, all zero but its kind; the caller has credit."""
@@ -182,6 +196,8 @@ cdef class Stage:
     cdef uint64_t work(self, uint64_t limit) noexcept nogil
     # Called when idle for a while: warm caches, return credit.
     cdef void idle(self) noexcept nogil
+    # Called when nothing comes any more: store what is still to be stored; False = not yet.
+    cdef bint finish(self) noexcept nogil
     # Whether something is still on its way that a drain should wait for.
     cdef bint pending(self) noexcept nogil
     # Called with the GIL every few milliseconds of idleness: reconnect, maintain.

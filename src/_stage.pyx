@@ -78,6 +78,9 @@ cdef class Stage:
     cdef void idle(self) noexcept nogil:
         pass
 
+    cdef bint finish(self) noexcept nogil:
+        return True
+
     cdef bint pending(self) noexcept nogil:
         return False
 

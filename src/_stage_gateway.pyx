@@ -18,14 +18,15 @@ from ._schema cimport (
     HP_METRIC_ORDERS_REJECTED, HP_METRIC_ORDERS_SENT, HP_METRIC_ORDERS_UNKNOWN,
     HP_METRIC_RECORDS_IN, HP_ORDER_EVENT_CANCEL_REJECTED, HP_ORDER_EVENT_CANCEL_SENT,
     HP_ORDER_EVENT_DENIED, HP_ORDER_EVENT_DROPPED, HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_PARTIAL_FILL,
-    HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_SENT, HP_ORDER_EVENT_UNKNOWN,
-    HP_ORDER_STATE_DROPPED, HP_ORDER_STATE_FREE, HP_ORDER_STATE_SENT, HP_REASON_BUSY,
-    HP_REASON_DISCONNECTED, HP_REASON_EXPIRED, HP_REASON_HALTED, HP_REASON_LIMITS, HP_REASON_NONE,
-    HP_REASON_TABLE_FULL, HP_REASON_TOKEN, HP_REASON_VENUE_ACCOUNT, HP_RECORD_ORDER_EVENT,
-    HP_RECORD_UPDATE, HP_SEQ_BITS, HP_STREAM_RISK, HP_TURN_ANSWER, HP_TURN_FLAG_ARMED,
-    HP_TURN_FLAG_WAITED, HP_TURN_ORDER, HP_TURN_UPDATE)
+    HP_ORDER_EVENT_REJECTED, HP_ORDER_EVENT_SENT, HP_ORDER_EVENT_UNKNOWN, HP_ORDER_STATE_DROPPED,
+    HP_ORDER_STATE_FREE, HP_ORDER_STATE_SENT, HP_REASON_BUSY, HP_REASON_DISCONNECTED,
+    HP_REASON_EXPIRED, HP_REASON_HALTED, HP_REASON_LIMITS, HP_REASON_NONE, HP_REASON_TABLE_FULL,
+    HP_REASON_TOKEN, HP_REASON_VENUE_ACCOUNT, HP_RECORD_ORDER_EVENT, HP_RECORD_UPDATE, HP_SEQ_BITS,
+    HP_STREAM_RISK, HP_TURN_ANSWER, HP_TURN_FLAG_ARMED, HP_TURN_FLAG_WAITED, HP_TURN_ORDER,
+    HP_TURN_UPDATE)
 from ._stage cimport (
-    hp_copy_words, stage_end, store_credit, store_next, store_put, turn_new, turn_t, turns_flush)
+    hp_copy_words, stage_end, store_credit, store_next, store_put, turn_new, turn_t, turns_end,
+    turns_flush, turns_rest)
 from ._token cimport token_of
 from ._wire cimport WIRE_BUSY, WIRE_SENT
 
@@ -273,6 +274,7 @@ cdef class GatewayStage(Stage):
 
     cdef void _ordered(self, uint64_t seq) noexcept nogil:
         """Note that an order was taken, and all that decided about it (R5)."""
+        cdef bint stored = self.store.seq != seq
         cdef turn_t *turn = turn_new(&self.turns, &self.store, HP_TURN_ORDER, self.at)
         turn.many = <uint32_t>self.halt
         turn.took[0], turn.took[1] = <uint8_t>self.version, <uint8_t>(self.version >> 8)
@@ -280,7 +282,7 @@ cdef class GatewayStage(Stage):
         turn.rest = <uint16_t>(self.said + 2)
         turn.flags = ((HP_TURN_FLAG_ARMED if self.armed else 0)
                       | (HP_TURN_FLAG_WAITED if self.waited else 0))
-        if self.store.seq != seq:
+        if stored:
             turns_flush(&self.turns, &self.store)
 
     cdef uint64_t work(self, uint64_t limit) noexcept nogil:
@@ -289,6 +291,7 @@ cdef class GatewayStage(Stage):
         cdef const hp_order_t *o
         cdef hp_update_t answer
         cdef int rc
+        cdef bint stored
         if self.header != NULL:
             halt = hp_load_acquire(&self.header.halt_epoch)
             if halt != self.block.ack_epoch:
@@ -331,8 +334,9 @@ cdef class GatewayStage(Stage):
                 break
             seq = self.store.seq
             self._answer(u)
-            turn_new(&self.turns, &self.store, HP_TURN_UPDATE, self.turns.last)
-            if self.store.seq != seq:
+            stored = self.store.seq != seq
+            turn_new(&self.turns, &self.store, HP_TURN_UPDATE, max(self.turns.last, u.ts_recv))
+            if stored:
                 turns_flush(&self.turns, &self.store)
             ring_release(self.updates)
             done += 1
@@ -343,6 +347,10 @@ cdef class GatewayStage(Stage):
     cdef void idle(self) noexcept nogil:
         ring_flush(self.orders)
         ring_flush(self.updates)
+        turns_rest(&self.turns, &self.store, clock_now())
+
+    cdef bint finish(self) noexcept nogil:
+        return turns_end(&self.turns, &self.store)
 
     cdef bint pending(self) noexcept nogil:
         return self.table.o.live > self.table.o.unknown

@@ -26,7 +26,7 @@ cdef class LedgerStage(Stage):
     cdef turns_t turns
     cdef hp_account_t *opened   # its record as of the last one published
 
-    cdef void _marked(self, uint64_t seq) noexcept nogil
+    cdef void _marked(self, uint64_t seq, int64_t ts) noexcept nogil
     cdef int _begins(self, uint16_t record, uint16_t instrument, bytes raw) except -1
     cdef void _day(self, int64_t now, uint16_t instrument) noexcept nogil
     cdef void _account(self, uint8_t kind) noexcept nogil

@@ -22,7 +22,7 @@ from ._schema cimport (
     HP_TURN_MARKS, hp_account_t, hp_book_t, hp_order_event_t, hp_position_t)
 from ._stage cimport (
     hp_copy_words, stage_end, store_credit, store_next, store_put, turn_at, turn_new, turn_t,
-    turns_flush)
+    turns_end, turns_flush, turns_rest)
 
 from hftpipe import schema
 
@@ -183,13 +183,14 @@ cdef class LedgerStage(Stage):
         control_set(self.block, HP_METRIC_GROSS_NOTIONAL,
                     <uint64_t>ledger_gross(&self.ledger.l))
 
-    cdef void _marked(self, uint64_t seq) noexcept nogil:
-        """Note that a mark was taken (R5); *seq* is what was stored before."""
+    cdef void _marked(self, uint64_t seq, int64_t ts) noexcept nogil:
+        """Note that a mark of *ts* was taken (R5); *seq* is what was stored before."""
+        cdef bint stored = self.store.seq != seq
         cdef turn_t *turn = turn_at(&self.turns, max(self.turns.count, 1) - 1)
         if self.turns.count == 0 or turn.kind != HP_TURN_MARKS or turn.many == UINT32_MAX:
-            turn = turn_new(&self.turns, &self.store, HP_TURN_MARKS, self.turns.last)
+            turn = turn_new(&self.turns, &self.store, HP_TURN_MARKS, max(self.turns.last, ts))
         turn.many += 1
-        if self.store.seq != seq:
+        if stored:
             turns_flush(&self.turns, &self.store)
 
     cdef uint64_t work(self, uint64_t limit) noexcept nogil:
@@ -197,7 +198,7 @@ cdef class LedgerStage(Stage):
         cdef const hp_order_event_t *e
         cdef const hp_book_t *b
         cdef int64_t price, now
-        cdef bint keep
+        cdef bint keep, stored
         while done < limit:
             e = <const hp_order_event_t *>ring_peek(self.order_events)
             if e == NULL:
@@ -214,8 +215,9 @@ cdef class LedgerStage(Stage):
                     hp_fault("ledger.booked")
                     self._publish(e.instrument, e.event, 0, True, self.ledger.l.fee)
                     hp_fault("ledger.published")
+                stored = self.store.seq != seq
                 turn_new(&self.turns, &self.store, HP_TURN_FILL, now)
-                if self.store.seq != seq:
+                if stored:
                     turns_flush(&self.turns, &self.store)
             if self.board != NULL:
                 board_basis(self.board, e.event)
@@ -231,7 +233,7 @@ cdef class LedgerStage(Stage):
                 break
             seq = self.store.seq
             if b.instrument >= self.instruments:
-                self._marked(seq)
+                self._marked(seq, b.ts_recv)
                 ring_release(self.marks)
                 done += 1
                 continue
@@ -246,7 +248,7 @@ cdef class LedgerStage(Stage):
                 if keep:
                     self.stored_at[b.instrument] = b.ts_recv
                 self._publish(b.instrument, b.event, b.ts, keep, 0)
-            self._marked(seq)
+            self._marked(seq, b.ts_recv)
             ring_release(self.marks)
             done += 1
         if self.ledger.l.broken > self.broken:
@@ -259,3 +261,7 @@ cdef class LedgerStage(Stage):
     cdef void idle(self) noexcept nogil:
         ring_flush(self.order_events)
         ring_flush(self.marks)
+        turns_rest(&self.turns, &self.store, clock_now())
+
+    cdef bint finish(self) noexcept nogil:
+        return turns_end(&self.turns, &self.store)

@@ -26,7 +26,7 @@ from ._schema cimport (
     hp_risk_event_t, hp_verdict_t)
 from ._stage cimport (
     hp_copy_words, hp_saturate, stage_end, store_credit, store_next, store_put, turn_at, turn_new,
-    turn_t, turns_flush)
+    turn_t, turns_end, turns_flush, turns_rest)
 
 from hftpipe import schema
 
@@ -256,8 +256,9 @@ cdef class RiskStage(Stage):
     cdef void _turned(self, const turn_t *turn, int64_t now, uint64_t seq) noexcept nogil:
         """Note a turn (R5); *seq* is what was stored before it."""
         cdef turn_t *t = turn_at(&self.turns, max(self.turns.count, 1) - 1)
+        cdef bint stored = self.store.seq != seq
         cdef bint plain = (<const uint32_t *>turn.took)[0] == 0 and not (
-            turn.rest | turn.flags & HP_TURN_FLAG_INTENT) and self.store.seq == seq
+            turn.rest | turn.flags & HP_TURN_FLAG_INTENT) and not stored
         cdef bint unsettled = turn.flags & HP_TURN_FLAG_UNSETTLED
         if plain and unsettled == self.unsettled_told:
             if turn.many == 0:
@@ -271,7 +272,7 @@ cdef class RiskStage(Stage):
         (<uint32_t *>t.took)[0] = (<const uint32_t *>turn.took)[0]
         t.many, t.flags, t.rest = turn.many, turn.flags, turn.rest
         self.unsettled_told = unsettled
-        if self.store.seq != seq:
+        if stored:
             t.flags |= HP_TURN_FLAG_STORED
             turns_flush(&self.turns, &self.store)
 
@@ -360,6 +361,10 @@ cdef class RiskStage(Stage):
         ring_flush(self.positions)
         for i in range(self.figure_links):
             ring_flush(self.figures[i])
+        turns_rest(&self.turns, &self.store, clock_now())
+
+    cdef bint finish(self) noexcept nogil:
+        return turns_end(&self.turns, &self.store)
 
     def show_on(self, Board board not None):
         """Write limits, their use and the state of the gate on *board* from now on."""

@@ -28,6 +28,7 @@ class Stored:
 class Turns:
     def __init__(
         self, at: Array, many: Array, took: Array, kind: Array, flags: Array, rest: Array,
+        last: Array,
     ) -> None: ...
     @property
     def count(self) -> int: ...

@@ -16,13 +16,13 @@ from .._ring cimport (
     Ring, ring_claim, ring_flush, ring_peek, ring_publish, ring_release, ring_t)
 from .._schema cimport (
     HP_METRIC_UNSETTLED, HP_ORDER_EVENT_FILL, HP_ORDER_EVENT_PARTIAL_FILL, HP_REASON_HALTED,
-    HP_REASON_STORE_FULL, HP_RECORD_RISK_EVENT, HP_RECORD_UPDATE, HP_RECORD_VERDICT,
+    HP_REASON_STORE_FULL, HP_RECORD_RISK_EVENT, HP_RECORD_TURN, HP_RECORD_UPDATE, HP_RECORD_VERDICT,
     HP_RISK_EVENT_HALT_SEEN, HP_RISK_EVENT_RESUME_SEEN, HP_RISK_EVENT_STORE_FULL,
     HP_RISK_EVENT_STORE_OK, HP_TURN_ANSWER, HP_TURN_FILL, HP_TURN_FLAG_ARMED, HP_TURN_FLAG_INTENT,
     HP_TURN_FLAG_STORED, HP_TURN_FLAG_UNSETTLED, HP_TURN_FLAG_WAITED, HP_TURN_GATE, HP_TURN_MARKS,
     HP_TURN_ORDER, HP_TURN_UPDATE, hp_envelope_t, hp_order_event_t, hp_order_t, hp_risk_event_t,
     hp_update_t, hp_verdict_t)
-from .._stage cimport Stage
+from .._stage cimport Stage, turns_flush, turns_t
 from .._stage_book cimport BookStage
 from .._stage_gateway cimport GatewayStage
 from .._stage_ledger cimport LedgerStage
@@ -203,13 +203,14 @@ cdef class Turns:
     cdef const uint8_t[::1] kind
     cdef const uint8_t[::1] flags
     cdef const uint16_t[::1] rest
+    cdef const uint8_t[::1] last            # whether it is the last one of its record
     cdef readonly uint64_t count, next
 
-    def __init__(self, at, many, took, kind, flags, rest):
+    def __init__(self, at, many, took, kind, flags, rest, last):
         self.count = len(at)
         if self.count:
             self.at, self.many, self.took = at, many, took
-            self.kind, self.flags, self.rest = kind, flags, rest
+            self.kind, self.flags, self.rest, self.last = kind, flags, rest, last
 
 
 cdef class Tape(Wire):
@@ -317,6 +318,19 @@ cdef class Rerun:
         clock_virtual.on = 1
         clock_virtual.monotonic = now
         clock_virtual.utc = now + self.utc_offset
+
+    cdef void _compare(self, Stored stored, Turns t, turns_t *turns) noexcept nogil:
+        """Compare what the turn before `t.next` stored, and itself.
+
+        A record of turns that is not full was stored because nothing came: do so here.
+        """
+        cdef const hp_envelope_t *e
+        stored.compare()
+        if turns.count and t.last[t.next - 1]:
+            e = stored.next(0)
+            if e != NULL and e.record == HP_RECORD_TURN:
+                turns_flush(turns, &stored.stage.store)
+                stored.compare()
 
     cdef uint64_t _book(self) noexcept nogil:
         cdef uint64_t done = 0, n
@@ -433,7 +447,7 @@ cdef class Rerun:
             t.next += 1
             done += 1
             self.orders.pull()
-            self.s_risk.compare()
+            self._compare(self.s_risk, t, &self.risk.turns)
         return done
 
     cdef uint64_t _gateway(self, Turns t) noexcept nogil:
@@ -476,7 +490,7 @@ cdef class Rerun:
             self.events_signal.pull()
             self.events_risk.pull()
             self.events_ledger.pull()
-            self.s_gateway.compare()
+            self._compare(self.s_gateway, t, &self.gateway.turns)
         return done
 
     cdef uint64_t _ledger(self, Turns t) noexcept nogil:
@@ -514,7 +528,7 @@ cdef class Rerun:
             t.next += 1
             done += 1
             self.positions.pull()
-            self.s_ledger.compare()
+            self._compare(self.s_ledger, t, &self.ledger.turns)
         return done
 
     # ------------------------------------------------------------ all of them

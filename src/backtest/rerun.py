@@ -33,6 +33,7 @@ CAPACITY = 8192                 # of each ring
 # Readings of the clock that decide nothing, by record; what is not named must be the same.
 VOLATILE = {"market": ("hop",), "intent": ("hop",), "signal": ("elapsed",)}
 VOLATILE_ENVELOPE = ("link_seq", "ts", "ts_in", "checksum")     # the last is that of such a body
+LOST = 2_000_000_000            # ns before the end of a killed run that need not come again
 TURN = schema.RECORD.TURN
 BODY = schema.ENVELOPE.size
 
@@ -66,7 +67,7 @@ class Report:
     events: int = 0             # of the run
     given: int = 0              # of them from outside: taken, not made again
     same: int = 0               # made again, and equal
-    unfinished: int = 0         # the last ones of a killed run, whose turn was not written down
+    unfinished: int = 0         # the last ones of a killed run: what led to them was lost
     orders: int = 0
     fills: int = 0
     span_ns: int = 0            # of the run
@@ -91,9 +92,8 @@ class Journaled:
 
     run: int
     meta: Mapping[str, Any]
-    ended: bool
+    ended: bool                 # every stage in good order
     rows: dict[int, Array]
-    torn: int                   # bytes of a write that was cut off
 
     def bodies(self, stream: int, record: schema.Record) -> Array:
         """Those of one record, in order."""
@@ -154,7 +154,7 @@ def load(place: Place, durable: int | None = None,
                         f"{seen.first:,} on: what PostgreSQL has was removed")
     rows = {stream: numpy.concatenate(found) if found
             else numpy.zeros((0, sizes[stream]), numpy.uint8) for stream, found in parts.items()}
-    return Journaled(place.run, meta, place.end() is not None, rows, seen.torn)
+    return Journaled(place.run, meta, place.orderly, rows)
 
 
 def masks() -> Array:
@@ -237,11 +237,14 @@ def turns(rows: Array, kinds: Array) -> _rerun.Turns:
 
     kind = all_of("kind", "u1")
     there = kind != 0
+    last = there.reshape(n, 3).copy()               # of its record
+    last[:, :2] &= ~last[:, 1:]
     at = (numpy.repeat(found["began"], 3) + all_of("after", "<i8"))[there]
     took = numpy.stack([all_of(name, "u1")[there] for name in
                         ("first", "second", "third", "fourth")], axis=1)
     return _rerun.Turns(at, all_of("many", "<u4")[there], numpy.ascontiguousarray(took),
-                        kind[there], all_of("flags", "u1")[there], all_of("rest", "<u2")[there])
+                        kind[there], all_of("flags", "u1")[there], all_of("rest", "<u2")[there],
+                        last.reshape(-1)[there].view("u1"))
 
 
 def replay(found: Journaled, strategies: Callable[[config.Config, Array], list[Strategy]],
@@ -365,16 +368,18 @@ def _first(found: Journaled, stored: Mapping[str, _rerun.Stored], stream: Mappin
            ) -> Difference | None:
     """The first difference of any stream, if there is one.
 
-    Of a run that was killed, what a stage stored behind its last turn need not come again: its
-    turn was on the way.
+    A run that was killed lost what its stages were about to store: the turns of the last moment,
+    and so what others took from them.  There a replay may end early, by `LOST`.
     """
     for name, item in stored.items():
         if item.differs:
             return _difference(name, item)
+    least = max((int(s.max()) for n in stream.values() if len(s := found.stamps(n))),
+                default=0) - LOST
     for name, item in stored.items():
         rest = found.kinds(stream[name])[item.same:]
-        if len(rest) and (found.ended or (name in ("risk", "gateway", "ledger")
-                                          and (rest == TURN).any() and not found.torn)):
+        stamps = found.stamps(stream[name])[item.same:]
+        if len(rest) and (found.ended or ((stamps > 0) & (stamps < least)).any()):
             record = schema.BODIES[int(rest[0])].name
             return Difference(name, item.same + 1, record, "", f"a {record}, as in the run",
                               "no more", item.shown()[0])

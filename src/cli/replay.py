@@ -70,8 +70,8 @@ def lines(r: Report) -> list[str]:
            "again     " + "   ".join(f"{name} {count(same)}"
                                      for name, (_, same) in r.streams.items())]
     if r.unfinished:
-        out.append(f"          {count(r.unfinished)} at the end were stored before what led to "
-                   "them was: not compared")
+        out.append(f"          {count(r.unfinished)} of the last moment not compared: what led "
+                   "to them was lost with the run")
     if r.difference is not None:
         out.append(f"DIFFERENT {r.difference}")
         for what, data in (("run", r.difference.recorded), ("replay", r.difference.replayed)):

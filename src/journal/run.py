@@ -95,6 +95,11 @@ class Keeper:
             self._halt(f"the journal has {self.journal.spares} segment left and no room for more: "
                        f"{self._said}")
 
+    def _orderly(self) -> bool:
+        """Whether every stage that stored something ended by itself."""
+        return all(block.state == _control.STOPPED for block in self._control.stages
+                   if block.counter("events_stored") and block.name != "supervisor")
+
     def tell(self) -> None:
         """Bring the figures on the control page up to date."""
         journal, block = self.journal, self._block
@@ -126,7 +131,7 @@ class Keeper:
                         break
                     time.sleep(pause if not self.drain.full else RETRY / 10)
             self.tell()
-            self.journal.finish()
+            self.journal.finish(orderly=self._orderly())
         except DiskError as e:
             self._halt(str(e))
             raise

@@ -111,6 +111,12 @@ class Place:
             return None
         return int(found["records"]), {int(s): int(n) for s, n in found["streams"].items()}
 
+    @property
+    def orderly(self) -> bool:
+        """Whether every stage of the run ended in good order, so that nothing of it was lost."""
+        found = check.end_of(self.directory)
+        return bool(found and found.get("orderly"))
+
 
 def layouts() -> dict[str, Any]:
     """Fingerprint of everything that a journal holds."""

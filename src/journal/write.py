@@ -298,11 +298,18 @@ class Journal:
             self.disk.sync(self.directory)
         return gone
 
-    def finish(self) -> None:
-        """Say that nothing follows, and give the space back that is not used."""
+    def finish(self, orderly: bool = False) -> None:
+        """Say that nothing follows, and give the space back that is not used.
+
+        Parameters
+        ----------
+        orderly : bool
+            Every stage of the run ended in good order, and stored all it had.
+        """
         self._alive()
         segment.write_file(self.disk, self.directory / "end.json", json.dumps(
-            {"records": self.number, "streams": {str(i): n for i, n in enumerate(self.last) if n}}))
+            {"records": self.number, "orderly": orderly,
+             "streams": {str(i): n for i, n in enumerate(self.last) if n}}))
         try:
             for path in self._spares:
                 self.disk.unlink(path)
