@@ -38,6 +38,7 @@ cdef extern from *:
 
 cdef enum:
     MOST = 255                  # of each link in one turn, marks aside
+    MOST_MARKS = 4096
 
 cdef int64_t SHOW_NS = 100_000_000      # between two writes to the board: they take the GIL
 SHOWN = ("breaker", "cause", "losses", "day", "day_orders", "day_pnl", "equity", "peak", "drawdown",
@@ -308,7 +309,7 @@ cdef class RiskStage(Stage):
             risk_position(r, p, now)
             ring_release(self.positions)
             turn.took[1] += 1
-        while turn.many < UINT32_MAX:
+        while turn.many < MOST_MARKS:
             b = <const hp_book_t *>ring_peek(self.marks)
             if b == NULL:
                 break

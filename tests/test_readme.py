@@ -127,6 +127,9 @@ class Reader:
         out = self.hp(*args)
         assert "identical" in out.lower() if "--verify" in args else "events" in out
 
+    def replay(self, args):
+        assert "IDENTICAL" in self.hp(*args)
+
     def record(self, args):
         self.hp(*args)
         assert (self.path / args[args.index("--out") + 1]).stat().st_size > 0

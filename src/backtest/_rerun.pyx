@@ -4,6 +4,9 @@ Every link is cut in two.  What a stage puts on its end goes into a queue, and f
 reader when the record of the run says that the reader took it (`_stage.pxd`, R5).  So no stage
 waits for another's pace, and the order in which they run here does not matter: a stage goes on as
 soon as its next turn has what it took.  What each one stores is compared with what it stored then.
+
+Models cost most of the time, so the signal stage has a thread of its own.  In a round both threads
+work on what was there when it began; what they have for each other is handed over when it ends.
 """
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
@@ -34,9 +37,35 @@ from hftpipe.errors import DataError
 
 cdef enum:
     WORDS = 40                  # of the widest slot
-    AHEAD = 8192                # states of books that wait for the slowest reader
+    AHEAD = 16384               # states of books that wait for the slowest reader
+    ROUND = 8192                # of them that the signal stage takes in a round
     CHUNK = 1024                # records handed over at once
 cdef int64_t NEVER = 0x7fffffffffffffff
+
+
+cdef struct buffer_t:           # records in memory that grows
+    char *memory
+    uint64_t head, tail, capacity
+
+
+cdef bint grown(buffer_t *b, uint64_t more, uint64_t size) noexcept nogil:
+    """Make room for *more* records; False = no memory."""
+    cdef char *memory
+    cdef uint64_t capacity
+    if b.tail + more <= b.capacity:
+        return True
+    if b.head and b.head >= b.capacity // 2:
+        memmove(b.memory, b.memory + b.head * size, (b.tail - b.head) * size)
+        b.tail -= b.head
+        b.head = 0
+        if b.tail + more <= b.capacity:
+            return True
+    capacity = 2 * b.capacity + more + CHUNK
+    memory = <char *>realloc(b.memory, capacity * size)
+    if memory == NULL:
+        return False
+    b.memory, b.capacity = memory, capacity
+    return True
 
 
 cdef class Queue:
@@ -50,66 +79,74 @@ cdef class Queue:
         Producer end of what the reader's stage empties.
     rows : (n, size) uint8 array, optional
         Records, C order.
+    between : bool
+        Writer and reader are in two threads: see :meth:`hand`.
     """
     cdef ring_t *source
     cdef ring_t *target
-    cdef uint64_t size, head, tail, capacity
-    cdef char *memory
+    cdef uint64_t size
+    cdef buffer_t b             # for the reader; without source only head and tail
+    cdef buffer_t fresh         # `between`: what the writer put there in this round
     cdef const unsigned char[:, ::1] rows
     cdef list keep
     cdef bint full              # no memory
+    cdef bint between
 
-    def __init__(self, Ring source, Ring target not None, rows=None):
+    def __init__(self, Ring source, Ring target not None, rows=None, bint between=False):
         self.keep = [source, target]
         self.target = &target.c
         self.size = target.c.slot_size
+        self.between = between
         if source is not None:
             self.source = &source.c
         if rows is not None and len(rows):
             if rows.shape[1] != <Py_ssize_t>self.size:
                 raise ValueError(f"records must be {self.size} bytes, were {rows.shape[1]}")
             self.rows = rows
-            self.tail = rows.shape[0]
+            self.b.tail = rows.shape[0]
 
     def __dealloc__(self):
-        free(self.memory)
+        free(self.b.memory)
+        free(self.fresh.memory)
 
     cdef uint64_t held(self) noexcept nogil:
-        return self.tail - self.head
+        return self.b.tail - self.b.head
 
     cdef const char *at(self, uint64_t i) noexcept nogil:
         """The i-th record that waits."""
         if self.source == NULL:
-            return <const char *>&self.rows[self.head + i, 0]
-        return self.memory + (self.head + i) * self.size
+            return <const char *>&self.rows[self.b.head + i, 0]
+        return self.b.memory + (self.b.head + i) * self.size
 
     cdef void pull(self) noexcept nogil:
         """Take what the writer has put there."""
         cdef const void *slot
-        cdef char *grown
+        cdef buffer_t *b = &self.fresh if self.between else &self.b
         if self.source == NULL:
             return
         while True:
             slot = ring_peek(self.source)
             if slot == NULL:
                 break
-            if self.tail == self.capacity:
-                if self.head >= self.capacity // 2 and self.head:
-                    memmove(self.memory, self.memory + self.head * self.size,
-                            (self.tail - self.head) * self.size)
-                    self.tail -= self.head
-                    self.head = 0
-                else:
-                    grown = <char *>realloc(self.memory,
-                                            (2 * self.capacity + CHUNK) * self.size)
-                    if grown == NULL:
-                        self.full = True
-                        return
-                    self.memory, self.capacity = grown, 2 * self.capacity + CHUNK
-            memcpy(self.memory + self.tail * self.size, slot, self.size)
-            self.tail += 1
+            if not grown(b, 1, self.size):
+                self.full = True
+                return
+            memcpy(b.memory + b.tail * self.size, slot, self.size)
+            b.tail += 1
             ring_release(self.source)
         ring_flush(self.source)
+
+    cdef void hand(self) noexcept nogil:
+        """Between two rounds: let the reader have what the writer put there."""
+        cdef uint64_t n = self.fresh.tail
+        if n == 0:
+            return
+        if not grown(&self.b, n, self.size):
+            self.full = True
+            return
+        memcpy(self.b.memory + self.b.tail * self.size, self.fresh.memory, n * self.size)
+        self.b.tail += n
+        self.fresh.tail = 0
 
     cdef void push(self, uint64_t count) noexcept nogil:
         """Give the reader the next *count*, which are there and have room."""
@@ -118,10 +155,10 @@ cdef class Queue:
             slot = <char *>ring_claim(self.target)
             memcpy(slot + 8, self.at(0) + 8, self.size - 8)
             ring_publish(self.target)
-            self.head += 1
+            self.b.head += 1
 
     cdef void skip(self, uint64_t count) noexcept nogil:
-        self.head += count
+        self.b.head += count
 
 
 cdef class Stored:
@@ -335,8 +372,8 @@ cdef class Rerun:
     cdef uint64_t _book(self) noexcept nogil:
         cdef uint64_t done = 0, n
         while self.market.held():
-            if (self.books.held() > AHEAD and self.marks_risk.held() > AHEAD
-                    and self.marks_ledger.held() > AHEAD):
+            if (self.books.held() + self.books.fresh.tail > AHEAD
+                    and self.marks_risk.held() > AHEAD and self.marks_ledger.held() > AHEAD):
                 break
             n = min(self.market.held(), <uint64_t>CHUNK)
             self.market.push(n)
@@ -351,7 +388,8 @@ cdef class Rerun:
 
     cdef uint64_t _signal(self) noexcept nogil:
         cdef uint64_t done = 0, n
-        while not self.s_signal.differs and not self.signal.failed:
+        cdef uint64_t until = self.taken + ROUND
+        while not self.s_signal.differs and not self.signal.failed and self.taken < until:
             if self.reload_after == self.taken and self.reload_taken == self.take:
                 break                           # run() does it
             if self.take < self.takes and self.after[self.take] == self.taken:
@@ -438,10 +476,12 @@ cdef class Rerun:
             self.figures_people.push(t.took[k, 3])
             if t.flags[k] & HP_TURN_FLAG_INTENT:
                 self.intents.push(1)
-            while left > CHUNK:                 # marks alone, of many turns that were one
-                self.marks_risk.push(CHUNK)
-                self.risk.turn(0, &judged)
-                left -= CHUNK
+            if not ((<const uint32_t *>&t.took[k, 0])[0] | t.rest[k]
+                    | t.flags[k] & ~HP_TURN_FLAG_UNSETTLED):
+                while left > CHUNK:             # marks alone, of many turns that became one
+                    self.marks_risk.push(CHUNK)
+                    self.risk.turn(0, &judged)
+                    left -= CHUNK
             self.marks_risk.push(left)
             self.risk.turn(t.rest[k], &judged)
             t.next += 1
@@ -533,8 +573,20 @@ cdef class Rerun:
 
     # ------------------------------------------------------------ all of them
 
-    def run(self) -> bool:
-        """Go on for a while; whether there may be more to do.
+    def think(self) -> int:
+        """The signal stage's part of a round; what it did."""
+        cdef uint64_t done
+        with nogil:
+            done = self._signal()
+        return done
+
+    def run(self, pool) -> bool:
+        """One round; whether there may be more to do.
+
+        Parameters
+        ----------
+        pool : concurrent.futures.Executor
+            Where the signal stage runs meanwhile.
 
         Raises
         ------
@@ -543,28 +595,31 @@ cdef class Rerun:
         DataError
             If there is no memory for what waits.
         """
-        cdef uint64_t done, rounds = 0
+        cdef uint64_t done = 0, more = 1
         cdef Stage stage
         cdef Queue queue
+        thinks = pool.submit(self.think) if self.books.held() or self.events_signal.held() else None
         with nogil:
-            while rounds < 64:
-                rounds += 1
-                done = self._book()
-                done += self._signal()
-                done += self._risk(self.t_risk)
-                done += self._gateway(self.t_gateway)
-                done += self._ledger(self.t_ledger)
-                if done == 0 or self.differs():
+            while more:
+                more = self._book()
+                more += self._risk(self.t_risk)
+                more += self._gateway(self.t_gateway)
+                more += self._ledger(self.t_ledger)
+                done += more
+                if (self.s_book.differs or self.s_risk.differs or self.s_gateway.differs
+                        or self.s_ledger.differs):
                     break
-        for stage in (self.book, self.signal, self.risk, self.gateway, self.ledger):
-            stage.check()
+        if thinks is not None:
+            done += thinks.result()
         for queue in self.all_queues:
+            queue.hand()
             if queue.full:
                 raise DataError("no memory for the records that wait")
+        for stage in (self.book, self.signal, self.risk, self.gateway, self.ledger):
+            stage.check()
         if self.differs():
             return False
         if self.reload_after == self.taken and self.reload_taken == self.take:
-            self._clock(clock_virtual.monotonic)
             self.signal.exchange(*self.reloads.pop(0)[2:])
             self.s_signal.compare()
             self._next_reload()

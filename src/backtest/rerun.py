@@ -11,6 +11,7 @@ import hashlib
 import mmap
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,7 +197,10 @@ class Links:
                 if link.name not in given:
                     writer, source = _ring.pair(record, CAPACITY)
                 self._ends[link.name] = (writer, out)
-                self.queues[link.name] = _rerun.Queue(source, into, given.get(link.name))
+                self.queues[link.name] = _rerun.Queue(
+                    source, into, given.get(link.name),
+                    source is not None and (link.consumer == "signal") != (
+                        link.producer == "signal"))
 
     def producer(self, name: str) -> Ring | None:
         ends = self._ends.get(name)
@@ -337,9 +341,10 @@ def replay(found: Journaled, strategies: Callable[[config.Config, Array], list[S
             for _ in ledger.begin(*past.records([row["symbol"].decode() for row in table])):
                 raise HftpipeError("the books have more records than a ring holds")
         run.opened()
-        while run.run():
-            if progress is not None:
-                progress(sum(s.same for s in stored.values()))
+        with ThreadPoolExecutor(1, "signal") as pool:
+            while run.run(pool):
+                if progress is not None:
+                    progress(sum(s.same for s in stored.values()))
     finally:
         run.close()
     out.seconds = time.perf_counter() - began

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from hftpipe import _control, _fault, schema, shm, topology
 from hftpipe.drill import halt
+from hftpipe.drill.again import again
 from hftpipe.drill.halt import until
 from hftpipe.drill.venue import CONFIG, ORDERS, POSITION, database, exposure, ours
 from hftpipe.errors import Exit, HftpipeError, UsageError
@@ -68,6 +69,7 @@ INVARIANTS = {
     "I6": "no order is sent after a halt",
     "I7": "orders of one run at a time: none of an earlier one after a later one's",
     "I8": "every start comes up, and every end in good order exits 0 with all rows stored",
+    "I9": "from what its stages took, a run comes again, event by event (`hftpipe replay`)",
 }
 
 
@@ -463,6 +465,8 @@ def _recorded(c: psycopg.Connection, life: Life, past: Round, names: Sequence[st
     past.say("I3", *(f"{schema.STREAM.label(stream)}: {rows.get(stream, 0)} rows of {last} events "
                      "in the journal" for stream, last in seen.seqs.items()
                      if last and rows.get(stream, 0) != last))
+    if seen.records:
+        past.say("I9", *again(place))
 
 
 # ---------------------------------------------------------------- the drill

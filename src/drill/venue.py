@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from hftpipe import _clock, shm, topology
 from hftpipe.drill import halt
+from hftpipe.drill.again import again
 from hftpipe.drill.halt import PATIENCE, end, until
 from hftpipe.errors import HftpipeError, UsageError
+from hftpipe.journal import runs
 from hftpipe.rundir import RunDir
 from hftpipe.venue import chaos, read_log
 from hftpipe.venue.state import LIVE, NANO, nano
@@ -44,6 +46,7 @@ INVARIANTS = {
     "known end": "every intent filled, cancelled, rejected or refused, or its symbol frozen, or "
                  "HALTED",
     "whole": "the run ends in order, and the database has every event of it",
+    "again": "from what its stages took, the run comes again, event by event (`hftpipe replay`)",
 }
 CONFIG = """
 [[strategy]]
@@ -464,6 +467,8 @@ def play(place: Path, out: Round, faults: Mapping[str, Mapping[str, Any]], secon
             spans[-1] = spans[-1][0], FOREVER
         if code or not said.get("verified"):
             wrong.append(f"the run ended with {code}: {said.get('cause') or scene.why()}")
+        out.wrong["again"] = again(runs.place(
+            runs.base("", scene.directory.path), scene.run.run))
         scene.truth.read()
         out.hits, out.orders = dict(scene.truth.hits), len(scene.truth.orders)
         _judge(scene, out, spans)
