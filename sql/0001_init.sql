@@ -408,6 +408,11 @@ CREATE TABLE hftpipe.intent (
     stop        bigint NOT NULL,
     trail       bigint NOT NULL,
     trail_share bigint NOT NULL,
+    quoted      bigint NOT NULL,
+    bid         bigint NOT NULL,
+    ask         bigint NOT NULL,
+    bid_qty     bigint NOT NULL,
+    ask_qty     bigint NOT NULL,
     PRIMARY KEY (run, stream, seq)
 );
 COMMENT ON TABLE hftpipe.intent IS 'What a strategy wants; not yet checked.';
@@ -435,6 +440,11 @@ COMMENT ON COLUMN hftpipe.intent.tag IS 'EXIT_* when it closes a position by a r
 COMMENT ON COLUMN hftpipe.intent.stop IS 'STOP, STOP_LIMIT: the trade that makes it an order. [nanoprice]';
 COMMENT ON COLUMN hftpipe.intent.trail IS 'TRAILING_STOP: distance; 0 = trail_share counts. [nanoprice]';
 COMMENT ON COLUMN hftpipe.intent.trail_share IS 'TRAILING_STOP: distance as a share of the price. [1e-9]';
+COMMENT ON COLUMN hftpipe.intent.quoted IS 'When it was received, monotonic; 0 = there was none. [ns]';
+COMMENT ON COLUMN hftpipe.intent.bid IS 'Best bid then; 0 = none. [nanoprice]';
+COMMENT ON COLUMN hftpipe.intent.ask IS 'Best ask then; 0 = none. [nanoprice]';
+COMMENT ON COLUMN hftpipe.intent.bid_qty IS 'Quantity at the best bid. [nanoqty]';
+COMMENT ON COLUMN hftpipe.intent.ask_qty IS 'Quantity at the best ask. [nanoqty]';
 
 CREATE TABLE hftpipe.verdict (
     run        bigint NOT NULL,

@@ -249,6 +249,46 @@ LEFT JOIN LATERAL (
 WHERE i.action = 1;
 COMMENT ON VIEW hftpipe.order_latency IS 'Hop times of each order, monotonic ns, and the differences: frame read, market record, book, intent, verdict, sent, acknowledged, first fill.';
 
+CREATE VIEW hftpipe.best_execution AS
+SELECT b.run, b.order_id, b.client_order_id, b.symbol, b.side, b.order_type, b.quantity,
+       b.limit_price, b.quoted_at, b.quote_age_ns, b.bid, b.bid_quantity, b.ask, b.ask_quantity,
+       (b.bid + b.ask) / 2 AS mid,
+       b.expected_price,
+       b.quantity <= b.touch_quantity AS touch_had_it,
+       b.submitted_at, b.status, b.filled_quantity, b.realised_price,
+       round(b.sign * (b.realised_price - b.expected_price) / nullif(b.expected_price, 0) * 10000,
+             4) AS slippage_bps,
+       round(b.sign * (b.realised_price - (b.bid + b.ask) / 2) / nullif((b.bid + b.ask) / 2, 0)
+             * 10000, 4) AS to_mid_bps,
+       b.sent_to_fill_ns
+FROM (
+    SELECT o.run, o.order_id, o.client_order_id, o.symbol, o.side, o.order_type, o.quantity,
+           o.limit_price, i.side AS sign,
+           CASE WHEN i.quoted <> 0 THEN hftpipe.utc(i.quoted + r.utc_offset) END AS quoted_at,
+           CASE WHEN i.quoted <> 0 THEN l.ts_sent - i.quoted END AS quote_age_ns,
+           CASE WHEN i.bid > 0 THEN hftpipe.nano(i.bid) END AS bid,
+           CASE WHEN i.bid > 0 THEN hftpipe.nano(i.bid_qty) END AS bid_quantity,
+           CASE WHEN i.ask > 0 THEN hftpipe.nano(i.ask) END AS ask,
+           CASE WHEN i.ask > 0 THEN hftpipe.nano(i.ask_qty) END AS ask_quantity,
+           hftpipe.nano(CASE WHEN i.side > 0 THEN i.ask_qty ELSE i.bid_qty END)
+               AS touch_quantity,
+           -- What waits for a trigger is expected there, a limit at its price or better, the
+           -- rest at the other side of the quote.
+           hftpipe.nano(nullif(CASE
+               WHEN i.type IN (3, 4) THEN i.stop
+               WHEN i.type = 5 THEN 0
+               WHEN i.type = 2 AND i.side > 0 AND (i.ask = 0 OR i.price < i.ask) THEN i.price
+               WHEN i.type = 2 AND i.side < 0 AND i.price > i.bid THEN i.price
+               WHEN i.side > 0 THEN i.ask ELSE i.bid END, 0)) AS expected_price,
+           o.submitted_at, o.status, o.filled_quantity, o.filled_avg_price AS realised_price,
+           l.order_to_fill_ns AS sent_to_fill_ns
+    FROM hftpipe.orders o
+    JOIN hftpipe.intent i ON i.run = o.run AND i.event = o.order_id
+    JOIN hftpipe.order_latency l ON l.run = o.run AND l.order_id = o.order_id
+    JOIN hftpipe.run r ON r.run = o.run
+    WHERE l.ts_sent IS NOT NULL OR o.filled_quantity > 0) b;
+COMMENT ON VIEW hftpipe.best_execution IS 'Each order that was sent: the quote it was decided on and its age when it left, the price to be expected of it, what it got, and the difference (above 0 = worse).';
+
 CREATE VIEW hftpipe.latency_by_hop AS
 SELECT l.run, h.hop, count(h.ns) AS count, min(h.ns) AS min,
        percentile_disc(0.5) WITHIN GROUP (ORDER BY h.ns) AS p50,

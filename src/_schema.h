@@ -681,7 +681,7 @@ _Static_assert(offsetof(hp_signal_t, member) == 53, "signal.member: offset");
 _Static_assert(offsetof(hp_signal_t, pad0) == 54, "signal.pad0: offset");
 _Static_assert(offsetof(hp_signal_t, wanted) == 56, "signal.wanted: offset");
 
-#define HP_INTENT_ID UINT64_C(0x5e0ef1a3fcbc9488)
+#define HP_INTENT_ID UINT64_C(0x4dd26339bc234a18)
 /* What a strategy wants; not yet checked. */
 typedef struct {
   uint64_t link_seq;      /*   0: The ring's own word. */
@@ -702,11 +702,11 @@ typedef struct {
   int64_t  stop;          /*  64 [nanoprice]: STOP, STOP_LIMIT: the trade that makes it an order. */
   int64_t  trail;         /*  72 [nanoprice]: TRAILING_STOP: distance; 0 = trail_share counts. */
   int64_t  trail_share;   /*  80 [1e-9]: TRAILING_STOP: distance as a share of the price. */
-  uint64_t pad0;          /*  88: Zero. */
-  uint64_t pad1;          /*  96: Zero. */
-  uint64_t pad2;          /* 104: Zero. */
-  uint64_t pad3;          /* 112: Zero. */
-  uint64_t pad4;          /* 120: Zero. */
+  int64_t  quoted;        /*  88 [ns]: When it was received, monotonic; 0 = there was none. */
+  int64_t  bid;           /*  96 [nanoprice]: Best bid then; 0 = none. */
+  int64_t  ask;           /* 104 [nanoprice]: Best ask then; 0 = none. */
+  int64_t  bid_qty;       /* 112 [nanoqty]: Quantity at the best bid. */
+  int64_t  ask_qty;       /* 120 [nanoqty]: Quantity at the best ask. */
 } __attribute__((aligned(64))) hp_intent_t;
 _Static_assert(sizeof(hp_intent_t) == 128, "intent: size");
 _Static_assert(offsetof(hp_intent_t, link_seq) == 0, "intent.link_seq: offset");
@@ -727,11 +727,11 @@ _Static_assert(offsetof(hp_intent_t, tag) == 63, "intent.tag: offset");
 _Static_assert(offsetof(hp_intent_t, stop) == 64, "intent.stop: offset");
 _Static_assert(offsetof(hp_intent_t, trail) == 72, "intent.trail: offset");
 _Static_assert(offsetof(hp_intent_t, trail_share) == 80, "intent.trail_share: offset");
-_Static_assert(offsetof(hp_intent_t, pad0) == 88, "intent.pad0: offset");
-_Static_assert(offsetof(hp_intent_t, pad1) == 96, "intent.pad1: offset");
-_Static_assert(offsetof(hp_intent_t, pad2) == 104, "intent.pad2: offset");
-_Static_assert(offsetof(hp_intent_t, pad3) == 112, "intent.pad3: offset");
-_Static_assert(offsetof(hp_intent_t, pad4) == 120, "intent.pad4: offset");
+_Static_assert(offsetof(hp_intent_t, quoted) == 88, "intent.quoted: offset");
+_Static_assert(offsetof(hp_intent_t, bid) == 96, "intent.bid: offset");
+_Static_assert(offsetof(hp_intent_t, ask) == 104, "intent.ask: offset");
+_Static_assert(offsetof(hp_intent_t, bid_qty) == 112, "intent.bid_qty: offset");
+_Static_assert(offsetof(hp_intent_t, ask_qty) == 120, "intent.ask_qty: offset");
 
 #define HP_VERDICT_ID UINT64_C(0x1450c61f620193db)
 /* What risk said about an intent. */

@@ -536,11 +536,11 @@ cdef extern from "_schema.h" nogil:
         int64_t stop
         int64_t trail
         int64_t trail_share
-        uint64_t pad0
-        uint64_t pad1
-        uint64_t pad2
-        uint64_t pad3
-        uint64_t pad4
+        int64_t quoted
+        int64_t bid
+        int64_t ask
+        int64_t bid_qty
+        int64_t ask_qty
 
     ctypedef struct hp_verdict_t:
         uint64_t link_seq

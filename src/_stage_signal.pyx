@@ -267,6 +267,7 @@ cdef class SignalStage(Stage):
         cdef hp_out_t out
         cdef hp_intent_t *intent
         cdef hp_intent_t *slot
+        cdef const hp_book_t *quote
         cdef void *strategy
         cdef int k, code
         cdef uint32_t i, total = 0
@@ -309,6 +310,12 @@ cdef class SignalStage(Stage):
                 intent = &self.scratch[i]
                 intent.event, intent.cause = store_next(&self.store), cause
                 intent.ts_recv, intent.strategy = ts_recv, k
+                # A strategy does not say what it saw: that is what the stage showed it.
+                intent.quoted = intent.bid = intent.ask = intent.bid_qty = intent.ask_qty = 0
+                if intent.instrument < self.instruments:
+                    quote = &self.newest[intent.instrument]
+                    intent.quoted, intent.bid, intent.ask = quote.ts_recv, quote.bid, quote.ask
+                    intent.bid_qty, intent.ask_qty = quote.bid_qty, quote.ask_qty
                 intent.hop = hp_saturate(now - ts_recv)
                 store_put(&self.store, HP_RECORD_INTENT, intent, 2, 1, cause, now, ts_in,
                           intent.instrument, <uint64_t>ts_in)

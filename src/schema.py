@@ -741,13 +741,13 @@ SIGNAL = Record("signal", 64, "What the model said.", (
 
 
 
-def _triggers() -> tuple[Field, ...]:
-    """The second line of INTENT and ORDER: when an order becomes one."""
+def _triggers(*rest: Field) -> tuple[Field, ...]:
+    """The second line of INTENT and ORDER: when an order becomes one; then *rest*."""
     return (
         Field("stop", "i64", "nanoprice", "STOP, STOP_LIMIT: the trade that makes it an order."),
         Field("trail", "i64", "nanoprice", "TRAILING_STOP: distance; 0 = trail_share counts."),
         Field("trail_share", "i64", "1e-9", "TRAILING_STOP: distance as a share of the price."),
-        *(Field(f"pad{i}", "u64", "", "Zero.", None) for i in range(5)))
+        *rest, *(Field(f"pad{i}", "u64", "", "Zero.", None) for i in range(5 - len(rest))))
 
 
 INTENT = Record("intent", 128, "What a strategy wants; not yet checked.", (
@@ -764,7 +764,13 @@ INTENT = Record("intent", 128, "What a strategy wants; not yet checked.", (
     Field("action", "u8", "", "ACTION_NEW or ACTION_CANCEL.", enum=ACTION),
     Field("strategy", "u8", "", "Index of the strategy."),
     Field("tag", "u8", "", "EXIT_* when it closes a position by a rule of [exits].", enum=EXIT),
-    *_triggers(),
+    # The quote it was decided on, for the record of best execution.
+    *_triggers(
+        Field("quoted", "i64", "ns", "When it was received, monotonic; 0 = there was none."),
+        Field("bid", "i64", "nanoprice", "Best bid then; 0 = none."),
+        Field("ask", "i64", "nanoprice", "Best ask then; 0 = none."),
+        Field("bid_qty", "i64", "nanoqty", "Quantity at the best bid."),
+        Field("ask_qty", "i64", "nanoqty", "Quantity at the best ask.")),
 ))
 
 VERDICT = Record("verdict", 64, "What risk said about an intent.", (

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from contextlib import contextmanager
+from decimal import Decimal as D
 from urllib.parse import urlsplit
 
 import psycopg
@@ -178,6 +179,40 @@ def test_every_order_names_its_market_event_and_its_hops_are_complete_and_in_ord
             assert fill >= sent
             fills += 1
     assert 0 < fills <= demo.out["fills"]
+
+
+def test_best_execution_is_what_the_market_and_the_venue_say(demo, db):
+    """The quotes from the market data alone, the prices from the venue's own log."""
+    found = recording.Recording(demo.recording)
+    _, markets = found.collect(schema.MARKET, schema.STREAM.FEED)
+    index = {row["symbol"].decode(): i for i, row in enumerate(found.instruments)}
+    filled, names = {}, {}
+    for line in demo.live.venue_log():
+        if line.get("event") in ("fill", "partial_fill"):
+            value, qty = filled.get(line["id"], (0, 0))
+            filled[line["id"]] = (value + D(line["qty"]) * D(line["price"]), qty + D(line["qty"]))
+        elif line["kind"] == "order":
+            names[line["id"]] = line["client_order_id"]
+    prices = {names[order]: value / qty for order, (value, qty) in filled.items()}
+    rows = db.execute(
+        "SELECT b.client_order_id, b.symbol, b.bid, b.bid_quantity, b.ask, b.ask_quantity, "
+        "b.realised_price, b.slippage_bps, b.expected_price, b.side, b.quote_age_ns, i.cause "
+        "FROM hftpipe.best_execution b JOIN hftpipe.intent i ON i.run = b.run "
+        "AND i.event = b.order_id WHERE b.run = %s", (demo.live.run,)).fetchall()
+    assert len(rows) == demo.out["orders"]
+    for name, symbol, bid, bids, ask, asks, price, bps, expected, side, age, cause in rows:
+        before = markets[:schema.split_event(cause)[1]]
+        before = before[before["instrument"] == index[symbol]]
+        quotes = before[before["kind"] == schema.MARKET_KIND.QUOTE]
+        for mine, best, many in ((1, bid, bids), (-1, ask, asks)):
+            last = quotes[quotes["side"] == mine][-1]
+            assert (int(last["price"]), int(last["qty"])) == (best * 10**9, many * 10**9)
+        assert age > 0
+        if name in prices:
+            assert abs(price - prices[name]) < D("1e-8")
+            sign = 1 if side == "buy" else -1
+            assert abs(bps - sign * (price - expected) / expected * 10_000) < D("0.001")
+    assert any(name in prices for name, *_ in rows)
 
 
 def test_latency_of_the_page_agrees_with_the_rows(demo, db):

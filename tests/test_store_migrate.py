@@ -192,7 +192,8 @@ def test_labels_are_the_enumerations(db):
 
 def test_named_tables_and_views_exist_and_answer(db):
     for name in ("orders", "trades", "order_audit_trail", "positions", "position_snapshots",
-                 "risk_events", "daily_pnl", "order_latency", "latency_by_hop", *EVENTS, "run",
+                 "risk_events", "daily_pnl", "order_latency", "latency_by_hop", "best_execution",
+                 *EVENTS, "run",
                  "instrument", "mark", "descriptor", "migration"):
         with psycopg.connect(db) as c:
             c.execute("SET ROLE hftpipe_reader")

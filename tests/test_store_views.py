@@ -64,7 +64,8 @@ def told():
     s = Story()
     # A limit order, filled in two parts.
     m = s.market(5 * N)
-    a = s.intent(5 * N + 1500, m)
+    a = s.intent(5 * N + 1500, m, quoted=5 * N, bid=99_990_000_000, ask=100 * N, bid_qty=3 * N,
+                 ask_qty=8 * N)
     s.verdict(5 * N + 1700, a, m)
     s.step(5 * N + 2600, a, K.SENT, 2, price=100 * N + 5)
     s.step(5 * N + 50_000, a, K.ACKED, 3, price=100 * N + 5)
@@ -204,6 +205,53 @@ def test_latency(told):
                           "order_to_ack", "order_to_fill"]
     assert hops["risk"] == {"count": 3, "min": 100, "p50": 100, "p99": 200, "p999": 200,
                             "max": 200}
+
+
+def test_best_execution(told):
+    (row, other) = rows(told, "SELECT * FROM hftpipe.best_execution ORDER BY submitted_at")
+    t = 5 * N
+    assert {k: row[k] for k in row if k not in ("run", "order_id", "client_order_id")} == {
+        "symbol": "ACME", "side": "buy", "order_type": "limit", "quantity": D(10),
+        "limit_price": D("100.000000005"), "quoted_at": at(t), "quote_age_ns": 2600,
+        "bid": D("99.99"), "bid_quantity": D(3), "ask": D(100), "ask_quantity": D(8),
+        "mid": D("99.995"), "expected_price": D(100), "touch_had_it": False,
+        "submitted_at": at(t + 2600), "status": "filled", "filled_quantity": D(10),
+        "realised_price": D("99.999999999"), "slippage_bps": D("-0.0000"),
+        "to_mid_bps": D("0.5000"), "sent_to_fill_ns": 97_400}
+    # Without a quote nothing is expected, and nothing is said to be good or bad.
+    assert (other["order_id"], other["quoted_at"], other["quote_age_ns"], other["bid"],
+            other["expected_price"], other["slippage_bps"]) == (told[1]["c"], *[None] * 5)
+
+
+@pytest.mark.parametrize("kind, side, price, stop, expected", [
+    ("MARKET", 1, 0, 0, "100.02"), ("MARKET", -1, 0, 0, "100"),
+    ("LIMIT", 1, 100 * N, 0, "100"), ("LIMIT", 1, 101 * N, 0, "100.02"),
+    ("LIMIT", -1, 101 * N, 0, "101"), ("LIMIT", -1, 99 * N, 0, "100"),
+    ("STOP", 1, 0, 105 * N, "105"), ("STOP_LIMIT", -1, 94 * N, 95 * N, "95"),
+    ("TRAILING_STOP", -1, 0, 0, None)])
+def test_the_price_to_be_expected(kind, side, price, stop, expected):
+    s = Story()
+    i = s.intent(6 * N, s.market(6 * N - 1500), side=side, price=price, stop=stop, quoted=5 * N,
+                 type=getattr(schema.ORDER_TYPE, kind), bid=100 * N, ask=100 * N + N // 50,
+                 bid_qty=10 * N, ask_qty=10 * N)
+    s.verdict(6 * N + 10, i, 0)
+    s.step(6 * N + 20, i, K.SENT, 2)
+    s.step(6 * N + 30, i, K.FILL, 7, price=100 * N + N // 100, cum_qty=10 * N)
+    with server() as p:
+        conninfo, links = fresh(p), {}
+        for stream, raws in s.slots.items():
+            producer, links[stream] = pair(naive.slot_record(stream), 64)
+            assert all(map(producer.push, raws))
+        with StoreWriter(links, conninfo, RUN) as w:
+            w.drain(10)
+        with psycopg.connect(conninfo) as c:
+            got, bps, whole, age = c.execute(
+                "SELECT expected_price, slippage_bps, touch_had_it, quote_age_ns "
+                "FROM hftpipe.best_execution").fetchone()
+    assert got == (None if expected is None else D(expected))
+    assert bps == (None if expected is None else round(
+        side * (D("100.01") - D(expected)) / D(expected) * 10_000, 4))
+    assert whole and age == N + 20
 
 
 def test_positions(told):

@@ -63,6 +63,22 @@ def _number(nano: int | None) -> str:
     return f"{sign}{whole // 10**9}" + (f".{part}" if part else "")
 
 
+def _execution(e: dict[str, Any]) -> str:
+    """The quote it was decided on, and how the price compares with what was to be expected."""
+    said = [f"bid {e['bid'] or '-'} ask {e['ask'] or '-'}"]
+    if e["quote_age_ns"] is not None:
+        said.append(f"{span(e['quote_age_ns'])} old when it left")
+    if e["expected_price"]:
+        said.append(f"expected {e['expected_price']}"
+                    + ("" if e["touch_had_it"] else ", for less than was wanted"))
+    if e["slippage_bps"]:
+        said.append(f"got {e['realised_price']}: {float(e['slippage_bps']):+.2f} bps worse"
+                    if float(e["slippage_bps"]) > 0 else
+                    f"got {e['realised_price']}: {-float(e['slippage_bps']):.2f} bps better"
+                    if float(e["slippage_bps"]) < 0 else f"got {e['realised_price']}")
+    return "   ".join(said)
+
+
 def _lines(t: dict[str, Any], whole: bool) -> Iterator[str]:
     i, end = t["intent"], t["outcome"]
     price = "" if not i["price_nano"] else " at " + _number(i["price_nano"])
@@ -77,6 +93,8 @@ def _lines(t: dict[str, Any], whole: bool) -> Iterator[str]:
         rows.append((f"+{span(hop['ns'])}" if hop["ns"] is not None else "", hop["stage"],
                      hop["what"]))
     yield from (" " + line for line in columns(rows, ("after", "stage", ""))[1:])
+    if t["execution"]:
+        yield "quote     " + _execution(t["execution"])
     if t["features"]:
         names = sorted(t["features"], key=lambda n: -abs(t["features"][n] or 0))
         shown = sorted(t["features"]) if whole else names[:6]

@@ -79,9 +79,9 @@ def explain(c: psycopg.Connection, run: int, order: int) -> Row:
     Returns
     -------
     dict
-        ``intent``, ``market``, ``book``, ``features``, ``model``, ``verdict``, ``checks``,
-        ``outcome``, ``events`` and ``hops``: each stage's word with the time since the market
-        event was read.
+        ``intent``, ``market``, ``book``, ``execution``, ``features``, ``model``, ``verdict``,
+        ``checks``, ``outcome``, ``events`` and ``hops``: each stage's word with the time since the
+        market event was read.
     """
     seq = schema.split_event(order)[1]
     i = _one(c, "SELECT i.*, s.symbol FROM hftpipe.intent i LEFT JOIN hftpipe.instrument s "
@@ -110,7 +110,8 @@ def explain(c: psycopg.Connection, run: int, order: int) -> Row:
     fees = _one(c, "SELECT sum(p.fee) AS fees FROM hftpipe.position_event p "
                    "JOIN hftpipe.order_event e ON e.run = p.run AND e.event = p.cause "
                    'WHERE e.run = %s AND e."order" = %s', run, order)
-    book = _book(c, run, i["instrument"], number) if market is not None else {}
+    execution = _one(c, "SELECT * FROM hftpipe.best_execution WHERE run = %s AND order_id = %s",
+                     run, order)
     assert view is not None
     out: Row = {
         "run": f"{run:x}", "order": order, "number": seq,
@@ -124,7 +125,8 @@ def explain(c: psycopg.Connection, run: int, order: int) -> Row:
             "event": i["cause"], "seq": number, "kind": schema.MARKET_KIND.label(market["kind"]),
             "side": schema.SIDE.label(market["side"]), "price_nano": market["price"],
             "qty_nano": market["qty"], "ts_venue_ns": market["ts_venue"] or None},
-        "book": book,
+        "book": _book(i),
+        "execution": _execution(execution),
         "features": {} if feature is None else {
             name: feature[name] for name in schema.columns(schema.FEATURES)
             if feature[name] == feature[name]},                 # NaN: not warm yet
@@ -158,17 +160,22 @@ def _verdict(v: Row) -> Row:
             "reference_nano": v["reference"], "halt_epoch": v["halt_epoch"]}
 
 
-def _book(c: psycopg.Connection, run: int, instrument: int, seq: int) -> Row:
-    """Best prices as the last quotes before an event said; {} where depth makes the book."""
-    out: Row = {}
-    for name, side in (("bid", 1), ("ask", -1)):
-        row = _one(c, "SELECT price, qty FROM hftpipe.market_event WHERE run = %s AND stream = %s "
-                      "AND seq <= %s AND seq > %s AND instrument = %s AND side = %s AND kind = %s "
-                      "ORDER BY seq DESC LIMIT 1", run, schema.STREAM.FEED, seq, seq - 100_000,
-                   instrument, side, schema.MARKET_KIND.QUOTE)
-        if row is None:
-            return {}
-        out |= {f"{name}_nano": row["price"], f"{name}_qty_nano": row["qty"]}
+def _book(i: Row) -> Row:
+    """The quote that an order was decided on; {} when there was none."""
+    if not i["quoted"]:
+        return {}
+    return {f"{name}_nano": i[name] for name in ("bid", "ask", "bid_qty", "ask_qty")}
+
+
+def _execution(e: Row | None) -> Row | None:
+    """How good it was; prices as text, exact."""
+    if e is None:
+        return None
+    out: Row = {"quote_age_ns": e["quote_age_ns"], "touch_had_it": e["touch_had_it"],
+                "sent_to_fill_ns": e["sent_to_fill_ns"]}
+    for name in ("bid", "ask", "mid", "expected_price", "realised_price", "slippage_bps",
+                 "to_mid_bps"):
+        out[name] = None if e[name] is None else f"{e[name].normalize():f}"
     return out
 
 
