@@ -394,6 +394,30 @@ def test_an_order_of_another_run_is_cancelled_and_one_of_a_person_is_left(world)
     assert "an order of another run is open" in said(world, "error") and not world.halts
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_an_order_that_a_person_replaced_pauses_its_symbol(world, ours):
+    if ours:
+        order, name, what = world.send()
+        world.accept(name, what)
+    else:
+        name, what = "by hand", ("ACME", "buy", NANO, NANO)
+        world.venue.accept(name, *what, world.now)
+    world.run(SECOND)
+    heard = world.venue.accept("in its place", *what, world.now)
+    world.venue.orders["in its place"]["replaces"] = world.venue.orders[name]["id"]
+    world.venue.orders[name]["replaced_by"] = heard["order"]["id"]
+    world.stream(world.venue.end(name, "replaced", world.now))
+    world.run(40 * SECOND)
+    assert world.venue.is_open("in its place") and not world.halts
+    assert world.paused == (["ACME"] if ours else [])
+    if ours:
+        assert world.table.find(order)["state"] == S.CANCELED
+        (text,) = [more["what"] for _, event, more in world.said if event == "break"]
+        assert text == f"somebody replaced order {name} by in its place, which is open"
+    world.run(40 * SECOND)
+    assert len(world.paused) == ours, "it is told once"
+
+
 def test_an_order_of_this_run_that_nobody_sent_is_cancelled_and_halts(world):
     name = session.client_order_id(RUN, 77)
     world.venue.accept(name, "BOLT", "sell", NANO, NANO, world.now)

@@ -200,6 +200,7 @@ class Order(Struct):
     submitted_at: str | None = None
     updated_at: str | None = None
     replaced_by: str | None = None
+    replaces: str | None = None
 
 
 class TradeUpdate(Struct):

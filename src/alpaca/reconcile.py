@@ -389,9 +389,7 @@ class Reconciler:
                               order=one.client_order_id)
                     self._cancel(one, "of another run")
             elif is_open and f"manual {one.id}" not in self._values:
-                self._values[f"manual {one.id}"] = 0
-                self._say("warning", "an order of somebody else is open", symbol=one.symbol,
-                          order=one.client_order_id)
+                self._manual(task, one, found, now)
         for known in list(self.mirror.live.values()):
             if known.order in there or known.unknown or known.state in (
                     STATE.CREATED, STATE.SENT) or known.last >= task.began - QUIET:
@@ -405,6 +403,26 @@ class Reconciler:
         else:
             self._want(Task("orders", "all"), now + AGAIN)
         return rows
+
+    def _manual(self, task: Task, one: messages.Order, found: Sequence[messages.Order],
+                now: int) -> None:
+        """An open order of somebody else; in the place of one of ours it is a break.
+
+        That one has ended here and gave back what it held, while what a person made of it can
+        still fill: a symbol in two hands is paused.
+        """
+        origin = next((o for o in found if o.id == one.replaces), None)
+        if one.replaces and origin is None and task.name != "all":
+            self._want(Task("orders", "all"), now)      # the replaced one is not open any more
+            return
+        self._values[f"manual {one.id}"] = 0
+        if origin is not None and origin.client_order_id.startswith(PREFIX):
+            self._break(f"taken {one.id}", self._index.get(one.symbol),
+                        f"somebody replaced order {origin.client_order_id} by "
+                        f"{one.client_order_id}, which is open", False)
+            return
+        self._say("warning", "an order of somebody else is open", symbol=one.symbol,
+                  order=one.client_order_id)
 
     # ---- executions
 
