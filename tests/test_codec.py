@@ -579,6 +579,17 @@ def same(decoder: Decoder, twin: model.Twin, frame: bytes) -> None:
     assert decoder.control == twin.control
 
 
+def test_an_error_in_a_frame_that_is_cut_off_was_not_told():
+    frame = msgspec.msgpack.encode([{"T": "error", "code": 407, "msg": "slow"}, {"T": "x"}])
+    for cut in range(1, len(frame)):
+        decoder = Decoder(SYMBOLS)
+        with pytest.raises(DataError):
+            decoder.records(frame[:cut])
+        assert decoder.control == 0
+    decoder.records(frame)
+    assert decoder.control == 407
+
+
 @given(st.lists(FRAMES, max_size=4))
 @settings(max_examples=400)
 def test_equals_the_twin_on_any_messages(frames):

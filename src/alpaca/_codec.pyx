@@ -173,6 +173,7 @@ cdef struct out_t:              # where records go
     uint32_t instrument
     bint dry                    # count only, write nothing and change no state
     bint full
+    int64_t control             # code of the frame's last error message; -1 = none
 
 
 # ---------------------------------------------------------------- numbers and times
@@ -699,8 +700,8 @@ cdef int _message(codec_t *c, out_t *o, const uint8_t **value,
         return BAD
     if size > 1:
         if size == 5 and memcmp(text, b"error", 5) == 0:
-            if value[K_code] != NULL and _unsigned(value[K_code], &number) and not o.dry:
-                c.control = <int64_t>(number & 0x7fffffff)
+            if value[K_code] != NULL and _unsigned(value[K_code], &number):
+                o.control = <int64_t>(number & 0x7fffffff)      # if the frame is whole
             return CONTROL
         if size == 7 and memcmp(text, b"success", 7) == 0:
             return CONTROL
@@ -785,6 +786,7 @@ cdef int _frame(codec_t *c, out_t *o, const uint8_t *data, size_t size) noexcept
     if left > c.messages_max:
         return CODEC_SIZE
     total = left
+    o.control = -1
     while left:
         left -= 1
         key = p
@@ -849,6 +851,8 @@ cdef int _frame(codec_t *c, out_t *o, const uint8_t *data, size_t size) noexcept
         c.drops += drops
         c.errors += errors
         c.controls += controls
+        if o.control >= 0:
+            c.control = o.control
     return DONE
 
 

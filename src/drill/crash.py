@@ -465,8 +465,6 @@ def _recorded(c: psycopg.Connection, life: Life, past: Round, names: Sequence[st
     past.say("I3", *(f"{schema.STREAM.label(stream)}: {rows.get(stream, 0)} rows of {last} events "
                      "in the journal" for stream, last in seen.seqs.items()
                      if last and rows.get(stream, 0) != last))
-    if seen.records:
-        past.say("I9", *again(place))
 
 
 # ---------------------------------------------------------------- the drill
@@ -490,6 +488,7 @@ def play(place: Path, out: Round, pasts: list[Round], life: Life | None = None, 
     Life or None
         The run that goes on.
     """
+    import psycopg
     began = time.monotonic()
     chance = random.Random(out.seed)
     point = out.fault if "." in out.fault else ""
@@ -519,7 +518,7 @@ def play(place: Path, out: Round, pasts: list[Round], life: Life | None = None, 
             out.end = "went on"
             return life
         _end(life, out)
-    except HftpipeError as e:
+    except (HftpipeError, psycopg.Error) as e:
         if out.hit:
             _end(life, out)                     # it died of what was done to it
         elif point and life.mark.exists():
@@ -527,7 +526,7 @@ def play(place: Path, out: Round, pasts: list[Round], life: Life | None = None, 
             life.popen.wait(2 * halt.PATIENCE)
         else:
             out.end = "not begun"
-            out.say("I8", f"{e}: {life.why()}")
+            out.say("I8", f"{str(e).splitlines()[0]}: {life.why()}")
     finally:
         if life.run == 0:
             life.page()
@@ -613,6 +612,16 @@ def _end(life: Life, out: Round) -> None:
         out.say("I8", f"stored rows differ: {said.get('differences')}")
 
 
+def replayed(directory: RunDir, rounds: Sequence[Round], done: set[int]) -> None:
+    """Replay the journals that are whole by now and were not yet; *done* is kept up to date."""
+    from hftpipe.journal import runs
+    last = {one.run: one for one in rounds if one.run}
+    for place in runs.places(runs.base("", directory.path)):
+        if place.run in last and place.run not in done and place.end() is not None:
+            done.add(place.run)
+            last[place.run].say("I9", *again(place))
+
+
 def groups(seed: int, only: Sequence[str], points: bool) -> Iterator[list[str]]:
     """Faults that strike one run after another, the last of which ends it; every fault once, then
     again in another order.  Without end."""
@@ -660,6 +669,7 @@ def run(rounds: int, seed: int, *, only: Sequence[str] = (), keep: Path | None =
         (place / "drill.toml").write_text(CONFIG.format(
             gap=GAP_MS, seconds=3600.0, position=POSITION, orders=ORDERS))
         pasts: list[Round] = []                 # not judged yet
+        directory, done = RunDir(place / "run"), set[int]()
         life: Life | None = None
         number = 0
         for group in groups(seed, only, _fault.BUILT):
@@ -669,6 +679,8 @@ def run(rounds: int, seed: int, *, only: Sequence[str] = (), keep: Path | None =
                 out = Round(number, fault, seed + number - 1)
                 report.rounds.append(out)
                 say(f"round {number} of {rounds}: {fault}; {len(report.missed)} wrong")
+                if life is None:                # nothing runs that a look could make late
+                    replayed(directory, report.rounds, done)
                 life = play(place, out, pasts, life, split=split,
                             goes_on=place_of < len(group) and number < rounds)
                 pasts.append(out)
@@ -680,12 +692,13 @@ def run(rounds: int, seed: int, *, only: Sequence[str] = (), keep: Path | None =
         say("the last start")
         play(place, closing, pasts)
         report.rounds[-1].say("I8", *closing.wrong.get("I8", []))
+        replayed(directory, report.rounds, done)
         if keep is not None and report.missed:
             import shutil
             shutil.copytree(place, keep, dirs_exist_ok=True, ignore=shutil.ignore_patterns(
                 "*.sock", ".s.*"))
         with contextlib.suppress(HftpipeError):         # no run was made
-            left = RunDir(place / "run").read_run()
+            left = directory.read_run()
             if left is not None:
                 shm.remove(left.run)
     return report

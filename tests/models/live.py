@@ -120,12 +120,9 @@ class Live:
         self.control = until(self._page, "a formatted page", self.popen)
         until(lambda: all(b.state == _control.RUNNING for b in self.control.stages),
               "all stages run", self.popen)
-        try:
+        with self.telling():
             until(lambda: self.control.trading in trading, f"trading {' or '.join(trading)}",
                   self.popen)
-        except AssertionError as e:
-            e.add_note(f"found {self.control.trading}: {self.directory.latch()}")
-            raise
         return self
 
     def _page(self):
@@ -152,8 +149,18 @@ class Live:
 
     def trades(self, fills=1):
         """Wait until it has filled some orders, and return itself."""
-        until(lambda: self.counter("gateway", "fills") >= fills, f"{fills} fills", self.popen)
+        with self.telling():
+            until(lambda: self.counter("gateway", "fills") >= fills, f"{fills} fills", self.popen)
         return self
+
+    @contextmanager
+    def telling(self):
+        """What does not come is told with the state of trading, and why it is."""
+        try:
+            yield
+        except AssertionError as e:
+            e.add_note(f"found {self.control.trading}: {self.directory.latch()}")
+            raise
 
     def hp(self, *args):
         """Another command on the same run directory: (exit code, stdout, stderr)."""
