@@ -264,6 +264,15 @@ class Life:
         assert self.control is not None
         return self.control.stage(topology.INDEX[stage]).counter(name)
 
+    @property
+    def struck(self) -> int:
+        """The process that its fault point has killed; 0 = not yet."""
+        try:
+            said = self.mark.read_text()
+        except FileNotFoundError:
+            return 0
+        return int(said.split()[1]) if said.endswith("\n") else 0      # else it is being written
+
     def database(self) -> psycopg.Connection:
         """The run's database while it runs."""
         return database(self.directory)
@@ -521,7 +530,7 @@ def play(place: Path, out: Round, pasts: list[Round], life: Life | None = None, 
     except (HftpipeError, psycopg.Error) as e:
         if out.hit:
             _end(life, out)                     # it died of what was done to it
-        elif point and life.mark.exists():
+        elif point and life.struck:
             out.hit, out.end = True, "killed while it started"
             life.popen.wait(2 * halt.PATIENCE)
         else:
@@ -560,11 +569,11 @@ def _lift(life: Life, told: Sequence[Round]) -> None:
 def _early(life: Life, out: Round) -> None:
     """A point that is passed while it starts."""
     end = time.monotonic() + halt.PATIENCE
-    while not life.mark.exists() and life.popen.poll() is None:
+    while not life.struck and life.popen.poll() is None:
         if time.monotonic() > end:
             break
         time.sleep(0.005)
-    out.hit = life.mark.exists()
+    out.hit = bool(life.struck)
     if not out.hit:
         out.say("I8", f"{out.fault} was not passed: {life.why()}")
     life.popen.wait(2 * halt.PATIENCE)
@@ -576,11 +585,11 @@ def _early(life: Life, out: Round) -> None:
 def _pass(life: Life, out: Round) -> None:
     """Wait until the point is passed, and until its process is gone."""
     end = time.monotonic() + REACH
-    while not life.mark.exists() and life.popen.poll() is None and time.monotonic() < end:
+    while not life.struck and life.popen.poll() is None and time.monotonic() < end:
         time.sleep(0.005)
-    out.hit = life.mark.exists()
+    out.hit = bool(life.struck)
     if out.hit:
-        pid = int(life.mark.read_text().split()[1])
+        pid = life.struck
         name = out.fault.partition(".")[0]
         until(lambda: not shm.process_start(pid) or life.popen.poll() is not None,
               "the process is dead")
