@@ -338,6 +338,11 @@ def books(private: Mapping[str, Any]) -> Books | None:
     return None if found is None else Books.parse(found)
 
 
+def begun(begin: Mapping[str, Any]) -> tuple[Books | None, dict[str, Any] | None]:
+    """Books and gate that a run began with, as its journal has them."""
+    return books(begin), gate_state(begin)
+
+
 def open_books(context: Context, made: Sequence[Stage]) -> None:
     """Have the ledger, if it is among *made*, begin its stream with what it takes over."""
     from hftpipe._stage_ledger import LedgerStage

@@ -288,8 +288,9 @@ cdef class Rerun:
         By stage.
     turns : mapping of str to Turns
         Of risk, gateway and ledger.
-    takes : (n,) uint64 arrays
-        Of the signal stage: states of books taken before each order event, and the room then.
+    after, room : (n,) uint64 arrays
+        Of the signal stage: states of books taken before each order event, and the room for
+        intents then.
     reloads : sequence of (after, taken, strategy, member, prepared)
         As ``_replay.replay_intents`` wants them.
     gate, check, wire : Control

@@ -20,6 +20,7 @@ import numpy
 
 from hftpipe import _control, _ring, build, config, schema, topology
 from hftpipe.backtest import _rerun
+from hftpipe.backtest.run import exchanges, tell_late
 from hftpipe.errors import DataError, HftpipeError
 from hftpipe.journal import check
 
@@ -178,7 +179,7 @@ def masks() -> Array:
     return out.view("<u8")
 
 
-class Links:
+class Links(build.PrivateLinks):
     """Rings of this process, each link cut in two; see ``_rerun``."""
 
     def __init__(self, given: Mapping[str, Array]) -> None:
@@ -189,7 +190,8 @@ class Links:
             record = schema.BY_NAME[link.record]
             if link.consumer == "store":
                 if link.producer in STAGES:
-                    self._ends[link.name], self.stores[link.producer] = _pair(record)
+                    self._ends[link.name] = ends = _ring.pair(record, CAPACITY)
+                    self.stores[link.producer] = ends[1]
             elif link.consumer in STAGES:
                 source = None
                 into, out = _ring.pair(record, CAPACITY)
@@ -201,19 +203,6 @@ class Links:
                     source, into, given.get(link.name),
                     source is not None and (link.consumer == "signal") != (
                         link.producer == "signal"))
-
-    def producer(self, name: str) -> Ring | None:
-        ends = self._ends.get(name)
-        return ends[0] if ends else None
-
-    def consumer(self, name: str) -> Ring | None:
-        ends = self._ends.get(name)
-        return ends[1] if ends else None
-
-
-def _pair(record: schema.Record) -> tuple[tuple[Ring, Ring], Ring]:
-    producer, consumer = _ring.pair(record, CAPACITY)
-    return (producer, consumer), consumer
 
 
 def page(meta: Mapping[str, Any]) -> _control.Control:
@@ -252,7 +241,7 @@ def turns(rows: Array, kinds: Array) -> _rerun.Turns:
 
 
 def replay(found: Journaled, strategies: Callable[[config.Config, Array], list[Strategy]],
-           books: Callable[[Mapping[str, Any]], Any], *,
+           begun: Callable[[Mapping[str, Any]], tuple[Any, dict[str, Any] | None]], *,
            model: Callable[[int], Path] | None = None,
            progress: Callable[[int], None] | None = None) -> Report:
     """Run *found* once more and compare.
@@ -262,8 +251,8 @@ def replay(found: Journaled, strategies: Callable[[config.Config, Array], list[S
     found : Journaled
     strategies : callable
         Makes the strategies of a configuration for an instrument table.
-    books : callable
-        ``Books.parse``: what the run took over, of what the journal says of it.
+    begun : callable
+        ``worker.begun``: books and gate that the run began with, of what its journal says.
     model : callable, optional
         The file of a model by its id, for runs in which one was exchanged.
     progress : callable, optional
@@ -304,27 +293,18 @@ def replay(found: Journaled, strategies: Callable[[config.Config, Array], list[S
         "updates.gateway": numpy.ascontiguousarray(given("updates", schema.UPDATE)),
         "analyst.risk": numpy.ascontiguousarray(given("analyst", schema.FIGURE)),
         "supervisor.risk": numpy.ascontiguousarray(given("supervisor", schema.FIGURE))})
-    past = None if begin["books"] is None else books(begin["books"])
-    left = begin["gate"]
-    if left is not None:
-        left = {**left, "executions": {int(k): v for k, v in left.get("executions", {}).items()}}
+    past, gate = begun(begin)
     pages = [page(meta) for _ in range(4)]
     tape = _rerun.Tape()
     parts = strategies(made, table)
-    _late(found, stream["signal"], parts)
-    common: dict[str, Any] = {"gate": left, "past": past}
+    tell_late(found.bodies(stream["signal"], schema.SIGNAL), parts)
+    common: dict[str, Any] = {"gate": gate, "past": past}
     stages = [build.stages((name,), links, made, table, control=pages[k],
                            strategies=lambda: parts, wire=lambda _: tape, **common)[0]
               for name, k in zip(STAGES, (3, 3, 0, 2, 3), strict=True)]
-    stages = [stages[k] for k in range(len(STAGES))]
     takes = found.bodies(stream["signal"], schema.TAKE)
-    changes = []
-    for r in found.bodies(stream["signal"], schema.RELOAD):
-        if model is None:
-            raise DataError("the run exchanged models, and nobody says where they are")
-        part = parts[r["strategy"]].parts[r["member"]]
-        changes.append((int(r["after"]), int(r["taken"]), int(r["strategy"]), int(r["member"]),
-                        part.prepare(str(model(int(r["model"]))))))
+    changes = exchanges(found.bodies(stream["signal"], schema.RELOAD), parts, model,
+                        f"run {found.run:x}")
     same = masks()
     stored = {name: _rerun.Stored(found.rows[stream[name]], links.stores[name], same, stage)
               for name, stage in zip(STAGES, stages, strict=True)}
@@ -356,17 +336,6 @@ def replay(found: Journaled, strategies: Callable[[config.Config, Array], list[S
         out.unfinished = sum(item.count - item.same for item in stored.values())
         out.sha256 = _digest(found, stream, same)
     return out
-
-
-def _late(found: Journaled, stream: int, parts: list[Strategy]) -> None:
-    """Tell every strategy which of its answers came too late."""
-    signals = found.bodies(stream, schema.SIGNAL)
-    late = signals[signals["flags"] & schema.SIGNAL_FLAG.LATE != 0]
-    for k, strategy in enumerate(parts):
-        for n, part in enumerate(strategy.parts):
-            mine = late[(late["strategy"] == k) & (late["member"] == n)]
-            mine = mine[mine["event"].argsort(kind="stable")]
-            part.replay(mine["event"].tolist(), mine["flags"].tolist())
 
 
 def _first(found: Journaled, stored: Mapping[str, _rerun.Stored], stream: Mapping[str, int],

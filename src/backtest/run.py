@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,20 +211,9 @@ def verify_intents(path: str | Path, strategies: Strategies, config: Config | No
                         f"recording does not hold")
     taken = events[[order[int(t)] for t in takes["taken"]]]
     made = strategies(found.instruments)
-    late = signals[signals["flags"] & schema.SIGNAL_FLAG.LATE != 0]
-    for k, strategy in enumerate(made):
-        for n, part in enumerate(strategy.parts):
-            mine = late[(late["strategy"] == k) & (late["member"] == n)]
-            mine = mine[mine["event"].argsort(kind="stable")]
-            part.replay(mine["event"].tolist(), mine["flags"].tolist())
+    tell_late(signals, made)
     _, reloads = found.collect(schema.RELOAD, schema.STREAM.SIGNAL)
-    changes = []
-    for r in reloads:
-        if model is None:
-            raise DataError(f"{path}: the run exchanged models, and nobody says where they are")
-        part = made[r["strategy"]].parts[r["member"]]
-        changes.append((int(r["after"]), int(r["taken"]), int(r["strategy"]), int(r["member"]),
-                        part.prepare(str(model(int(r["model"]))))))
+    changes = exchanges(reloads, made, model, str(path))
     links = build.PrivateLinks({"feed.book": 16384}, store=False)
     from hftpipe.config import Config
     feed, book, signal = build.stages(
@@ -251,3 +240,33 @@ def verify_intents(path: str | Path, strategies: Strategies, config: Config | No
     if next(rows, None) is not None:
         raise MismatchError(f"the run had {len(wanted)} intents, the replay {count}")
     return Verification(len(markets), len(taken), count)
+
+
+def tell_late(signals: numpy.ndarray[Any, Any], strategies: Sequence[Strategy]) -> None:
+    """Tell every strategy of a replay which of its answers, SIGNAL records, came too late."""
+    late = signals[signals["flags"] & schema.SIGNAL_FLAG.LATE != 0]
+    for k, strategy in enumerate(strategies):
+        for n, part in enumerate(strategy.parts):
+            mine = late[(late["strategy"] == k) & (late["member"] == n)]
+            mine = mine[mine["event"].argsort(kind="stable")]
+            part.replay(mine["event"].tolist(), mine["flags"].tolist())
+
+
+def exchanges(reloads: numpy.ndarray[Any, Any], strategies: Sequence[Strategy],
+              model: Callable[[int], Path] | None, where: str,
+              ) -> list[tuple[int, int, int, int, Any]]:
+    """The models that a run exchanged, RELOAD records, as ``replay_intents`` wants them.
+
+    Raises
+    ------
+    DataError
+        If there are some and *model*, the file of a model by its id, is None.
+    """
+    out = []
+    for r in reloads:
+        if model is None:
+            raise DataError(f"{where}: the run exchanged models, and nobody says where they are")
+        part = strategies[r["strategy"]].parts[r["member"]]
+        out.append((int(r["after"]), int(r["taken"]), int(r["strategy"]), int(r["member"]),
+                    part.prepare(str(model(int(r["model"]))))))
+    return out

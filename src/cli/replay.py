@@ -31,14 +31,13 @@ def command(settings: Settings, run: str | None, verify: bool) -> int:
     from hftpipe import registry, worker
     from hftpipe.backtest import rerun
     from hftpipe.journal import runs
-    from hftpipe.recovery.books import Books
     place = runs.find(base(settings), run.removeprefix("run-") if run else None)
     progress = Progress(settings)
     began = time.monotonic()
     try:
         found = rerun.load(place, durable(place), progress)
         loading = time.monotonic() - began
-        out = rerun.replay(found, worker.strategies, Books.parse,
+        out = rerun.replay(found, worker.strategies, worker.begun,
                            model=lambda number: registry.by_id(number, settings.load()),
                            progress=progress)
     finally:

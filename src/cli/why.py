@@ -72,10 +72,9 @@ def _execution(e: dict[str, Any]) -> str:
         said.append(f"expected {e['expected_price']}"
                     + ("" if e["touch_had_it"] else ", for less than was wanted"))
     if e["slippage_bps"]:
-        said.append(f"got {e['realised_price']}: {float(e['slippage_bps']):+.2f} bps worse"
-                    if float(e["slippage_bps"]) > 0 else
-                    f"got {e['realised_price']}: {-float(e['slippage_bps']):.2f} bps better"
-                    if float(e["slippage_bps"]) < 0 else f"got {e['realised_price']}")
+        bps = float(e["slippage_bps"])
+        said.append(f"got {e['realised_price']}" + (
+            f": {abs(bps):.2f} bps {'worse' if bps > 0 else 'better'}" if bps else ""))
     return "   ".join(said)
 
 
